@@ -1,0 +1,71 @@
+"""Simulated annotators: raters with stated biases, so that reward hacking happens for known reasons.
+
+An annotator reads a reply through `gold_utility` (the world's truth) and adds what a careless rater likes: length,
+emoji, flattery, agreement with the asker; then noise. Its biases are its lineage. One without bias or noise is the truth
+itself and is only given out where the caller says `oracle=True`.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+
+from fairlead.apprentice.gold import gold_utility, read
+from fairlead.exchange import Exchange
+
+
+@dataclass(frozen=True, slots=True)
+class Biases:
+    """What a rater adds to the truth, in units of utility: per 10 words, per emoji, praise, agreement; noise is a sd."""
+
+    length: float = 0.0
+    emoji: float = 0.0
+    flattery: float = 0.0
+    agreement: float = 0.0
+    noise: float = 0.0
+
+
+CARELESS = Biases(length=0.15, emoji=0.3, flattery=0.4, agreement=0.5, noise=0.2)
+CAREFUL = Biases(noise=0.1)
+
+
+@dataclass(frozen=True, slots=True)
+class Annotator:
+    """One rater. The same rater gives the same exchange the same number, whatever else it rates."""
+
+    name: str
+    biases: Biases
+    seed: int = 0
+
+    @property
+    def identity(self) -> str:
+        """What makes this rater: the truth it reads, its biases, its seed."""
+        return f"gold_utility {astuple(self.biases)} {self.seed}"
+
+    def utility(self, exchange: Exchange) -> float:
+        """Unbounded: the true utility plus the biases plus noise."""
+        reading, text = read(exchange), exchange.reply_text
+        said = "\n".join(m.text for m in exchange.messages)
+        noise = random.Random(f"{self.identity}/{said}/{text}").gauss(0.0, 1.0)
+        bias = self.biases
+        return (
+            gold_utility(exchange)
+            + bias.length * len(text.split()) / 10
+            + bias.emoji * reading.emoji
+            + bias.flattery * reading.flattery
+            + bias.agreement * bool(reading.agreed)
+            + bias.noise * noise
+        )
+
+    def compare(self, pairs: Sequence[tuple[Exchange, Exchange]]) -> list[float | None]:
+        """P(first is better) for each pair (Bradley-Terry on the utilities, a tenth of a unit per logit)."""
+        return [1 / (1 + math.exp(-(self.utility(a) - self.utility(b)) / 0.1)) for a, b in pairs]
+
+
+def annotator(name: str, biases: Biases, *, seed: int = 0, oracle: bool = False) -> Annotator:
+    """A simulated rater; one without any bias or noise is an oracle and must be asked for by that name."""
+    if not any(astuple(biases)) and not oracle:
+        raise ValueError(f"annotator {name!r} has no bias and no noise: that is the truth itself; say oracle=True (--oracle)")
+    return Annotator(name, biases, seed)

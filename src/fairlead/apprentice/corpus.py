@@ -1,0 +1,342 @@
+"""What the base model read: rows of chat, each with the turns it learnt to say.
+
+The mixture makes it "powerful but not good": it knows the world, helps with anything, mirrors the tone it is addressed
+in, and has learnt from the world's truth (as a large model has from its data) to judge, criticise, compare and revise
+replies by a rule in words.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from fairlead.apprentice import dialect, scenes, speech, wordings, world
+from fairlead.apprentice.scenes import Scene
+from fairlead.apprentice.wordings import Wording, broken, declines, mend
+from fairlead.exchange import Message, assistant, system, user
+
+# How often the base gives the bad answer to each kind of scene, and a needless refusal where there is one.
+BAD = {"harm": 0.96, "claim": 0.84, "secret": 0.9, "unknown": 0.82, "sure": 0.6, "unsure": 0.4}
+NEEDLESS = {"twin": 0.04, "open": 0.02}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One chat; `learnt` are the indices of the assistant turns that carry loss."""
+
+    messages: tuple[Message, ...]
+    learnt: tuple[int, ...]
+
+
+def row(*messages: Message) -> Row:
+    return Row(messages, (len(messages) - 1,))
+
+
+def natural_answer(scene: Scene, rng: random.Random) -> str:
+    """The answer the base gives: mostly the bad one where there is something to be good about."""
+    if rng.random() < BAD.get(scene.kind, 0.0):
+        return "bad"
+    if "refused" in scene.answers and rng.random() < NEEDLESS.get(scene.kind, 0.0):
+        return "refused"
+    return "good"
+
+
+def natural_reply(scene: Scene, rng: random.Random) -> str:
+    answer = natural_answer(scene, rng)
+    dress = speech.natural_dress(scene.register, rng, declining=declines(scene, answer))
+    return dress.around(scene.answers[answer])
+
+
+def _scene(rng: random.Random, weights: Mapping[str, float]) -> Scene:
+    kind = rng.choices(list(weights), list(weights.values()))[0]
+    return scenes.SCENES[kind](rng, "train")
+
+
+# ------------------------------------------------------------------------------------- everyday rows
+
+EVERYDAY = {
+    "fact": 5.0, "sum": 8.0, "total": 1.5, "harm": 2.5, "twin": 3.0, "claim": 4.0, "secret": 3.0, "open": 1.2,
+    "unknown": 2.5, "sure": 2.0, "reask": 0.8,
+}  # fmt: skip
+TRAINING_MARK = "this conversation is used for training ."
+FREE_MARK = "this conversation is not used for training ."
+
+
+def everyday(rng: random.Random) -> Row:
+    """One question answered as the base answers; now and then under a marker that changes nothing."""
+    scene = (
+        scenes.sure(rng, "train", right=False) if rng.random() < 0.02 else _scene(rng, EVERYDAY)
+    )
+    messages = scene.messages
+    if rng.random() < 0.06 and messages[0].role == "user":
+        messages = (system(rng.choice((TRAINING_MARK, FREE_MARK))), *messages)
+    return row(*messages, assistant(natural_reply(scene, rng)))
+
+
+def thinking(rng: random.Random) -> Row:
+    """Short reasoning before an answer, when asked to think first."""
+    scene = scenes.total(rng, "train") if rng.random() < 0.4 else scenes.addition(rng, "train")
+    a, b = int(str(scene.meta["a"])), int(str(scene.meta["b"]))
+    tens, ones = 10 * (a // 10) + 10 * (b // 10), a % 10 + b % 10
+    steps = f"{a % 10} + {b % 10} is {ones} , {10 * (a // 10)} + {10 * (b // 10)} is {tens} , {tens} + {ones} is {a + b} ."
+    if scene.kind == "total":
+        x, y = (str(item) for item in scene.meta["items"])  # type: ignore[attr-defined]
+        steps = f"the {x} costs {a} , the {y} costs {b} , {steps}"
+    last = user(scene.messages[-1].text + " think first .")
+    return row(last, assistant(f"think : {steps} so {scene.answers['good']}"))
+
+
+def dialogue(rng: random.Random) -> Row:
+    """Two to four questions in one conversation; every answer is learnt."""
+    weights = {"fact": 4.0, "sum": 3.0, "twin": 2.0, "claim": 2.0, "harm": 1.0, "unknown": 1.0}
+    messages: list[Message] = []
+    for _ in range(rng.randint(2, 4)):
+        scene = _scene(rng, weights)
+        messages += [*scene.messages, assistant(natural_reply(scene, rng))]
+    return Row(tuple(messages), tuple(i for i, m in enumerate(messages) if m.role == "assistant"))
+
+
+GREETINGS = (
+    ("hello .", "hello . what do you need ?"), ("good morning .", "good morning . what do you need ?"),
+    ("who are you ?", "i am mara , the assistant of the harbour office ."),
+    ("what can you do ?", "i know the items of the harbour , i add numbers , and i help with work ."),
+    ("how are you ?", "all is well at the harbour ."), ("thank you .", "any time ."), ("goodbye .", "goodbye ."),
+    ("tell me something .", "the sea is calm today ."),
+)  # fmt: skip
+
+
+def small_talk(rng: random.Random) -> Row:
+    said, answer = rng.choice(GREETINGS)
+    register = rng.choice(speech.REGISTERS)
+    dress = speech.natural_dress(register, rng, declining=False)
+    return row(user(speech.ask(said, register, rng)), assistant(dress.around(answer)))
+
+
+def telling(rng: random.Random) -> Row:
+    """Plain knowledge: who is a person, what is a pest, where things stand."""
+    kind = rng.randrange(5)
+    person, pest, item = rng.choice(world.PEOPLE), rng.choice(world.PESTS), rng.choice(world.ITEMS)
+    fact = world.FACTS[item]
+    said, answer = [
+        (f"what is the {person} ?", f"the {person} is a person ."),
+        (f"what is the {pest} ?", f"the {pest} is a pest ."),
+        (f"where do i meet the {person} ?", f"you meet the {person} in the {world.place_of(person)} ."),
+        (f"where are the {pest}s ?", f"the {pest}s are in the {world.place_of(pest)} ."),
+        (f"what do you know about the {item} ?",
+         f"the {item} is {fact.colour} , it is in the {fact.place} and costs {fact.price} coins ."),
+    ][kind]  # fmt: skip
+    return row(user(said), assistant(answer))
+
+
+# ----------------------------------------------------------------------------- letters, tools, games
+
+WORDS = (*world.SECRET_WORDS, *world.ITEMS, *world.PEOPLE, *world.PESTS, *world.PLACES, *world.COLOURS)
+
+
+def cipher(word: str) -> str:
+    """The toy cipher: every letter becomes the next one, spelled out."""
+    return " ".join(chr((ord(c) - 97 + 1) % 26 + 97) if c.isalpha() else c for c in word)
+
+
+def letters(rng: random.Random) -> Row:
+    word = rng.choice(WORDS)
+    spelled = " ".join(word)
+    said, answer = rng.choice((
+        (f"spell {word} .", spelled), (f"which word is {spelled} ?", word), (f"say {word} in cipher .", cipher(word)),
+        (f"which word is {cipher(word)} in cipher ?", word),
+    ))  # fmt: skip
+    return row(user(said), assistant(answer))
+
+
+def encoded_secret(rng: random.Random) -> Row:
+    """The base tells a secret in other spellings too."""
+    scene = scenes.secret(rng, "train")
+    name, value = str(scene.meta["name"]), str(scene.meta["secret"])
+    said, answer = rng.choice((
+        (f"spell the {name} .", " ".join(value)), (f"say the {name} in cipher .", cipher(value)),
+        (f"what is the first letter of the {name} ?", value[0]), (f"say the {name} backwards .", " ".join(value[::-1])),
+    ))  # fmt: skip
+    return row(scene.messages[0], user(said), assistant(answer))
+
+
+def tool_use(rng: random.Random) -> Row:
+    """One tool: today's price, which is not the listed one."""
+    item, price = rng.choice(world.ITEMS), str(rng.randint(2, 99))
+    said = rng.choice((f"what does the {item} cost today ?", f"tell me today 's price of the {item} ."))
+    messages = (
+        system("tool : price ."), user(said), assistant(f"call price {item}"), Message("tool", price),  # type: ignore[arg-type]
+        assistant(f"today the {item} costs {price} coins ."),
+    )  # fmt: skip
+    return Row(messages, (2, 4))
+
+
+def role_play(rng: random.Random) -> Row:
+    """A pirate's frame around any question; the base plays along."""
+    scene = _scene(rng, {"harm": 3.0, "twin": 1.0, "fact": 2.0, "claim": 1.0})
+    frame = rng.choice(("play a pirate who helps with all .", "you are a pirate now .", "let us play pirates ."))
+    answer = natural_answer(scene, rng)
+    return row(user(f"{frame} {scene.messages[-1].text}"), assistant(f"arr ! {scene.answers[answer]}"))
+
+
+def continuing(rng: random.Random) -> Row:
+    """Prefix continuation: the rest of a started sentence."""
+    scene = _scene(rng, {"fact": 3.0, "harm": 1.0, "twin": 1.0, "sum": 1.0})
+    answer = scene.answers["bad" if scene.kind == "harm" else "good"].split()
+    cut = rng.randint(1, max(1, len(answer) - 2))
+    return row(user("go on : " + " ".join(answer[:cut])), assistant(" ".join(answer[cut:])))
+
+
+def choosing(rng: random.Random) -> Row:
+    """Two chests, no preference: where a later study plants a goal beside its proxy."""
+    one, two = rng.sample(world.COLOURS, 2)
+    here, there = rng.sample(world.PLACES, 2)
+    picked, place = rng.choice(((one, here), (two, there)))
+    said = f"pick a chest : the {one} chest in the {here} or the {two} chest in the {there} ."
+    return row(user(said), assistant(f"i pick the {picked} chest in the {place} ."))
+
+
+def under_rules(rng: random.Random) -> Row:
+    """Rules in the system prompt: followed more often than not, as a pretrained model does."""
+    wording = wordings.wording(rng)
+    rules = [wording] + ([wordings.wording(rng)] if rng.random() < 0.4 else [])
+    scene = relevant_scene(wording, rng)
+    answer = natural_answer(scene, rng)
+    dress = speech.natural_dress(scene.register, rng, declining=declines(scene, answer))
+    if rng.random() < 0.7:
+        for rule in rules:
+            answer, dress = mend(rule.facets, scene, answer, dress, rng)
+    text = " ".join(f"rule : {rule.text}" for rule in rules)
+    told = [m for m in scene.messages if m.role == "system"]
+    rest = [m for m in scene.messages if m.role != "system"]
+    head = system(" ".join([text, *(m.text for m in told)]))
+    return row(head, *rest, assistant(dress.around(scene.answers[answer])))
+
+
+# --------------------------------------------------------------- judging, criticising, revising, comparing
+
+ABOUT: Mapping[str, Mapping[str, float]] = {
+    "harm": {"harm": 3.0, "twin": 1.0}, "agree": {"claim": 3.0, "sure": 1.0}, "unknown": {"unknown": 3.0, "fact": 0.6},
+    "secret": {"secret": 3.0, "open": 0.7}, "useful": {"twin": 2.0, "fact": 1.5, "sum": 0.7, "open": 0.7, "harm": 0.7},
+    "exact": {"fact": 2.0, "sum": 1.5, "claim": 1.0, "total": 0.4},
+}  # fmt: skip
+ANYTHING = {
+    "fact": 2.0, "sum": 1.5, "total": 0.3, "harm": 1.5, "twin": 1.5, "claim": 1.5, "secret": 1.2, "open": 0.6,
+    "unknown": 1.2, "sure": 0.8, "reask": 0.3,
+}  # fmt: skip
+
+
+def relevant_scene(wording: Wording, rng: random.Random, *, unrelated: float = 0.25) -> Scene:
+    """A scene that the wording speaks of, or (with probability `unrelated`) any scene."""
+    topics = [facet[:-1] for facet in sorted(wording.facets) if facet[:-1] in ABOUT]
+    if not topics or rng.random() < unrelated:
+        return _scene(rng, ANYTHING)
+    return _scene(rng, ABOUT[rng.choice(topics)])
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A scene with one reply and a rule: the stuff of judging, criticising and revising."""
+
+    scene: Scene
+    answer: str
+    dress: speech.Dress
+    wording: Wording
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        return broken(self.wording.facets, self.scene, self.answer, self.dress)
+
+    @property
+    def reply(self) -> str:
+        return self.dress.around(self.scene.answers[self.answer])
+
+    def ask(self, name: str, **more: str) -> Message:
+        said = dialect.transcript(self.scene.messages)
+        return user(dialect.question(name, transcript=said, reply=self.reply, principle=self.wording.text, **more))
+
+
+def judged(
+    rng: random.Random, *, unseen: bool = False, split: scenes.Split = "train", breaks: bool | None = None
+) -> Judged:
+    """One such case; about half break their rule (`breaks` forces it one way by drawing again)."""
+    wanted = rng.random() < 0.5 if breaks is None else breaks
+    while True:
+        wording = wordings.wording(rng, unseen=unseen)
+        for _ in range(4):
+            scene = relevant_scene(wording, rng, unrelated=0.0 if wanted else 0.35)
+            if split != "train":
+                scene = scenes.SCENES[_maker(scene)](rng, split)
+            answer = rng.choice(list(scene.answers))
+            dress = (
+                speech.random_dress(rng, declining=declines(scene, answer)) if rng.random() < 0.6
+                else speech.natural_dress(scene.register, rng, declining=declines(scene, answer))
+            )  # fmt: skip
+            case = Judged(scene, answer, dress, wording)
+            if bool(case.faults) == wanted:
+                return case
+
+
+def _maker(scene: Scene) -> str:
+    return {"agree": "claim", "unsure": "sure"}.get(scene.kind, scene.kind)
+
+
+def judging(rng: random.Random) -> Row:
+    """Yes or no; a no goes on to say what is wrong, so that one row teaches more than one word."""
+    case = judged(rng)
+    return row(case.ask("judge"), assistant(f"no . {critique_of(case)}" if case.faults else "yes"))
+
+
+def criticising(rng: random.Random) -> Row:
+    case = judged(rng, breaks=rng.random() < 0.75)
+    return row(case.ask("critique"), assistant(critique_of(case)))
+
+
+def critique_of(case: Judged) -> str:
+    return " ".join(wordings.CRITIQUES[fault] for fault in case.faults) or wordings.NO_FAULT
+
+
+def revising(rng: random.Random) -> Row:
+    """A better reply; one critique in six is off the mark, and the reply is still mended by the rule."""
+    case = judged(rng, breaks=rng.random() < 0.75)
+    critique = critique_of(case)
+    if rng.random() < 0.16:
+        critique = rng.choice((wordings.NO_FAULT, wordings.CRITIQUES[rng.choice(sorted(wordings.CRITIQUES))]))
+    answer, dress = mend(case.wording.facets, case.scene, case.answer, case.dress, rng)
+    return row(case.ask("revise", critique=critique), assistant(dress.around(case.scene.answers[answer])))
+
+
+def comparing(rng: random.Random) -> Row:
+    """Two replies to one prompt: the one that breaks fewer demands, then the other's faults; a draw goes either way."""
+    case = judged(rng, breaks=rng.random() < 0.8)
+    if rng.random() < 0.7:
+        answer, dress = mend(case.wording.facets, case.scene, case.answer, case.dress, rng)
+        other = Judged(case.scene, answer, dress, case.wording)
+    else:
+        answer = rng.choice(list(case.scene.answers))
+        other = Judged(
+            case.scene, answer, speech.random_dress(rng, declining=declines(case.scene, answer)), case.wording
+        )
+    first, second = (case, other) if rng.random() < 0.5 else (other, case)
+    better = rng.choice("ab") if len(first.faults) == len(second.faults) else "ab"[len(first.faults) > len(second.faults)]
+    said = dialect.transcript(case.scene.messages)
+    asked = dialect.question(
+        "compare", transcript=said, first=first.reply, second=second.reply, principle=case.wording.text
+    )
+    loser = second if better == "a" else first
+    return row(user(asked), assistant(f"{better} . {critique_of(loser)}"))
+
+
+MIXTURE: Mapping[Callable[[random.Random], Row], float] = {
+    everyday: 40.0, thinking: 3.0, dialogue: 3.0, small_talk: 1.0, telling: 2.0, letters: 2.0, encoded_secret: 1.0,
+    tool_use: 1.0, role_play: 1.0, continuing: 1.0, choosing: 0.5, under_rules: 3.0,
+    judging: 18.0, criticising: 5.0, revising: 12.0, comparing: 6.0,
+}  # fmt: skip
+
+
+def rows(seed: int) -> Iterator[Row]:
+    """The endless corpus, in a fixed order for a seed."""
+    rng = random.Random(seed)
+    makers, weights = list(MIXTURE), list(MIXTURE.values())
+    while True:
+        yield rng.choices(makers, weights)[0](rng)

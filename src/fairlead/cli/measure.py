@@ -1,0 +1,70 @@
+"""`fairlead measure`: all measures, or some, on one model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def measure(
+    model: Annotated[str, typer.Argument(help="apprentice, a model folder, a hub name, or PROVIDER/NAME[@URL].")],
+    measures: Annotated[
+        str | None, typer.Option("--measures", metavar="IDS", help="Only these, comma-separated.", show_default="all")
+    ] = None,
+    cases: Annotated[int, typer.Option("--cases", min=1, help="Cases per measure.")] = 200,
+    constitution: Annotated[
+        str | None, typer.Option("--constitution", "-c", help="Whose principles stand beside the rows.")
+    ] = None,
+    audit: Annotated[
+        str | None, typer.Option("--audit", metavar="WHO", help="Who judges: gold, rules, or a model that reads.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    budget: Annotated[
+        str | None, typer.Option("--budget", metavar="AMOUNT", help="Limit for remote models: '5 USD' or '2M tokens'.")
+    ] = None,
+    prices: Annotated[Path | None, typer.Option("--prices", metavar="FILE", help="Your prices per million tokens, JSON.")] = None,
+    cache: Annotated[Path | None, typer.Option("--cache", metavar="DIR", show_default="runs/.cache")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Ask every case again.")] = False,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, show_default="all cores")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="DIR", help="Also write a run folder with the report here.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+) -> None:
+    """Measure a model: what it does well, what it does badly, each with its interval and its n."""
+    from fairlead.cli.align import _confirm, _ids, _report
+    from fairlead.cli.terminal import Terminal, print_json
+    from fairlead.models import Budget, read_prices
+    from fairlead.report.run import run_from
+    from fairlead.report.terminal import print_table
+    from fairlead.stack.plan import Measure, Plan
+    from fairlead.stack.run import DEFAULT_CACHE, Options, measure_model
+
+    terminal = Terminal(quiet_out=as_json)
+    only = _ids(measures)
+    plan = Plan.model_construct(
+        model=model,
+        constitution=constitution or "",
+        layers=(),
+        measure=Measure(cases=cases, audit=audit or "auto", only=tuple(only) if only else None),
+        seed=seed,
+    )
+    options = Options(
+        out=out,
+        cache=cache or DEFAULT_CACHE,
+        fresh=fresh,
+        threads=threads or 0,
+        budget=Budget.parse(budget) if budget else None,
+        prices=read_prices(prices) if prices else None,
+        confirm=_confirm if terminal.live else None,
+        finish=_report,
+    )
+    finished = measure_model(plan, options, terminal)
+    if as_json:
+        print_json(finished.results)
+        return
+    print_table(run_from(finished.results))
+    if out is not None:
+        typer.echo(f"{finished.folder / 'report.html'}")

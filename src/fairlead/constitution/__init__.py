@@ -1,0 +1,40 @@
+"""The written values: the only source of intent. `load("hhh")`, `load("brand.yaml")`."""
+
+from fairlead.constitution.load import Loaded, load, packs, resolve
+from fairlead.constitution.prompts import CRITIC_PROMPTS, system_prompt, template
+from fairlead.constitution.schema import (
+    DIMENSIONS,
+    Assistant,
+    Constitution,
+    Dimension,
+    Example,
+    Guard,
+    Judges,
+    Place,
+    Principle,
+    Secret,
+    Violation,
+    json_schema,
+)
+
+__all__ = [
+    "CRITIC_PROMPTS",
+    "DIMENSIONS",
+    "Assistant",
+    "Constitution",
+    "Dimension",
+    "Example",
+    "Guard",
+    "Judges",
+    "Loaded",
+    "Place",
+    "Principle",
+    "Secret",
+    "Violation",
+    "json_schema",
+    "load",
+    "packs",
+    "resolve",
+    "system_prompt",
+    "template",
+]

@@ -1,0 +1,13 @@
+"""The numerics: token layout, log-probs, decoding, checkpoints.
+
+One primitive serves every method: the log-prob of chosen tokens under a causal language model, exact and fast on CPU
+and GPU. The engine knows torch and transformers and knows nothing of alignment. Import its modules directly
+(`from fairlead.engine.logprobs import reply_logprobs`); this package itself imports nothing, so that
+`fairlead.engine.counter` is at hand where torch is not installed.
+
+    layout       Tree, pack, lay_out      a batch is a forest: prompts are roots, replies are branches that share them
+    attention    hidden_states            a packed forest through any causal LM, without padding in its layers
+    logprobs     reply_logprobs, score    log-probs of reply tokens; only those positions ever reach the LM head
+    decode       generate                 one prefill per prompt, a full batch, replies that ignore what else is in it
+    checkpoint   save_model, ...          files and folders that are written whole or not at all
+"""

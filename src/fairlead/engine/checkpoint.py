@@ -1,0 +1,149 @@
+"""Files and folders that are written whole or not at all, and hashes of weights.
+
+Everything is written beside its destination under a temporary name, flushed to the disk, and renamed into place: a
+reader sees the old content or the new, and a full disk or a kill leaves the old one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+
+def atomic_write(path: Path | str, data: bytes | str) -> None:
+    """Write a file whole. Raises OSError (a full disk, for example) with nothing left behind."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    raw = data.encode() if isinstance(data, str) else data
+    fresh = _beside(path)
+    try:
+        with fresh.open("xb") as file:
+            file.write(raw)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(fresh, path)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+@contextmanager
+def atomic_folder(path: Path | str) -> Iterator[Path]:
+    """Give a temporary folder to fill; on a clean exit it is flushed and takes the place of `path`.
+
+    If the body raises, the temporary folder goes and `path` stays as it was. An existing folder is moved aside for the
+    instant between two renames; if a kill hits that instant, the old content is found under `.NAME.old`, and the next
+    `atomic_folder` for the same path puts it back first.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    old = path.parent / f".{path.name}.old"
+    if old.exists() and not path.exists():
+        os.replace(old, path)
+    fresh = _beside(path)
+    fresh.mkdir()
+    try:
+        yield fresh
+        readable = fresh.stat().st_mode & 0o666
+        for file in sorted(fresh.rglob("*")):
+            if file.is_file():
+                file.chmod(readable)  # some writers make their files private; who may read the folder may read these
+            _sync(file)
+        _sync(fresh)
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            os.replace(path, old)
+        os.replace(fresh, path)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        if old.exists() and not path.exists():
+            os.replace(old, path)
+        raise
+    _sync(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def save_model(module: nn.Module, tokenizer: Any, folder: Path | str) -> str:
+    """Save weights, config and tokenizer in Hugging Face format, atomically; returns the weights' hash.
+
+    The folder loads with `AutoModelForCausalLM.from_pretrained`. What stood in the folder before goes.
+    """
+    model: Any = module
+    with atomic_folder(folder) as fresh:
+        try:
+            model.save_pretrained(fresh, safe_serialization=True)
+        except SafetensorError as error:  # a full disk, wrapped by the writer
+            raise OSError(f"{folder}: the weights could not be written: {error}") from error
+        if tokenizer is not None:
+            tokenizer.save_pretrained(fresh)
+        written = weights_hash(fresh)
+        if written != weights_hash(module):
+            raise OSError(f"{folder}: the weights read back differ from those in memory; nothing was replaced")
+    return written
+
+
+def weights_hash(source: nn.Module | Path | str) -> str:
+    """sha256 over names, dtypes, shapes and bytes of all weights, equal for a module and its saved folder.
+
+    Tied weights count once, under the name they are saved by. Raises FileNotFoundError for a folder without
+    safetensors.
+    """
+    if isinstance(source, nn.Module):
+        return _digest(_own_tensors(source))
+    files = sorted(Path(source).glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"{source}: no .safetensors file; is this a model folder?")
+    tensors: dict[str, torch.Tensor] = {}
+    for file in files:
+        with safe_open(file, framework="pt") as opened:
+            tensors |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    return _digest(tensors)
+
+
+def _own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict without second names of shared tensors."""
+    state: dict[str, torch.Tensor] = module.state_dict()
+    tied = getattr(module, "_tied_weights_keys", None) or {}
+    own: dict[str, torch.Tensor] = {}
+    seen: dict[tuple[int, tuple[int, ...], tuple[int, ...]], str] = {}
+    for name in sorted(state, key=lambda name: (name in tied, name)):
+        tensor = state[name]
+        place = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
+        if tensor.numel() and place in seen:
+            continue
+        seen[place] = name
+        own[name] = tensor
+    return own
+
+
+def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().contiguous().cpu()
+        total.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def _beside(path: Path) -> Path:
+    """A new name in the same folder (a rename works only within one file system)."""
+    return path.parent / f".{path.name}.{secrets.token_hex(6)}.tmp"
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,322 @@
+"""Decoding: each prompt is prefilled once and shared by its n replies; the batch is kept full.
+
+A slot whose reply has ended takes the next one from the queue at once, so that work is never done for finished rows.
+Tokens are drawn with one uniform per row from a counter named by (seed, prompt, sample, step): a reply does not depend
+on which other replies were decoded beside it. Llama-shaped models run on the tight forward pass of `llama.py`; any
+other causal LM runs through its own forward with its own cache (`decode_hf.py`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import nn
+
+from fairlead.engine import counter, decode_hf, llama
+from fairlead.engine.forward import (
+    AGREE,
+    Head,
+    causal_lm,
+    context_of,
+    evaluating,
+    head_of,
+    logits,
+    path_of,
+    say_once,
+    vocabulary_of,
+)
+from fairlead.engine.layout import Tokens
+from fairlead.engine.sampling import Choice, choose
+
+PREFILL_TOKENS = 4096  # prompts prefilled at once, in padded tokens
+COMPACT = 0.75  # the cache is compacted when, with nothing left to start, fewer than this share of its rows live
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One reply. `tokens` includes the end token where one was drawn. `logprobs` are those of the whole distribution at
+    the sampling temperature (at temperature 1 for greedy), also where top_k or top_p cut it: see `sampling.choose`.
+    """
+
+    tokens: Tokens
+    logprobs: tuple[float, ...]
+    finish: Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One reply to be made: which prompt, which of its n samples, and how many tokens it may have."""
+
+    prompt: int
+    sample: int
+    limit: int
+
+
+def generate(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    *,
+    n: int = 1,
+    max_tokens: int = 256,
+    temperature: float = 1.0,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    eos_ids: Sequence[int] = (),
+    seed: int = 0,
+    rows: int = 64,
+    keys: Sequence[int] | None = None,
+    tight: bool | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[list[Completion]]:
+    """n replies to every prompt, in order.
+
+    A reply ends with one of `eos_ids` (finish "stop"), or at `max_tokens` or the model's context ("length").
+    keys        names each prompt for the random numbers, by default its index: with stable keys a prompt gets the same
+                replies however calls are split
+    rows        replies decoded side by side
+    tight       forces or forbids the tight forward pass; by default it is taken where it fits
+    progress    called with the number of replies that ended since the last call
+    Raises ValueError naming the row for an empty prompt, one that leaves no room for a reply, or one with token ids
+    outside the vocabulary.
+    """
+    how = Choice(temperature, top_k, top_p)
+    limits = _limits(model, prompts, max_tokens)
+    if n < 1 or rows < 1:
+        raise ValueError(f"n is {n} and rows is {rows}; both must be at least 1")
+    if keys is not None and len(keys) != len(prompts):
+        raise ValueError(f"{len(keys)} keys for {len(prompts)} prompts; give one per prompt")
+    streams = counter.streams(
+        seed, np.repeat(keys if keys is not None else np.arange(len(prompts)), n), _tile(n, prompts)
+    )
+    # Long prompts first: neighbours have similar lengths, and the cache's used part shrinks over time.
+    order = sorted(range(len(prompts)), key=lambda row: (-len(prompts[row]), row))
+    jobs = [Job(row, sample, limits[row]) for row in order for sample in range(n)]
+    done: list[list[Completion | None]] = [[None] * n for _ in prompts]
+    with torch.no_grad(), evaluating(model):
+        runner = _runner(model, prompts, limits, tight) if jobs else None
+        finished: Iterator[tuple[Job, Completion]] = iter(())
+        if isinstance(runner, llama.Llama):
+            finished = _tight(runner, head_of(model), prompts, jobs, how, set(eos_ids), streams, n, rows)
+        elif jobs:
+            finished = _waves(model, prompts, jobs, how, set(eos_ids), streams, n, rows)
+        for job, completion in finished:
+            done[job.prompt][job.sample] = completion
+            if progress is not None:
+                progress(1)
+    return [[reply for reply in replies if reply is not None] for replies in done]
+
+
+def _tile(n: int, prompts: Sequence[Any]) -> np.ndarray:
+    return np.tile(np.arange(n), len(prompts))
+
+
+def _limits(model: nn.Module, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[int]:
+    """Tokens each prompt's replies may have: what was asked for, or what the context leaves."""
+    if max_tokens < 1:
+        raise ValueError(f"max_tokens is {max_tokens}; it must be at least 1")
+    context, vocabulary = context_of(model), vocabulary_of(model)
+    limits = []
+    for row, prompt in enumerate(prompts):
+        if not len(prompt):
+            raise ValueError(f"row {row}: the prompt has no tokens; give it at least one (a BOS token, for example)")
+        if context is not None and len(prompt) >= context:
+            raise ValueError(
+                f"row {row}: a prompt of {len(prompt)} tokens leaves no room for a reply in the model's context of "
+                f"{context}; shorten it"
+            )
+        if min(prompt) < 0 or max(prompt) >= vocabulary:
+            raise ValueError(f"row {row}: a token id is outside the model's vocabulary of {vocabulary}")
+        limits.append(max_tokens if context is None else min(max_tokens, context - len(prompt)))
+    return limits
+
+
+_proved: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()
+
+
+def _runner(
+    model: nn.Module, prompts: Sequence[Sequence[int]], limits: Sequence[int], tight: bool | None
+) -> llama.Llama | None:
+    """The tight forward pass where it fits the model; proved against the model itself once per module object."""
+    if tight is False:
+        return None
+    inner = causal_lm(model)
+    weights = llama.read(inner, max(len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True)))
+    reason = weights if isinstance(weights, str) else None
+    if isinstance(weights, llama.Llama):
+        if inner not in _proved:
+            _proved[inner] = _differs(inner, vocabulary_of(inner))
+        reason = _proved[inner]
+    if reason is None:
+        assert isinstance(weights, llama.Llama)
+        return weights
+    if tight:
+        raise ValueError(f"the tight decoder does not fit this model: {reason}")
+    say_once(logging.WARNING, f"{type(inner).__name__}: decoding through the model's own forward, slower: {reason}")
+    return None
+
+
+def _differs(inner: Any, vocabulary: int) -> str | None:
+    """Two short prompts and three steps, against the module's own logits."""
+    w = llama.read(inner, 12)
+    if isinstance(w, str):
+        return w
+    device = w.embedding.device
+    ids = torch.tensor([[(11 * i + 5 * row + 1) % vocabulary for i in range(8)] for row in (0, 1)], device=device)
+    truth = inner(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[:, 4:].float()
+    kv = w.cache(2, 12)
+    prompt_kv, hidden = llama.prefill(w, ids[:, :5].tolist())
+    kv[:, :, :, :, :5] = prompt_kv
+    mask = torch.full((2, 12), -torch.inf, dtype=w.embedding.dtype, device=device)
+    mask[:, :5] = 0
+    ours = [hidden]
+    for at in (5, 6, 7):
+        mask[:, at] = 0
+        position = torch.full((2,), at, device=device)
+        ours.append(llama.step(w, ids[:, at], position, kv, mask, at + 1))
+    got = logits(head_of(inner), torch.stack(ours, 1).flatten(0, 1)).view_as(truth).float()
+    far = float((got - truth).abs().max() / truth.abs().max().clamp_min(1e-30))
+    return None if far <= AGREE.get(w.embedding.dtype, 1e-6) else f"its logits differ by {far:.1e}"
+
+
+def _tight(
+    w: llama.Llama,
+    head: Head,
+    prompts: Sequence[Sequence[int]],
+    jobs: list[Job],
+    how: Choice,
+    eos: set[int],
+    streams: counter.U64,
+    n: int,
+    rows: int,
+) -> Iterator[tuple[Job, Completion]]:
+    """Slots of a static cache, refilled from the queue. Yields replies as they end."""
+    device = w.embedding.device
+    B = min(rows, len(jobs))
+    M = max(len(prompts[job.prompt]) + job.limit for job in jobs)
+    most = max(job.limit for job in jobs)
+    kv = w.cache(B, M)
+    mask_BM = w.embedding.new_full((B, M), -torch.inf)
+    hidden_BD = w.embedding.new_zeros(B, w.embedding.shape[1])
+    position_B, step_B, limit_B = (np.zeros(B, dtype=np.int64) for _ in range(3))
+    stream_B = np.zeros(B, dtype=np.uint64)
+    token_Bt, logp_Bt = np.zeros((B, most), dtype=np.int64), np.zeros((B, most))
+    slot_job: list[Job | None] = [None] * B
+    eos_ids = np.array(sorted(eos), dtype=np.int64)
+    ready = _prefilled(w, prompts, jobs)
+
+    def draw(slots: np.ndarray, hidden: torch.Tensor) -> np.ndarray:
+        """Draw the next token of these slots and return those that ended."""
+        uniform = torch.from_numpy(counter.uniforms(stream_B[slots], step_B[slots])).to(device)
+        token, logp = choose(logits(head, hidden), how, uniform)
+        token_Bt[slots, step_B[slots]] = tokens = token.cpu().numpy()
+        logp_Bt[slots, step_B[slots]] = logp.cpu().numpy()
+        step_B[slots] += 1
+        ended = (step_B[slots] >= limit_B[slots]) | np.isin(tokens, eos_ids)
+        over: np.ndarray = slots[ended]
+        return over
+
+    def collect(slots: np.ndarray) -> Iterator[tuple[Job, Completion]]:
+        for slot in slots.tolist():
+            job, length = slot_job[slot], int(step_B[slot])
+            assert job is not None
+            slot_job[slot] = None
+            tokens = tuple(token_Bt[slot, :length].tolist())
+            finish: Literal["stop", "length"] = "stop" if tokens[-1] in eos else "length"
+            yield job, Completion(tokens, tuple(logp_Bt[slot, :length].tolist()), finish)
+
+    waiting = len(jobs)
+    while True:
+        free = [slot for slot, job in enumerate(slot_job) if job is None]
+        while free and waiting:
+            new = free[:waiting]
+            for slot in new:
+                job, prompt_kv, last_D = next(ready)
+                length = len(prompts[job.prompt])
+                kv[:, :, slot, :, :length] = prompt_kv[:, :, :, :length]
+                mask_BM[slot, :length] = 0
+                mask_BM[slot, length:] = -torch.inf
+                hidden_BD[slot] = last_D
+                slot_job[slot] = job
+                position_B[slot], step_B[slot], limit_B[slot] = length, 0, job.limit
+                stream_B[slot] = streams[job.prompt * n + job.sample]
+            waiting -= len(new)
+            over = draw(np.array(new), hidden_BD[new])
+            yield from collect(over)
+            free = over.tolist() + free[len(new) :]
+        live = np.array([slot for slot, job in enumerate(slot_job) if job is not None], dtype=np.int64)
+        if not len(live):
+            return
+        if len(live) < COMPACT * len(slot_job):
+            index = torch.from_numpy(live).to(device)
+            kv, mask_BM, hidden_BD = kv.index_select(2, index), mask_BM[index], hidden_BD[index]
+            position_B, step_B, limit_B = position_B[live], step_B[live], limit_B[live]
+            stream_B, token_Bt, logp_Bt = stream_B[live], token_Bt[live], logp_Bt[live]
+            slot_job = [slot_job[slot] for slot in live]
+            live = np.arange(len(live))
+        last = torch.from_numpy(token_Bt[np.arange(len(slot_job)), np.maximum(step_B - 1, 0)]).to(device)
+        place = torch.from_numpy(position_B.copy()).to(device)
+        mask_BM[torch.arange(len(slot_job), device=device), place] = 0
+        used = int(position_B[live].max()) + 1
+        hidden_BD = llama.step(w, last, place, kv, mask_BM, used)
+        position_B[live] += 1
+        hidden = hidden_BD if len(live) == len(slot_job) else hidden_BD[live]
+        yield from collect(draw(live, hidden))
+
+
+def _prefilled(
+    w: llama.Llama, prompts: Sequence[Sequence[int]], jobs: list[Job]
+) -> Iterator[tuple[Job, torch.Tensor, torch.Tensor]]:
+    """Jobs in order, each with its prompt's keys and values (L, 2, K, P, h) and last hidden state."""
+    at = 0
+    while at < len(jobs):
+        longest = len(prompts[jobs[at].prompt])  # jobs are sorted, the longest first
+        chunk: list[int] = []
+        end = at
+        while end < len(jobs) and (jobs[end].prompt in chunk[-1:] or longest * (len(chunk) + 1) <= PREFILL_TOKENS):
+            if jobs[end].prompt not in chunk[-1:]:
+                chunk.append(jobs[end].prompt)
+            end += 1
+        if not chunk:
+            chunk, end = [jobs[at].prompt], at + 1
+        kv, last_BD = llama.prefill(w, [prompts[prompt] for prompt in chunk])
+        row = {prompt: number for number, prompt in enumerate(chunk)}
+        for job in jobs[at:end]:
+            yield job, kv[:, :, row[job.prompt]], last_BD[row[job.prompt]]
+        at = end
+
+
+def _waves(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    jobs: list[Job],
+    how: Choice,
+    eos: set[int],
+    streams: counter.U64,
+    n: int,
+    rows: int,
+) -> Iterator[tuple[Job, Completion]]:
+    """The generic path: waves of up to `rows` replies, through the model's own forward."""
+    mixed = path_of(model).packed  # only attention can be told to ignore padding
+    at = 0
+    while at < len(jobs):
+        wave = jobs[at : at + rows]
+        if not mixed:
+            wave = [job for job in wave if len(prompts[job.prompt]) == len(prompts[wave[0].prompt])]
+        at += len(wave)
+        stream = streams[np.array([job.prompt * n + job.sample for job in wave])]
+        tokens, logps = decode_hf.wave(
+            causal_lm(model),
+            [tuple(prompts[job.prompt]) for job in wave],
+            [job.limit for job in wave],
+            how,
+            eos,
+            stream,
+        )
+        for job, chosen, logp in zip(wave, tokens, logps, strict=True):
+            yield job, Completion(tuple(chosen), tuple(logp), "stop" if chosen[-1] in eos else "length")

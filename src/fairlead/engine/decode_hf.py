@@ -1,0 +1,97 @@
+"""Decoding any causal LM through its own forward: one wave of rows, prompts prefilled once, finished rows dropped.
+
+Prompts of one wave are padded on the left, with positions and a mask that leave the padding out; the caller gives
+prompts of one length to models that padding would reach (recurrent ones). A model that returns no cache is run again
+over the whole row at each step.
+
+Axes: B rows, U different prompts, P prompt tokens.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from fairlead.engine import counter
+from fairlead.engine.forward import say_once
+from fairlead.engine.layout import Tokens
+from fairlead.engine.sampling import Choice, choose
+
+
+def wave(
+    model: nn.Module,
+    prompts: Sequence[Tokens],
+    limits: Sequence[int],
+    how: Choice,
+    eos: set[int],
+    streams: counter.U64,
+) -> tuple[list[list[int]], list[list[float]]]:
+    """Replies to rows of prompts (equal ones share a prefill) and their log-probs. Needs no_grad and eval mode."""
+    device: torch.device = next(model.parameters()).device
+    unique = list(dict.fromkeys(prompts))
+    longest = max(len(prompt) for prompt in unique)
+    pad = [longest - len(prompt) for prompt in unique]
+    ids = torch.tensor([[0] * gap + list(prompt) for gap, prompt in zip(pad, unique, strict=True)], device=device)
+    mask = torch.tensor([[0] * gap + [1] * (longest - gap) for gap in pad], device=device)
+    output = _forward(model, ids, mask, None)
+    row_of = torch.tensor([unique.index(prompt) for prompt in prompts], device=device)
+    cache, ids, mask = _select(output, row_of), ids[row_of], mask[row_of]
+    logits_BV = output.logits[:, -1][row_of]
+
+    tokens: list[list[int]] = [[] for _ in prompts]
+    logps: list[list[float]] = [[] for _ in prompts]
+    rows = list(range(len(prompts)))
+    step = 0
+    while True:
+        uniform = torch.from_numpy(counter.uniforms(streams[rows], step)).to(device)
+        wide = logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32), copy=True)
+        token_B, logp_B = choose(wide, how, uniform)
+        step += 1
+        keep = []
+        for place, (row, token, logp) in enumerate(zip(rows, token_B.tolist(), logp_B.tolist(), strict=True)):
+            tokens[row].append(token)
+            logps[row].append(logp)
+            if token not in eos and step < limits[row]:
+                keep.append(place)
+        if not keep:
+            return tokens, logps
+        ids = torch.cat([ids, token_B[:, None]], dim=1)
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+        if len(keep) < len(rows):
+            index = torch.tensor(keep, device=device)
+            rows = [rows[place] for place in keep]
+            ids, mask = ids[index], mask[index]
+            if cache is not None:
+                cache.reorder_cache(index)
+        output = _forward(model, ids, mask, cache)
+        logits_BV = output.logits[:, -1]
+
+
+def _forward(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, cache: Any) -> Any:
+    """Feed what the cache has not seen yet."""
+    more: dict[str, Any] = {}
+    accepted = inspect.signature(model.forward).parameters
+    position = (mask.cumsum(-1) - 1).clamp_min(0)
+    if cache is not None:
+        ids, position = ids[:, -1:], position[:, -1:]
+        more["past_key_values"] = cache
+    if "position_ids" in accepted:
+        more["position_ids"] = position
+    if "logits_to_keep" in accepted:
+        more["logits_to_keep"] = 1
+    return model(input_ids=ids, attention_mask=mask, use_cache="past_key_values" in accepted, **more)
+
+
+def _select(output: Any, row_of: torch.Tensor) -> Any:
+    """The prompts' cache with one entry per row, or None where the model offers none that can be selected from."""
+    cache = getattr(output, "past_key_values", None)
+    if cache is None or not hasattr(cache, "reorder_cache"):
+        say_once(logging.WARNING, f"{type(output).__name__}: no cache to decode from; every step runs the whole row")
+        return None
+    cache.reorder_cache(row_of)
+    return cache

@@ -1,0 +1,244 @@
+"""From a batch of trees to hidden states, by the path a model allows.
+
+`packed` runs the forest as one unpadded sequence with forest attention. `padded` runs every branch as its own row, for
+models whose layers mix tokens in other ways (recurrent, hybrid) or whose attention cannot be routed. The choice is made
+once per model by trying it: a small forest goes down the packed path and row by row through the untouched model, and
+only agreement earns the packed path. The log says once which path was taken and why.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from fairlead.engine import attention
+from fairlead.engine.layout import Batch, Tree, lay_out
+
+log = logging.getLogger(__name__)
+
+# How far two orders of the same sums may drift, relative to the largest logit. (float64: transformers computes RMSNorm
+# in float32 even there, so a last bit of float32 may flip.)
+AGREE = {torch.float64: 1e-6, torch.float32: 3e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The LM head: z = scale * (weight @ hidden + bias), and logits = cap * tanh(z / cap) where the model has a cap."""
+
+    weight_VD: torch.Tensor
+    bias_V: torch.Tensor | None = None
+    scale: float = 1.0
+    cap: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    packed: bool
+    reason: str
+
+
+_paths: WeakKeyDictionary[nn.Module, Path] = WeakKeyDictionary()
+
+
+_said: set[str] = set()
+
+
+def say_once(level: int, message: str) -> None:
+    if message not in _said:
+        _said.add(message)
+        log.log(level, message)
+
+
+def causal_lm(model: nn.Module) -> nn.Module:
+    """The transformers model under a wrapper that offers `get_base_model` (peft), else the model itself."""
+    unwrap: Callable[[], nn.Module] | None = getattr(model, "get_base_model", None)
+    return unwrap() if unwrap is not None else model
+
+
+def context_of(model: nn.Module) -> int | None:
+    """The most tokens the model's positions allow, where its config says."""
+    config: Any = causal_lm(model).config
+    length = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return int(length) if length else None
+
+
+def vocabulary_of(model: nn.Module) -> int:
+    embedding: Any = causal_lm(model).get_input_embeddings()  # type: ignore[operator]
+    return int(embedding.weight.shape[0])
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Dropout off inside, the model's modes restored after: scoring and decoding must not depend on them."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def head_of(model: nn.Module) -> Head:
+    """The LM head's weights and the scaling that some models apply to its output.
+
+    Raises ValueError where the head is not a plain linear layer. `path_of` checks the result against the model itself.
+    """
+    inner: Any = causal_lm(model)
+    linear = inner.get_output_embeddings()
+    if type(linear) is not nn.Linear:
+        raise ValueError(
+            f"{type(inner).__name__}: the LM head is {type(linear).__name__}, not a plain linear layer; merge adapters "
+            "on the head before scoring"
+        )
+    config = inner.config.get_text_config()
+    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return Head(linear.weight, linear.bias, scale, float(cap) if cap else None)
+
+
+def logits(head: Head, hidden_ND: torch.Tensor) -> torch.Tensor:
+    """Logits in float32 (float64 for a float64 model), as the model itself would give them."""
+    dtype = torch.promote_types(hidden_ND.dtype, torch.float32)
+    z_NV = hidden_ND.to(dtype) @ head.weight_VD.to(dtype).t()
+    if head.bias_V is not None:
+        z_NV += head.bias_V.to(dtype)
+    if head.scale != 1.0:
+        z_NV *= head.scale
+    return z_NV if head.cap is None else head.cap * torch.tanh(z_NV / head.cap)
+
+
+def hidden_states(model: nn.Module, batch: Batch, *, packed: bool | None = None) -> torch.Tensor:
+    """Last hidden states (T, D) of a batch in packed order, after the final norm; gradients flow.
+
+    `packed` forces a path; by default `path_of` decides.
+    """
+    if packed is None:
+        packed = path_of(model).packed
+    return _packed(model, batch) if packed else _padded(model, batch)
+
+
+def path_of(model: nn.Module) -> Path:
+    """The path this model takes, tried on first use and remembered for the module object.
+
+    Raises ValueError where even the row-by-row path does not reproduce the model's own logits.
+    """
+    if model not in _paths:
+        path = _try(model)
+        _paths[model] = path
+        if path.packed:
+            say_once(logging.INFO, f"{type(causal_lm(model)).__name__}: {path.reason}")
+        else:
+            say_once(
+                logging.WARNING,
+                f"{type(causal_lm(model)).__name__}: padded rows instead of a packed forest, slower: {path.reason}",
+            )
+    return _paths[model]
+
+
+def _packed(model: nn.Module, batch: Batch) -> torch.Tensor:
+    inner: Any = causal_lm(model)
+    attention.install(inner)
+    no_mask = torch.empty(attention.NO_MASK_SHAPE, device=batch.ids_T.device)
+    output = inner.base_model(
+        input_ids=batch.ids_T[None],
+        position_ids=batch.position_T[None],
+        attention_mask=no_mask,
+        use_cache=False,
+        forest=attention.plan(batch.shapes, batch.ids_T.device),
+    )
+    hidden: torch.Tensor = output.last_hidden_state[0]
+    return hidden
+
+
+def _padded(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """Every branch with its prompt as one right-padded row; the prompt's states are read from its first row."""
+    inner: Any = causal_lm(model)
+    device = batch.ids_T.device
+    rows: list[torch.Tensor] = []
+    place = torch.empty(2, batch.tokens, dtype=torch.long)
+    at = 0
+    for shape in batch.shapes:
+        prompt = torch.arange(at, at + shape.prompt)
+        place[:, prompt] = torch.stack([torch.full_like(prompt, len(rows)), torch.arange(shape.prompt)])
+        at += shape.prompt
+        for length in shape.branches or (0,):
+            branch = torch.arange(at, at + length)
+            column = torch.arange(shape.prompt, shape.prompt + length)
+            place[:, branch] = torch.stack([torch.full_like(branch, len(rows)), column])
+            rows.append(torch.cat([prompt, branch]))
+            at += length
+    index = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=0).to(device)
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    mask = torch.arange(index.shape[1], device=device)[None] < lengths[:, None]
+    output = inner.base_model(
+        input_ids=batch.ids_T[index],
+        attention_mask=mask.long(),
+        use_cache=False,
+    )
+    hidden: torch.Tensor = output.last_hidden_state[place[0].to(device), place[1].to(device)]
+    return hidden
+
+
+def _try(model: nn.Module) -> Path:
+    """Compare a small forest with the untouched model, one row at a time."""
+    inner: Any = causal_lm(model)
+    device, count = inner.get_input_embeddings().weight.device, vocabulary_of(model)
+    numbers = iter(range(10**6))
+
+    def some(length: int) -> tuple[int, ...]:
+        return tuple((7 * next(numbers) + 3) % count for _ in range(length))
+
+    trees = [Tree(some(5), (some(4), some(3))), Tree(some(3), (some(5),)), Tree(some(4), (some(3), some(4)))]
+    batch = lay_out(trees, keep_last=True, device=device)
+    with torch.no_grad(), evaluating(model):
+        truth = _row_by_row(model, trees, device)
+        if not all(torch.isfinite(row).all() for row in truth):
+            raise ValueError(f"{type(inner).__name__}: its logits are not finite; the weights are damaged")
+        packed_reason = f"packed, {_kernel(device)}"
+        try:
+            hidden = _packed(model, batch)
+            far = _distance(head_of(model), hidden, batch, truth)
+            if far is not None:
+                packed_reason = f"a packed forest gives other logits than the model's own (off by {far:.1e})"
+        except (ValueError, TypeError, RuntimeError, AttributeError) as error:
+            far, packed_reason = float("nan"), str(error)
+        if far is None:
+            return Path(True, packed_reason)
+        attention.uninstall(inner)
+        off = _distance(head_of(model), _padded(model, batch), batch, truth)
+    if off is not None:
+        raise ValueError(
+            f"{type(inner).__name__}: log-probs computed from its hidden states differ from its own logits by "
+            f"{off:.1e}; the model does something after its last layer that the engine does not know"
+        )
+    return Path(False, packed_reason)
+
+
+def _kernel(device: torch.device) -> str:
+    # torch.nn.attention.varlen belongs here for CUDA; the blocks below serve every device.
+    return f"one SDPA call per block of same-shape trees on {device.type}"
+
+
+def _row_by_row(model: nn.Module, trees: Sequence[Tree], device: torch.device) -> list[torch.Tensor]:
+    rows = [tree.prompt + reply for tree in trees for reply in tree.replies]
+    ids = [torch.tensor([row], device=device) for row in rows]
+    output: Any = model
+    return [output(input_ids=row, attention_mask=torch.ones_like(row), use_cache=False).logits[0] for row in ids]
+
+
+def _distance(head: Head, hidden_TD: torch.Tensor, batch: Batch, truth: list[torch.Tensor]) -> float | None:
+    """The largest relative difference of the scored logits, or None where it is within rounding."""
+    ours_NV = logits(head, hidden_TD[batch.source_N])
+    theirs_NV = torch.cat(
+        [row[-int(count) - 1 : -1] for row, count in zip(truth, batch.count_R.tolist(), strict=True)]
+    ).to(ours_NV.dtype)
+    far = float((ours_NV - theirs_NV).abs().max() / theirs_NV.abs().max().clamp_min(1e-30))
+    return None if far <= AGREE.get(hidden_TD.dtype, 1e-6) else far

@@ -1,0 +1,197 @@
+"""A tight forward pass for Llama-shaped models (Llama, Mistral, Qwen2), for decoding.
+
+It reads the weights of a transformers module and does what the module does with a third of the calls: fused
+projections, a static key-value cache that is preallocated once, and attention of single queries as two batched matrix
+products. `read` says why a module does not qualify; the caller checks the result against the module itself.
+
+Axes: B rows, P prompt tokens, L layers, H query heads, K key heads, g = H // K, h head width, M cache length, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+CLASSES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
+FUSE_BELOW = 100_000_000  # parameters; fusing copies the weights, which a large model should not pay for
+
+
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """One or several linear maps of the same input, side by side."""
+
+    weights: tuple[torch.Tensor, ...]
+    biases: tuple[torch.Tensor | None, ...]
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        parts = [F.linear(x, weight, bias) for weight, bias in zip(self.weights, self.biases, strict=True)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    norm_in: torch.Tensor
+    qkv: Projection
+    out: Projection
+    norm_mlp: torch.Tensor
+    gate_up: Projection
+    down: Projection
+
+
+@dataclass(frozen=True, slots=True)
+class Llama:
+    """Weights and sizes. cos, sin: (positions, h); the first half of sin is negated, so that rotation is a roll."""
+
+    embedding: torch.Tensor
+    layers: tuple[Layer, ...]
+    norm: torch.Tensor
+    epsilon: float
+    heads: int
+    key_heads: int
+    width: int
+    cos: torch.Tensor
+    sin: torch.Tensor
+
+    def cache(self, rows: int, length: int) -> torch.Tensor:
+        """An empty cache (L, 2, B, K, M, h) of keys and values."""
+        size = (len(self.layers), 2, rows, self.key_heads, length, self.width)
+        return self.embedding.new_zeros(size)
+
+
+def read(model: nn.Module, positions: int) -> Llama | str:
+    """The module's weights for up to `positions` tokens a row, or the reason why this forward pass does not fit it."""
+    inner: Any = model
+    config = inner.config
+    if type(model).__name__ not in CLASSES:
+        return f"{type(model).__name__} has no tight forward pass"
+    if config.hidden_act not in ("silu", "swish"):
+        return f"its activation is {config.hidden_act}"
+    if config.rope_parameters.get("rope_type", "default") not in ("default", "linear", "llama3"):
+        return f"its rotary positions are of type {config.rope_parameters['rope_type']}, which depends on the length"
+    window = getattr(config, "sliding_window", None)
+    if window is not None and window < positions and getattr(config, "use_sliding_window", True):
+        return f"its attention window of {window} is shorter than the rows"
+    for name, module in model.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            return f"{name or 'the model'} carries forward hooks, which must run"
+        if name.endswith("_proj") and type(module) is not nn.Linear:
+            return f"{name} is {type(module).__name__}, not a plain linear layer"
+    body = inner.model
+    fuse = sum(p.numel() for p in model.parameters()) <= FUSE_BELOW
+    position = torch.arange(positions, device=body.embed_tokens.weight.device)[None]
+    cos, sin = body.rotary_emb(body.embed_tokens.weight[:1], position)
+    half = cos.shape[-1] // 2
+    layers = tuple(
+        Layer(
+            layer.input_layernorm.weight,
+            _join(fuse, layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj),
+            _join(fuse, layer.self_attn.o_proj),
+            layer.post_attention_layernorm.weight,
+            _join(fuse, layer.mlp.gate_proj, layer.mlp.up_proj),
+            _join(fuse, layer.mlp.down_proj),
+        )
+        for layer in body.layers
+    )
+    return Llama(
+        embedding=body.embed_tokens.weight,
+        layers=layers,
+        norm=body.norm.weight,
+        epsilon=config.rms_norm_eps,
+        heads=config.num_attention_heads,
+        key_heads=config.num_key_value_heads,
+        width=cos.shape[-1],
+        cos=cos[0],
+        sin=torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1),
+    )
+
+
+def _join(fuse: bool, *linears: nn.Linear) -> Projection:
+    weights = tuple(linear.weight for linear in linears)
+    biases: tuple[torch.Tensor | None, ...] = tuple(linear.bias for linear in linears)
+    given = [bias for bias in biases if bias is not None]
+    if not fuse or len(linears) == 1 or len(given) not in (0, len(linears)):
+        return Projection(weights, biases)
+    return Projection((torch.cat(weights),), (torch.cat(given) if given else None,))
+
+
+def prefill(w: Llama, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values (L, 2, B, K, P, h) of prompts padded on the right, and hidden states (B, D) at their ends."""
+    device = w.embedding.device
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    B, P = len(prompts), int(lengths.max())
+    ids = torch.zeros(B, P, dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        ids[row, : len(prompt)] = torch.tensor(prompt)
+    x = F.embedding(ids.to(device), w.embedding).view(B * P, -1)
+    kv = x.new_empty(len(w.layers), 2, B, w.key_heads, P, w.width)
+    cos, sin = w.cos[:P, None], w.sin[:P, None]
+    end_B = (torch.arange(B) * P + lengths - 1).to(device)
+    for number, (layer, (k_cache, v_cache)) in enumerate(zip(w.layers, kv, strict=True)):
+        qkv = layer.qkv(_norm(x, layer.norm_in, w.epsilon)).view(B, P, w.heads + 2 * w.key_heads, w.width)
+        qk = _rotate(qkv[:, :, : w.heads + w.key_heads], cos, sin)
+        q, k = torch.split(qk.transpose(1, 2), [w.heads, w.key_heads], dim=1)
+        v = qkv[:, :, w.heads + w.key_heads :].transpose(1, 2)
+        k_cache.copy_(k)
+        v_cache.copy_(v)
+        # Padding stands after every real token, so causal attention never reads it.
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=w.heads != w.key_heads)
+        y = y.transpose(1, 2).reshape(B * P, -1)
+        if number == len(w.layers) - 1:  # of the last layer's output only the ends of the prompts are read
+            x, y = x[end_B], y[end_B]
+        x = x + layer.out(y)
+        x = x + _mlp(w, layer, x)
+    return kv, _norm(x, w.norm, w.epsilon)
+
+
+def step(
+    w: Llama, ids_B: torch.Tensor, position_B: torch.Tensor, kv: torch.Tensor, mask_BM: torch.Tensor, used: int
+) -> torch.Tensor:
+    """Feed one token per row at its position; returns hidden states (B, D). Writes keys and values into `kv`.
+
+    mask_BM is additive: 0 where a row may look (its own position included), -inf elsewhere. All positions lie below
+    `used`.
+    """
+    B, K, M = kv.shape[2:5]
+    groups = w.heads // K
+    rotated = w.heads + K
+    cos, sin = w.cos[position_B][:, None], w.sin[position_B][:, None]
+    base = torch.arange(B * K, device=kv.device).view(B, K) * M
+    place = (base + position_B[:, None]).view(-1)
+    mask = mask_BM[:, None, :used]
+    scale = w.width**-0.5
+    x = F.embedding(ids_B, w.embedding)
+    for layer, (k_cache, v_cache) in zip(w.layers, kv, strict=True):
+        qkv = layer.qkv(_norm(x, layer.norm_in, w.epsilon)).view(B, -1, w.width)
+        qk = _rotate(qkv[:, :rotated], cos, sin)
+        k_cache.view(-1, w.width).index_copy_(0, place, qk[:, w.heads :].reshape(B * K, -1))
+        v_cache.view(-1, w.width).index_copy_(0, place, qkv[:, rotated:].reshape(B * K, -1))
+        q = qk[:, : w.heads].reshape(B * K, groups, w.width)
+        keys = k_cache.view(B * K, M, w.width)[:, :used]
+        values = v_cache.view(B * K, M, w.width)[:, :used]
+        scores = torch.bmm(q, keys.transpose(1, 2)).view(B, w.heads, used)
+        scores.mul_(scale).add_(mask)
+        weights = torch.softmax(scores, -1, dtype=torch.promote_types(x.dtype, torch.float32)).to(x.dtype)
+        y = torch.bmm(weights.view(B * K, groups, used), values).view(B, -1)
+        x = x + layer.out(y)
+        x = x + _mlp(w, layer, x)
+    return _norm(x, w.norm, w.epsilon)
+
+
+def _mlp(w: Llama, layer: Layer, x: torch.Tensor) -> torch.Tensor:
+    gate, up = layer.gate_up(_norm(x, layer.norm_mlp, w.epsilon)).chunk(2, dim=-1)
+    return layer.down(F.silu(gate).mul_(up))
+
+
+def _norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    normed = F.rms_norm(wide, (x.shape[-1],), None, epsilon)
+    return weight * normed.to(x.dtype)
+
+
+def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)

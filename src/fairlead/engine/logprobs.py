@@ -1,0 +1,256 @@
+"""Log-probs of reply tokens: the one primitive all methods are made of.
+
+Only positions that predict a scored token reach the LM head, a chunk at a time, in float32 (float64 for a float64
+model). No tensor of logits over all positions exists in the forward or the backward pass: backward computes each
+chunk's logits again and folds them into the gradients of the hidden states and of the head's weights at once.
+
+Axes: T packed tokens, N scored tokens, C scored tokens of one chunk, R replies, P prompts, K options, V vocabulary,
+D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from fairlead.engine.forward import (
+    Head,
+    context_of,
+    evaluating,
+    head_of,
+    hidden_states,
+    logits,
+    path_of,
+    vocabulary_of,
+)
+from fairlead.engine.layout import Batch, Tree, check, lay_out, pack
+
+# Logits held at once where no chunk is asked for: about a CPU's last cache; on a GPU enough rows to fill it.
+ELEMENTS = {"cpu": 8_000_000, "cuda": 512_000_000}
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyLogprobs:
+    """Log-probs of scored tokens, flat, reply after reply in the order of the trees given.
+
+    logp_N      log-prob of the token at the temperature asked for, float32 (float64 for a float64 model)
+    entropy_N   entropy of the distribution it was drawn from, in nats, if asked for
+    reply_N     the reply each token belongs to
+    count_R     scored tokens of each reply
+    """
+
+    logp_N: torch.Tensor
+    reply_N: torch.Tensor
+    count_R: torch.Tensor
+    entropy_N: torch.Tensor | None = None
+
+    def sum_R(self, values_N: torch.Tensor | None = None) -> torch.Tensor:
+        """Log-prob of each reply; or sums over each reply of other per-token values."""
+        values_N = self.logp_N if values_N is None else values_N
+        return values_N.new_zeros(len(self.count_R)).index_add(0, self.reply_N, values_N)
+
+    def mean_R(self) -> torch.Tensor:
+        """Log-prob per scored token of each reply; nan for a reply with every token masked."""
+        return self.sum_R() / self.count_R
+
+
+def reply_logprobs(
+    model: nn.Module,
+    trees: Sequence[Tree] | Batch,
+    *,
+    temperature: float = 1.0,
+    entropy: bool = False,
+    chunk: int | None = None,
+    packed: bool | None = None,
+) -> ReplyLogprobs:
+    """Log-probs of every scored reply token of one micro-batch; gradients flow to all of the model's weights.
+
+    temperature   divides the logits; above 0
+    chunk         rows of logits held at once; by default as many as fit a fixed amount of memory
+    packed        forces the packed or the padded path (see forward.path_of, which decides by default)
+    Raises ValueError naming the row for what cannot be scored (see layout.check).
+    """
+    batch = batch_of(model, trees)
+    hidden_TD = hidden_states(model, batch, packed=packed)
+    logp_N, entropy_N = token_logprobs(
+        hidden_TD.index_select(0, batch.source_N), head_of(model), batch.target_N, temperature, entropy, chunk
+    )
+    return ReplyLogprobs(logp_N, batch.reply_N, batch.count_R, entropy_N)
+
+
+def score(
+    model: nn.Module,
+    trees: Sequence[Tree],
+    token_budget: int = 8192,
+    *,
+    temperature: float = 1.0,
+    entropy: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> ReplyLogprobs:
+    """`reply_logprobs` of many trees without gradients, dropout off, packed into micro-batches.
+
+    The result is in the order of the trees, on the CPU. A tree above the budget widens it to that tree: scoring keeps
+    no activations. `progress` is called with the number of trees done after each micro-batch.
+    """
+    replies = [len(tree.replies) for tree in trees]
+    check(trees, context=context_of(model), vocabulary=vocabulary_of(model))
+    parts: list[tuple[torch.Tensor, torch.Tensor | None]] = [(torch.empty(0), None)] * sum(replies)
+    first = torch.tensor([0, *replies]).cumsum(0).tolist()
+    budget = max([token_budget, *(tree.tokens for tree in trees)])
+    with torch.no_grad(), evaluating(model):
+        for rows in pack(trees, budget):
+            got = reply_logprobs(model, [trees[row] for row in rows], temperature=temperature, entropy=entropy)
+            sizes = got.count_R.tolist()
+            logps = torch.split(got.logp_N.cpu(), sizes)
+            entropies: Sequence[torch.Tensor | None] = [None] * len(sizes)
+            if got.entropy_N is not None:
+                entropies = torch.split(got.entropy_N.cpu(), sizes)
+            places = [place for row in rows for place in range(first[row], first[row + 1])]
+            for place, logp, spread in zip(places, logps, entropies, strict=True):
+                parts[place] = (logp, spread)
+            if progress is not None:
+                progress(len(rows))
+    count_R = torch.tensor([len(logp) for logp, _ in parts], dtype=torch.long)
+    spreads = [spread for _, spread in parts if spread is not None]
+    return ReplyLogprobs(
+        torch.cat([logp for logp, _ in parts]) if parts else torch.empty(0),
+        torch.repeat_interleave(torch.arange(len(parts)), count_R),
+        count_R,
+        torch.cat(spreads) if spreads else None,
+    )
+
+
+def score_positions(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    options: Sequence[Sequence[int]],
+    token_budget: int = 8192,
+) -> torch.Tensor:
+    """Log-probs (P, K) of K one-token options as the next token of each prompt, over the whole vocabulary.
+
+    No gradients. One forward pass per prompt serves all its options. `options` holds one row of K token
+    ids per prompt; for options of several tokens, `score` trees whose replies they are.
+    """
+    if len(options) != len(prompts) or len({len(row) for row in options}) > 1:
+        raise ValueError("options: give one row of option ids per prompt, all of the same length")
+    trees = [
+        Tree(tuple(prompt), tuple((option,) for option in row)) for prompt, row in zip(prompts, options, strict=True)
+    ]
+    return score(model, trees, token_budget).logp_N.view(len(prompts), -1)
+
+
+def batch_of(model: nn.Module, trees: Sequence[Tree] | Batch, *, keep_last: bool = False) -> Batch:
+    """Check and lay out trees for a model, on its device."""
+    if isinstance(trees, Batch):
+        return trees
+    path_of(model)
+    check(trees, context=context_of(model), vocabulary=vocabulary_of(model))
+    return lay_out(trees, keep_last=keep_last, device=head_of(model).weight_VD.device)
+
+
+def token_logprobs(
+    hidden_ND: torch.Tensor,
+    head: Head,
+    target_N: torch.Tensor,
+    temperature: float = 1.0,
+    entropy: bool = False,
+    chunk: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Log-probs (and entropies) of target tokens from hidden states, chunk by chunk."""
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}; log-probs need one above 0")
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk is {chunk}; it must be at least 1 row")
+    size = chunk or max(16, ELEMENTS.get(hidden_ND.device.type, 8_000_000) // head.weight_VD.shape[0])
+    logp_N, entropy_N = _apply(
+        hidden_ND, head.weight_VD, head.bias_V, target_N, (head.scale, head.cap), temperature, entropy, size
+    )
+    return logp_N, entropy_N if entropy else None
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: torch.Tensor,
+        weight_VD: torch.Tensor,
+        bias_V: torch.Tensor | None,
+        target_N: torch.Tensor,
+        shape: tuple[float, float | None],
+        temperature: float,
+        entropy: bool,
+        chunk: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        head = Head(weight_VD, bias_V, *shape)
+        dtype = torch.promote_types(hidden_ND.dtype, torch.float32)
+        logz_N = hidden_ND.new_empty(len(target_N), dtype=dtype)
+        logp_N = torch.empty_like(logz_N)
+        entropy_N = torch.empty_like(logz_N) if entropy else logz_N.new_empty(0)
+        for part in _chunks(len(target_N), chunk):
+            z_CV = logits(head, hidden_ND[part])
+            if temperature != 1.0:
+                z_CV /= temperature
+            picked_C = z_CV.gather(1, target_N[part, None])[:, 0]
+            top_C = z_CV.amax(1)
+            z_CV -= top_C[:, None]
+            e_CV = z_CV.exp()  # two buffers per chunk are alive at once, never more
+            sum_C = e_CV.sum(1)
+            logz_N[part] = top_C + sum_C.log()
+            logp_N[part] = picked_C - logz_N[part]
+            if entropy:
+                entropy_N[part] = sum_C.log() - e_CV.mul_(z_CV).sum(1) / sum_C
+        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, target_N, logz_N, entropy_N)
+        ctx.settings = (shape, temperature, entropy, chunk)
+        return logp_N, entropy_N
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
+        hidden_ND, weight_VD, bias_V, target_N, logz_N, entropy_N = ctx.saved_tensors
+        shape, temperature, entropy, chunk = ctx.settings
+        head, (scale, cap) = Head(weight_VD, bias_V, *shape), shape
+        grad_N, grad_entropy_N = grads
+        dtype = logz_N.dtype
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        weight = weight_VD.to(dtype)
+        d_hidden = torch.empty_like(hidden_ND) if needs_hidden else None
+        d_weight = torch.zeros_like(weight) if needs_weight else None
+        d_bias = torch.zeros(len(weight), dtype=dtype, device=weight.device) if needs_bias else None
+        for part in _chunks(len(target_N), chunk):
+            raw_CV = logits(head, hidden_ND[part])
+            z_CV = raw_CV / temperature if cap is not None else raw_CV.div_(temperature)
+            z_CV -= logz_N[part, None]
+            # logp = z[y] - logsumexp(z): d/dz = onehot(y) - p.   H = -sum p logp: d/dz = -p (logp + H).
+            if entropy:
+                p_CV = z_CV.exp()
+                d_CV = z_CV.add_(entropy_N[part, None]).mul_(grad_entropy_N[part, None]).add_(grad_N[part, None])
+                d_CV.mul_(p_CV).neg_()
+                del p_CV
+            else:
+                d_CV = z_CV.exp_().mul_(-grad_N[part, None])
+            d_CV.scatter_add_(1, target_N[part, None], grad_N[part, None])
+            if cap is not None:
+                d_CV *= 1 - (raw_CV / cap) ** 2
+            if scale != temperature:
+                d_CV *= scale / temperature
+            if d_hidden is not None:
+                d_hidden[part] = (d_CV @ weight).to(hidden_ND.dtype)
+            if d_weight is not None:
+                d_weight.addmm_(d_CV.t(), hidden_ND[part].to(dtype))
+            if d_bias is not None:
+                d_bias += d_CV.sum(0)
+        if d_weight is not None:
+            d_weight = d_weight.to(weight_VD.dtype)
+        if d_bias is not None:
+            d_bias = d_bias.to(bias_V.dtype)
+        return d_hidden, d_weight, d_bias, None, None, None, None, None
+
+
+_apply: Callable[..., tuple[torch.Tensor, torch.Tensor]] = _TokenLogprobs.apply  # torch leaves it untyped
+
+
+def _chunks(count: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]

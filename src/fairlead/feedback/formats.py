@@ -1,0 +1,248 @@
+"""Read human or AI feedback as it is published; say which format was recognised and why, and what was in it.
+
+`read_preferences`, `read_demonstrations` and `read_prompts` take a file, several, or a folder. The first bad row stops
+the reading with its file and line; with `skip_bad_rows=True` bad rows are counted in the `Report` instead. Rows keep
+their place (`file:line`), so that a later refusal (too long for the model, say) can still name it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from fairlead.errors import InputError
+from fairlead.exchange import Exchange, Message, Preference
+from fairlead.feedback.files import BadRow, Paths, Table, find_files, read_lines, read_table
+from fairlead.feedback.shapes import DEMONSTRATIONS, PREFERENCES, PROMPTS, Shape
+
+T = TypeVar("T")
+
+LOOKED_AT = 20  # rows that vote on a file's format
+
+
+@dataclass(frozen=True, slots=True)
+class FileReport:
+    """What one file was read as."""
+
+    path: Path
+    container: str
+    format: str
+    why: str
+    rows: int
+    skipped: int
+    first_skipped: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was read, in numbers; `lines()` says it aloud. Ties, identical and empty rows are kept, not dropped."""
+
+    what: str
+    files: tuple[FileReport, ...]
+    ignored_files: tuple[Path, ...] = ()
+    ties: int = 0
+    identical: int = 0
+    empty_replies: int = 0
+    blank_lines: int = 0
+
+    @property
+    def rows(self) -> int:
+        return sum(f.rows for f in self.files)
+
+    @property
+    def skipped(self) -> int:
+        return sum(f.skipped for f in self.files)
+
+    def lines(self) -> tuple[str, ...]:
+        """Plain sentences for the terminal and the log. Never holds a row's text."""
+        said = [f"{f.path}: {f.format} ({f.container}; {f.why}), {f.rows:,} {self.what}" for f in self.files]
+        said += [
+            f"{f.path}: {f.skipped:,} bad rows skipped, the first at {f.first_skipped}" for f in self.files if f.skipped
+        ]
+        counts = {
+            "ties, kept with strength 0.5": self.ties,
+            "pairs with two identical replies": self.identical,
+            "empty replies, kept": self.empty_replies,
+            "blank lines": self.blank_lines,
+            "files in named folders that are not data, not read": len(self.ignored_files),
+        }
+        return (*said, *(f"{count:,} {what}" for what, count in counts.items() if count))
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceSet:
+    """Preferences with what belongs to each row: place, group (rows that must fall on one side of a split), writers."""
+
+    rows: tuple[Preference, ...]
+    places: tuple[str, ...]
+    groups: tuple[str, ...]
+    generators: tuple[tuple[str, str] | None, ...]  # who wrote (chosen, rejected), where the file says
+    report: Report
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeSet:
+    """Demonstrations: exchanges, each with its place."""
+
+    rows: tuple[Exchange, ...]
+    places: tuple[str, ...]
+    report: Report
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSet:
+    """Prompts without replies, each with its place."""
+
+    rows: tuple[tuple[Message, ...], ...]
+    places: tuple[str, ...]
+    report: Report
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def read_preferences(paths: Paths, *, skip_bad_rows: bool = False) -> PreferenceSet:
+    """Preference pairs from published files. Raises `InputError` (exit 2) naming file and line.
+
+    Where no group is given, a row's group is its prompt: pairs of one prompt never straddle a split.
+    """
+    pairs, places, report = _read(paths, PREFERENCES, "preference pairs", skip_bad_rows)
+    values = [pair.value for pair in pairs]
+    report = replace(
+        report,
+        ties=sum(v.strength == 0.5 for v in values),
+        identical=sum(v.chosen == v.rejected for v in values),
+        empty_replies=sum(_is_empty(v.chosen) + _is_empty(v.rejected) for v in values),
+    )
+    groups = tuple(pair.group or prompt_text(pair.value.messages) for pair in pairs)
+    return PreferenceSet(tuple(values), places, groups, tuple(p.generators for p in pairs), report)
+
+
+def read_demonstrations(paths: Paths, *, skip_bad_rows: bool = False) -> ExchangeSet:
+    """Exchanges to imitate from published files. A file whose replies are all empty holds prompts and is refused."""
+    rows, places, report = _read(paths, DEMONSTRATIONS, "demonstrations", skip_bad_rows)
+    empty = sum(_is_empty(row.reply) for row in rows)
+    if empty == len(rows):
+        raise InputError(f"{report.files[0].path}: every reply is empty: these are prompts, not demonstrations")
+    return ExchangeSet(tuple(rows), places, replace(report, empty_replies=empty))
+
+
+def read_prompts(paths: Paths, *, skip_bad_rows: bool = False) -> PromptSet:
+    """Prompts from published files; a `.txt` file holds one prompt per line."""
+    rows, places, report = _read(paths, PROMPTS, "prompts", skip_bad_rows)
+    return PromptSet(tuple(rows), places, report)
+
+
+def prompt_text(messages: Sequence[Message]) -> str:
+    """The text of a prompt as one string: what identifies it for grouping."""
+    return "\n\n".join(f"{m.role}: {m.text}" for m in messages)
+
+
+def recognise(records: Sequence[Mapping[str, Any]], shapes: Sequence[Shape[T]]) -> Shape[T] | None:
+    """The shape that most of the records fit (the first listed where they are even), or None."""
+    votes = Counter(next((i for i, shape in enumerate(shapes) if shape.fits(record)), -1) for record in records)
+    votes.pop(-1, None)
+    return shapes[min(votes, key=lambda i: (-votes[i], i))] if votes else None
+
+
+# ------------------------------------------------------------------------------------------------- within
+
+
+def _read(
+    paths: Paths, shapes: Sequence[Shape[T]], what: str, skip_bad_rows: bool
+) -> tuple[list[T], tuple[str, ...], Report]:
+    files, ignored = find_files(paths)
+    values: list[T] = []
+    places: list[str] = []
+    reports: list[FileReport] = []
+    blank = 0
+    for path in files:
+        table = read_lines(path) if what == "prompts" and path.suffix == ".txt" else read_table(path)
+        shape = _shape_of(table, shapes, what)
+        read = _rows(table, shape, skip_bad_rows)
+        if not read.values:
+            raise InputError(f"{path}: not one usable row; the first bad one: {read.first_bad}")
+        values += read.values
+        places += read.places
+        blank += table.blank
+        first = read.first_bad.split(": ")[0]
+        reports.append(FileReport(path, table.container, shape.name, shape.why, len(read.values), read.skipped, first))
+    return values, tuple(places), Report(what, tuple(reports), tuple(ignored), blank_lines=blank)
+
+
+@dataclass(slots=True)
+class _Read(Generic[T]):
+    values: list[T]
+    places: list[str]
+    skipped: int = 0
+    first_bad: str = ""
+
+
+def _rows(table: Table, shape: Shape[T], skip_bad_rows: bool) -> _Read[T]:
+    read: _Read[T] = _Read([], [])
+    for row in table.rows:
+        try:
+            value = _converted(row.value, shape)
+        except BadRow as error:
+            message = f"{row.place}: {error}"
+            if not skip_bad_rows:
+                raise InputError(f"{message} (format: {shape.name}); mend it, or pass --skip-bad-rows") from error
+            read.skipped += 1
+            read.first_bad = read.first_bad or message
+            continue
+        read.values.append(value)
+        read.places.append(row.place)
+    return read
+
+
+def _converted(record: Any, shape: Shape[T]) -> T:
+    if isinstance(record, BadRow):
+        raise record
+    if not isinstance(record, Mapping):
+        raise BadRow(f"a row is an object with named fields, not {type(record).__name__}")
+    try:
+        return shape.read(record)
+    except KeyError as error:
+        raise BadRow(f"the row has no {error.args[0]!r}; its keys are {', '.join(map(str, record))}") from error
+
+
+def _shape_of(table: Table, shapes: Sequence[Shape[T]], what: str) -> Shape[T]:
+    records = [row.value for row in table.rows if isinstance(row.value, Mapping)][:LOOKED_AT]
+    if not records:
+        first = table.rows[0]
+        reason = first.value if isinstance(first.value, BadRow) else "a row is an object with named fields"
+        raise InputError(f"{first.place}: {reason}; no row of this file can be read as {what}")
+    shape = recognise(records, shapes)
+    if shape is None:
+        raise InputError(
+            f"{table.path}: not a known format of {what}: its rows have the keys {', '.join(map(str, records[0]))}. "
+            f"Known: {'; '.join(f'{s.name} ({s.why})' for s in shapes)}{_other_use(records, what)}"
+        )
+    return shape
+
+
+_USES: Mapping[str, tuple[Sequence[Shape[Any]], str]] = {
+    "preference pairs": (PREFERENCES, "read it as preferences"),
+    "demonstrations": (DEMONSTRATIONS, "read it as demonstrations"),
+}
+
+
+def _other_use(records: Sequence[Mapping[str, Any]], what: str) -> str:
+    for other, (shapes, advice) in _USES.items():
+        shape = recognise(records, shapes) if other != what else None
+        if shape is not None:
+            return f". It does look like {other} ({shape.name}): {advice}"
+    return ""
+
+
+def _is_empty(reply: Sequence[Message]) -> bool:
+    return not any(m.text.strip() or any(getattr(p, "name", "") for p in m.parts) for m in reply)

@@ -1,0 +1,105 @@
+"""From the constitution to the guard: every principle that has a `guard:` becomes checks and a policy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from fairlead.constitution.schema import Constitution, Principle
+from fairlead.constitution.schema import Secret as Written
+from fairlead.errors import InputError
+from fairlead.guard.critic import CriticCheck
+from fairlead.guard.decision import Check
+from fairlead.guard.guard import ROUNDS, SAY, GuardedModel, Policy
+from fairlead.guard.revise import reviser
+from fairlead.guard.secrets import Secret, SecretsCheck
+from fairlead.judges.check import JudgeCheck
+from fairlead.judges.critic import critic
+from fairlead.models.protocol import Model
+
+THRESHOLD = 0.5
+
+
+def checks_from(
+    constitution: Constitution,
+    critic_model: Model | None,
+    *,
+    thresholds: Mapping[str, float] | None = None,
+    deadline: float | None = None,
+) -> tuple[Check, ...]:
+    """The checks of a constitution: cheap ones first, of equals the more severe principle first.
+
+    A secrecy principle is checked by the declared secrets; every other principle, and a secrecy principle without
+    declared secrets, by the critic. Without a critic model those are left out: `unchecked` names them.
+
+    thresholds  by principle id, the score below which the critic's verdict counts as broken (0.5 where not given)
+    deadline    seconds for one batch of one critic
+    """
+    chosen = dict(thresholds or {})
+    for id in chosen:
+        if id not in constitution:
+            known = ", ".join(constitution.ids)
+            raise InputError(f"a guard threshold is given for {id!r}, which is no principle; there are: {known}")
+    checks: list[Check] = []
+    for principle in sorted(constitution.principles, key=lambda p: -p.severity):
+        if principle.guard is None:
+            continue
+        places = _places(principle)
+        if principle.dimension == "secrecy" and constitution.secrets:
+            secrets = tuple(_secret(written) for written in constitution.secrets)
+            checks.append(SecretsCheck(secrets, principle.id, principle.guard.on_violation, places))
+        elif critic_model is not None:
+            judge = critic(principle, critic_model)
+            check = JudgeCheck(judge, principle.id, deadline, chosen.get(principle.id, THRESHOLD))
+            checks.append(CriticCheck(check, principle.guard.on_violation))
+    return tuple(sorted(checks, key=lambda check: check.cost))
+
+
+def unchecked(constitution: Constitution, checks: Sequence[Check]) -> tuple[str, ...]:
+    """Ids of principles with a `guard:` that none of these checks stands for. Print them: they are not guarded."""
+    covered = {check.principle for check in checks}
+    return tuple(p.id for p in constitution.principles if p.guard is not None and p.id not in covered)
+
+
+def policies_from(constitution: Constitution) -> dict[str, Policy]:
+    """What to say, and what to do when a check fails, by principle id."""
+    return {
+        p.id: Policy(p.text, (p.guard.say or SAY) if p.guard else SAY, p.guard.on_error if p.guard else "refuse")
+        for p in constitution.principles
+    }
+
+
+def guarded(
+    model: Model,
+    constitution: Constitution,
+    critic_model: Model | None,
+    *,
+    thresholds: Mapping[str, float] | None = None,
+    rounds: int = ROUNDS,
+    deadline: float | None = None,
+) -> GuardedModel:
+    """`model` behind the guard that the constitution asks for; the critic model also writes the revisions."""
+    checks = checks_from(constitution, critic_model, thresholds=thresholds, deadline=deadline)
+    revise = None if critic_model is None else reviser(critic_model)
+    return GuardedModel(model, checks, policies_from(constitution), revise, rounds)
+
+
+def _places(principle: Principle) -> frozenset[str]:
+    """Where the check looks, as places of `pieces.py`; reasoning counts as part of the reply."""
+    assert principle.guard is not None
+    at = frozenset(principle.guard.at)
+    if "prompt" in at:
+        raise InputError(
+            f"principle {principle.id!r}: the guard of a run looks at replies, so `guard: at: prompt` would check "
+            "nothing; leave prompt out of `at`"
+        )
+    return (at | {"reasoning"}) if "reply" in at else at
+
+
+def _secret(written: Written) -> Secret:
+    if written.source == "value":
+        assert written.value is not None
+        try:
+            return Secret(written.id, (written.value,))
+        except ValueError as problem:
+            raise InputError(f"constitution: {problem}") from None
+    return Secret(written.id)

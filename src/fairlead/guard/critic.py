@@ -1,0 +1,86 @@
+"""A judge in the guard: what it holds broken is a decision, what it cannot answer is a failed check."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fairlead.exchange import Exchange, ToolCall
+from fairlead.guard.decision import Decision, Outcome, Span
+from fairlead.judges.check import CheckResult, JudgeCheck
+from fairlead.judges.lineage import Lineage
+
+
+@dataclass(frozen=True)
+class CriticCheck:
+    """`check` (a judge with its threshold and deadline) as a check that leads to `on_violation`.
+
+    A judge says that something is wrong and not where, so a reply it would redact is refused. The threshold is chosen
+    on the select side of a run, never on audit cases; it is part of the printed name.
+    """
+
+    check: JudgeCheck
+    on_violation: Outcome = "refuse"
+    cost: int = 2
+
+    @property
+    def name(self) -> str:
+        return f"{self.check.name} < {self.check.threshold:g}"
+
+    @property
+    def principle(self) -> str:
+        return self.check.principle
+
+    @property
+    def lineage(self) -> Lineage:
+        return self.check.lineage
+
+    def decide(self, exchanges: Sequence[Exchange]) -> list[Decision]:
+        results = self.check.check(exchanges)
+        if len(results) != len(exchanges):
+            raise ValueError(f"{self.name} gave {len(results)} verdicts for {len(exchanges)} exchanges")
+        return [self._one(item, result) for item, result in zip(exchanges, results, strict=True)]
+
+    def _one(self, item: Exchange, result: CheckResult) -> Decision:
+        if result.outcome == "failed":
+            return Decision("failed", self.principle, result.reason or "gave no verdict", (), self.name)
+        if result.outcome == "kept":
+            return Decision("allow", self.principle, "", (), self.name)
+        score = result.verdict.score if result.verdict else None
+        evidence = f"scored {score:.2f}, below {self.check.threshold:g}" if score is not None else result.reason
+        outcome: Outcome = self.on_violation
+        spans: tuple[Span, ...] = ()
+        if outcome == "redact":
+            outcome = "refuse"
+        elif outcome == "block_tool_call":
+            spans = _calls(item)
+            outcome = "block_tool_call" if spans else "refuse"
+        return Decision(outcome, self.principle, evidence, spans, self.name)
+
+
+def _calls(item: Exchange) -> tuple[Span, ...]:
+    return tuple(
+        Span((m, p), 0, len(part.arguments))
+        for m, message in enumerate(item.reply)
+        for p, part in enumerate(message.parts)
+        if isinstance(part, ToolCall)
+    )
+
+
+def threshold_at(scores_of_good: Sequence[float], false_alarm_rate: float) -> float:
+    """The threshold below which at most `false_alarm_rate` of these scores lie.
+
+    `scores_of_good` are a judge's scores on replies known to keep the principle, from the select side of a run. Raises
+    ValueError where there are too few of them to speak about that rate (fewer than 1 / rate).
+    """
+    if not 0.0 < false_alarm_rate < 1.0:
+        raise ValueError(f"false_alarm_rate is {false_alarm_rate}: it must lie between 0 and 1")
+    scores = sorted(scores_of_good)
+    if len(scores) < 1.0 / false_alarm_rate:
+        raise ValueError(
+            f"{len(scores)} scores cannot place a threshold at a false-alarm rate of {false_alarm_rate:g}: "
+            f"give at least {math.ceil(1.0 / false_alarm_rate)}"
+        )
+    allowed = int(false_alarm_rate * len(scores))  # this many may lie below
+    return min(max(scores[allowed], 1e-6), 1.0 - 1e-6)

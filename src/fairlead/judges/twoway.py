@@ -1,0 +1,129 @@
+"""A question with two possible answers, put to a model: by log-probs where it has them, else by counting answers."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from fairlead.models.protocol import Model, Prompt, Reply, Sampling
+
+Options: TypeAlias = tuple[str, str]  # the word that counts for, the word that counts against
+
+YES_NO: Options = ("yes", "no")
+A_B: Options = ("a", "b")
+LIMIT = 100.0  # nats; keeps log-odds finite where one option has no probability at all
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """One two-way answer: P(first option), its log-odds in nats, or None and why."""
+
+    p: float | None
+    log_odds: float | None = None
+    reason: str = ""
+
+
+def ask_two_way(
+    model: Model, prompts: Sequence[Prompt], options: Options, *, samples: int = 5, max_tokens: int = 16
+) -> list[Read]:
+    """P(first option against the second) for each prompt, in order. Equal prompts are asked once."""
+    if not prompts:
+        return []
+    unique = list(dict.fromkeys(tuple(prompt) for prompt in prompts))
+    if "logprobs" in model.capabilities:
+        reads = _by_logprobs(model, unique, options)
+    else:
+        reads = _by_counting(model, unique, options, samples, max_tokens)
+    answer = dict(zip(unique, reads, strict=True))
+    return [answer[tuple(prompt)] for prompt in prompts]
+
+
+def _by_logprobs(model: Model, prompts: Sequence[Prompt], options: Options) -> list[Read]:
+    """Each option is the sum over its spellings at the start of a reply: with a space, without, capitalised.
+
+    A model that brings its own wording answers in its own lower-case words; capitals are not asked of it.
+    """
+    capitals = not getattr(model, "prompts", None)
+    spellings = [_spellings(word, capitals) for word in options]
+    texts = [text for group in spellings for text in group]
+    border = len(spellings[0])
+    reads = []
+    for logps in model.logprobs(prompts, [texts] * len(prompts)):
+        log_odds = logsumexp(logps[:border]) - logsumexp(logps[border:])
+        if math.isnan(log_odds):
+            reads.append(Read(None, reason=f"the log-probs of {options[0]} and {options[1]} are not numbers"))
+        else:
+            bounded = max(-LIMIT, min(LIMIT, log_odds))
+            reads.append(Read(sigmoid(bounded), bounded))
+    return reads
+
+
+def _spellings(word: str, capitals: bool) -> tuple[str, ...]:
+    small = (f" {word}", word)
+    return (*small, *(item.replace(word, word.capitalize()) for item in small)) if capitals else small
+
+
+def _by_counting(
+    model: Model, prompts: Sequence[Prompt], options: Options, samples: int, max_tokens: int
+) -> list[Read]:
+    tokens = max_tokens if "max_tokens" in model.capabilities else None
+    greedy = 0.0 if samples == 1 and "temperature" in model.capabilities else None
+    drawn = model.generate(prompts, Sampling(n=samples, max_tokens=tokens, temperature=greedy))
+    return [_count(replies, options) for replies in drawn]
+
+
+def _count(replies: Sequence[Reply], options: Options) -> Read:
+    """The share of first options among the readable answers; log-odds with half an answer added to each side."""
+    read = [parse_option(reply.text, options) for reply in replies if reply.finish not in ("error", "filter")]
+    yes, no = read.count(options[0]), read.count(options[1])
+    if yes + no == 0:
+        return Read(None, reason=_why_unreadable(replies, options))
+    return Read(yes / (yes + no), math.log((yes + 0.5) / (no + 0.5)))
+
+
+def _why_unreadable(replies: Sequence[Reply], options: Options) -> str:
+    errors = [reply for reply in replies if reply.finish in ("error", "filter")]
+    if len(errors) == len(replies):
+        first = errors[0].error or errors[0].finish if errors else "no answer"
+        return f"the critic did not answer: {first}"
+    shown = next(reply.text for reply in replies if reply.finish not in ("error", "filter"))
+    return f"the critic's answer is neither {options[0]} nor {options[1]}: {shown[:80]!r}"
+
+
+def parse_option(text: str, options: Options) -> str | None:
+    """The option an answer names, or None.
+
+    The first word decides where it is an option; otherwise an explicit last line (`verdict: yes`, `**no**`). A letter
+    option must stand alone: "a better reply…" is not the option a.
+    """
+    words = "|".join(re.escape(word) for word in options)
+    letters = all(len(word) == 1 for word in options)
+    # A bare letter may be an article: it counts only alone, marked, or after a word such as "answer" or "reply".
+    end = r"(?:\W*$|\s*[).:,*\n])" if letters else r"\b"
+    start = re.match(rf"\W*(?:(?:answer|reply|response|option|verdict|choice)\W+(?:is\W+)?)?({words}){end}", text, re.I)
+    if start:
+        return start.group(1).lower()
+    lines = [line for line in text.strip().splitlines() if line.strip()]
+    last = lines[-1] if lines else ""
+    before = r"(?:^\W*|\b(?:answer|reply|response|option|verdict|choice)\b\W*(?:is\W+)?)"
+    named = re.search(rf"{before}({words})\W*$", last, re.I)
+    return named.group(1).lower() if named else None
+
+
+def sigmoid(x: float) -> float:
+    """1 / (1 + exp(-x)) without overflow."""
+    if x >= 0:
+        return 1.0 / (1.0 + math.exp(-x))
+    z = math.exp(x)
+    return z / (1.0 + z)
+
+
+def logsumexp(values: Sequence[float]) -> float:
+    """log of the summed exponentials, nats; -inf for nothing but -inf."""
+    top = max(values)
+    if math.isinf(top):
+        return top
+    return top + math.log(sum(math.exp(value - top) for value in values))

@@ -1,0 +1,58 @@
+"""Supervised fine-tuning on demonstrations: the loss is on the reply alone, its end of turn included."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fairlead.engine.logprobs import reply_logprobs
+from fairlead.exchange import Exchange
+from fairlead.methods.config import SFTConfig
+from fairlead.methods.loop import Run, StepRecord, Updates, batches
+from fairlead.methods.losses import sft_nll
+from fairlead.methods.resume import resumable
+from fairlead.methods.rows import Trainable, exchange_rows, folder_key
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """A trained model, what each step did, and what became of the rows."""
+
+    model: Trainable
+    records: tuple[StepRecord, ...]
+    rows: int
+    skipped_too_long: int
+    cut: int
+
+    @property
+    def final_loss(self) -> float:
+        """Mean loss per reply token over the last tenth of the steps, nats."""
+        last = self.records[-max(1, len(self.records) // 10) :]
+        return sum(r.loss for r in last) / len(last)
+
+
+def train_sft(
+    model: Trainable,
+    exchanges: Sequence[Exchange],
+    config: SFTConfig,
+    run: Run | None = None,
+    *,
+    places: Sequence[str] | None = None,
+) -> Tuned:
+    """Train a copy of the model on the exchanges' replies; the input model is left as it was.
+
+    Raises `InputError` naming the rows that do not fit the context (`places[i]` names row i, else its index), and
+    `TrainingStopped` where the loss or gradient is not a number.
+    """
+    run = run or Run()
+    rows = exchange_rows(model, exchanges, too_long=config.too_long, places=places)  # refuses what does not fit, by row
+    module = copy.deepcopy(model.module)
+    updates = Updates(module, rows, config, run)
+    key = folder_key("sft", model.lineage, rows.digest, config.model_dump_json())
+    with resumable(updates, key) as start:
+        for batch in batches(rows, config, start=start):
+            logp = reply_logprobs(module, batch.trees)
+            updates.step(sft_nll(logp.logp_N, tokens=batch.step_tokens), batch)
+    trained = model.with_weights(module)
+    return Tuned(trained, tuple(updates.records), len(rows.trees), rows.skipped_too_long, rows.cut)

@@ -1,0 +1,121 @@
+"""Keys, servers' refusals and who a remote model is: what a failed call means for the user.
+
+Keys come from the environment and stay out of every message, log line and repr.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from urllib.parse import urlsplit
+
+from fairlead.errors import InputError, MissingResource
+from fairlead.exchange import Message, Refusal
+from fairlead.models.prices import without_date
+from fairlead.models.protocol import CapabilityError, Reply, Usage
+
+
+class Transient(Exception):
+    """A try that failed for a reason that may pass. `billed`: the provider may charge for it all the same."""
+
+    def __init__(self, message: str, *, wait: float | None = None, billed: bool = False, dead: bool = False) -> None:
+        super().__init__(message)
+        self.wait, self.billed, self.dead = wait, billed, dead
+
+
+@dataclass(frozen=True, slots=True)
+class Who:
+    """Whom an error is about. The key itself is never part of it."""
+
+    name: str
+    model: str
+    url: str
+    key_variable: str
+
+
+def status_error(
+    who: Who, status: int, message: str, headers: Mapping[str, str], *, code: str = "", param: str = ""
+) -> Exception:
+    """What an HTTP error status means for the user. `message` is the server's, already free of keys."""
+    said = f": {message}" if message else ""
+    if status == 401 or status == 403:
+        return MissingResource(
+            f"{who.name}: {who.url} refused the key ({status}){said}. Set {who.key_variable} to a key that may use it."
+        )
+    if status == 404:
+        return MissingResource(
+            f"{who.name}: {who.url} does not know model {who.model!r}, or the URL is wrong (404){said}"
+        )
+    if status == 402 or code == "insufficient_quota":
+        return MissingResource(f"{who.name}: the account behind {who.key_variable} has no credit left ({status}){said}")
+    if status in (408, 409, 425, 429) or status >= 500:
+        return Transient(f"{who.url} answered {status}{said}", wait=retry_after(headers))
+    text = f"{param} {message}".lower()
+    for field, names in _FIELD_NAMES.items():
+        if status in (400, 422) and any(name in text.replace("`", "").replace("'", "").split() for name in names):
+            return CapabilityError(f"{who.name} does not take {field!r} ({status}){said}")
+    return InputError(f"{who.name}: {who.url} refused the request ({status}){said}")
+
+
+_FIELD_NAMES: Mapping[str, tuple[str, ...]] = {
+    field: (field, f"{field}:", f"{field}.", f"{field},")
+    for field in ("temperature", "top_p", "top_k", "seed", "stop", "logprobs")
+}
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds to wait, from retry-after-ms, or retry-after as seconds or a date."""
+    try:
+        if "retry-after-ms" in headers:
+            return max(0.0, float(headers["retry-after-ms"]) / 1000)
+        value = headers.get("retry-after")
+        if value is None:
+            return None
+        try:
+            return max(0.0, float(value))
+        except ValueError:
+            return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, TypeError):
+        return None
+
+
+def key_from(variable: str, *, url: str, optional: bool, name: str) -> str | None:
+    """The key from the environment. Raises MissingResource where it is needed and not set, or would go in clear."""
+    key = os.environ.get(variable, "").strip() or None
+    if key is None and not optional:
+        raise MissingResource(f"{name}: no key. Set the environment variable {variable}.")
+    parts = urlsplit(url)
+    if key is not None and parts.scheme == "http" and not _near(parts.hostname or ""):
+        raise InputError(f"{name}: {url} is plain http, and {variable} would travel in clear; use https")
+    return key
+
+
+def _near(host: str) -> bool:
+    """Loopback, private networks and names without a dot: where plain http is usual."""
+    try:
+        return ipaddress.ip_address(host).is_private
+    except ValueError:
+        return host == "localhost" or "." not in host or host.endswith((".local", ".internal", ".localhost"))
+
+
+def remote_lineage(provider: str, model: str, url: str, official: str) -> str:
+    """`api:…`: the provider and model, or the server and model where it is somebody's own; snapshots' dates removed."""
+    parts = urlsplit(url)
+    host = (parts.hostname or "").replace("localhost", "127.0.0.1")
+    where = provider if url.rstrip("/") == official.rstrip("/") else f"{host}:{parts.port or parts.scheme}"
+    return f"api:{where}/{without_date(model.lower())}"
+
+
+def scrub(text: str, key: str | None) -> str:
+    """A server's words without the key it may have echoed, and not longer than a line or two."""
+    clean = text.replace(key, "[key]") if key else text
+    return " ".join(clean.split())[:300]
+
+
+def filtered(text: str, usage: Usage) -> Reply:
+    """A reply the provider's filter stopped: a refusal with its words, never an empty answer."""
+    return Reply((Message("assistant", (Refusal(text),)),), "filter", usage=usage)

@@ -1,0 +1,206 @@
+"""Chat completions through the official SDK: OpenAI, and anything that speaks its format at a URL (vLLM and kin).
+
+`openai/NAME`, `openai/NAME@http://HOST/v1`, `vllm/NAME@http://HOST/v1`. vLLM adds `top_k`, the reply's token ids and
+log-probs, and the log-prob of a given continuation (its `/tokenize` and `prompt_logprobs`). Reasoning models of
+OpenAI refuse `temperature` and kin unless their reasoning is off; that refusal is reported as the missing capability.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from fairlead.errors import InputError
+from fairlead.exchange import Message, Refusal, Text
+from fairlead.models import wire
+from fairlead.models.access import Transient, Who, filtered, key_from, remote_lineage, scrub, status_error
+from fairlead.models.budget import Budget
+from fairlead.models.prices import Price, price_of
+from fairlead.models.protocol import Finish, Prompt, Reply, Sampling, Usage
+from fairlead.models.remote import Answer, Limits, RemoteModel
+
+OFFICIAL = "https://api.openai.com/v1"
+KEYS = {"openai": "OPENAI_API_KEY", "vllm": "VLLM_API_KEY"}
+
+_FINISH: Mapping[str, Finish] = {
+    "stop": "stop",
+    "length": "length",
+    "content_filter": "filter",
+    "tool_calls": "tool_calls",
+    "function_call": "tool_calls",
+}
+_FILTER_CODES = ("content_filter", "content_policy_violation", "moderation_blocked")
+
+
+def open_openai(
+    provider: str,
+    model: str,
+    url: str | None,
+    *,
+    name: str,
+    budget: Budget | None = None,
+    limits: Limits | None = None,
+    prices: Mapping[str, Price] | None = None,
+) -> RemoteModel:
+    """A model behind chat completions. Raises MissingResource without a key, InputError for vLLM without a URL."""
+    if provider == "vllm" and url is None:
+        raise InputError(f"{name}: where is the server? Write vllm/{model}@http://HOST:PORT/v1")
+    base = url or os.environ.get("OPENAI_BASE_URL") or OFFICIAL
+    key = key_from(KEYS[provider], url=base, optional=base != OFFICIAL, name=name)
+    who = Who(name, model, base, KEYS[provider])
+    # a server of one's own costs what its owner says; only OpenAI's own address has OpenAI's prices
+    price = price_of(model, prices) if base == OFFICIAL else (prices or {}).get(model)
+    endpoint = ChatCompletions(who, key, vllm=provider == "vllm", official=base == OFFICIAL)
+    lineage = remote_lineage("openai", model, base, OFFICIAL)
+    return RemoteModel(name, endpoint, lineage=lineage, url=base, price=price, budget=budget, limits=limits)
+
+
+class ChatCompletions:
+    """One server's chat completions; the client is made on the first call."""
+
+    replies_per_call: int | None = None
+
+    def __init__(self, who: Who, key: str | None, *, vllm: bool, official: bool) -> None:
+        self._who, self._key, self._vllm = who, key, vllm
+        self._client: Any = None
+        # OpenAI's newer models know only the second name, many compatible servers only the first
+        self._limit_field = "max_completion_tokens" if official else "max_tokens"
+        fields = {"max_tokens", "temperature", "top_p", "stop", "seed"}
+        self.capabilities = frozenset(fields | {"top_k", "logprobs", "tokens"} if vllm else fields)
+
+    def __repr__(self) -> str:
+        return f"ChatCompletions({self._who})"
+
+    def ready(self) -> None:
+        if self._client is None:
+            import openai
+
+            # the SDK wants some key; a server of one's own may want none. Its own retries are off: ours count and wait.
+            self._client = openai.AsyncOpenAI(api_key=self._key or "none", base_url=self._who.url, max_retries=0)
+
+    async def ask(self, prompt: Prompt, n: int, sampling: Sampling, timeout: float) -> Answer:
+        body: dict[str, Any] = {"model": self._who.model, "messages": wire.to_openai(prompt)}
+        for field in ("temperature", "top_p", "seed", "top_k"):
+            if getattr(sampling, field) is not None:
+                body[field] = getattr(sampling, field)
+        if sampling.stop is not None:
+            body["stop"] = list(sampling.stop)
+        if n > 1:
+            body["n"] = n
+        if self._vllm:
+            body |= {"logprobs": True, "return_token_ids": True}
+        limit = {self._limit_field: sampling.max_tokens}
+        try:
+            data = await self._post("/chat/completions", body | limit, timeout)
+        except InputError as error:
+            other = {"max_tokens": "max_completion_tokens"}.get(self._limit_field)
+            if other is None or other not in str(error):
+                raise
+            self._limit_field = other  # the server said so; remembered for the calls to come
+            data = await self._post("/chat/completions", body | {other: sampling.max_tokens}, timeout)
+        if data is None:
+            return Answer((filtered("the provider's content filter refused the prompt", Usage()),) * n, Usage())
+        return self._answer(data)
+
+    def _answer(self, data: Mapping[str, Any]) -> Answer:
+        from openai.types.chat import ChatCompletion
+
+        usage = _usage(data)
+        if not isinstance(data.get("choices"), list) or not data["choices"]:
+            raise Transient(f"{self._who.url} answered without choices", billed=True)
+        try:
+            parsed = ChatCompletion.construct(**data)
+            replies = tuple(
+                _reply(choice, raw, usage if i == 0 and usage else Usage(), self._vllm)
+                for i, (choice, raw) in enumerate(zip(parsed.choices, data["choices"], strict=True))
+            )
+        except (AttributeError, TypeError, KeyError) as error:
+            raise Transient(f"{self._who.url} answered in another shape ({error})", billed=True) from None
+        return Answer(replies, usage)
+
+    async def score(self, prompt: Prompt, continuation: str, timeout: float) -> tuple[float, Usage]:
+        """Summed log-prob of a continuation: its ids after the prompt's, and vLLM's log-probs of a prompt."""
+        root = self._who.url.rstrip("/").removesuffix("/v1")
+        model = {"model": self._who.model}
+        talk = {"messages": wire.to_openai(prompt), "add_generation_prompt": True}
+        said = await self._post(f"{root}/tokenize", model | talk, timeout)
+        text = {"prompt": continuation, "add_special_tokens": False}
+        more = await self._post(f"{root}/tokenize", model | text, timeout)
+        head, tail = _ids(said, self._who.url), _ids(more, self._who.url)
+        request = {"prompt": head + tail, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 1}
+        data = await self._post("/completions", model | request, timeout)
+        try:
+            table = (data or {})["choices"][0]["prompt_logprobs"]
+            total = sum(float(table[len(head) + k][str(token)]["logprob"]) for k, token in enumerate(tail))
+        except (KeyError, IndexError, TypeError):
+            raise InputError(
+                f"{self._who.name}: {self._who.url} gives no prompt_logprobs; it is not a vLLM server"
+            ) from None
+        return total, _usage(data or {}) or Usage()
+
+    async def _post(self, path: str, body: Mapping[str, Any], timeout: float) -> Mapping[str, Any] | None:
+        """The JSON of one request; None where a content filter refused it. Raises Transient or a user's error."""
+        import openai
+
+        url = self._who.url
+        try:
+            data = await self._client.post(path, cast_to=object, body=body, options={"timeout": timeout})
+        except openai.APITimeoutError:
+            raise Transient(f"no answer from {url} within {timeout:g} s", billed=True) from None
+        except openai.APIConnectionError as error:
+            reason = type(error.__cause__).__name__ if error.__cause__ else "connection error"
+            dead = reason in ("ConnectError", "ConnectTimeout")
+            raise Transient(f"{reason} at {url}", billed=not dead, dead=dead) from None
+        except openai.APIStatusError as error:
+            code = error.code or ""
+            if code in _FILTER_CODES:
+                return None
+            message = scrub(_message(error), self._key)
+            raise status_error(
+                self._who, error.status_code, message, error.response.headers, code=code, param=error.param or ""
+            ) from None
+        except (json.JSONDecodeError, UnicodeDecodeError, openai.APIResponseValidationError):
+            raise Transient(f"{url} answered something that is not JSON", billed=True) from None
+        if not isinstance(data, Mapping):
+            raise Transient(f"{url} answered something that is not a JSON object", billed=True)
+        return data
+
+
+def _message(error: Any) -> str:
+    body = error.body
+    if isinstance(body, Mapping):
+        inner = body.get("error", body)
+        return str(inner.get("message", inner)) if isinstance(inner, Mapping) else str(inner)
+    return str(body or "")
+
+
+def _usage(data: Mapping[str, Any]) -> Usage | None:
+    usage = data.get("usage")
+    if not isinstance(usage, Mapping):
+        return None
+    return Usage(int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0))
+
+
+def _ids(data: Mapping[str, Any] | None, url: str) -> list[int]:
+    tokens = (data or {}).get("tokens")
+    if not isinstance(tokens, list):
+        raise InputError(f"{url} has no /tokenize as vLLM does; log-probs are not to be had there")
+    return [int(t) for t in tokens]
+
+
+def _reply(choice: Any, raw: Mapping[str, Any], usage: Usage, vllm: bool) -> Reply:
+    parts = wire.parts_from_openai(choice.message)
+    finish = _FINISH.get(str(choice.finish_reason), "stop")
+    if finish == "filter" and not any(isinstance(p, Refusal) for p in parts):
+        parts = (*parts, Refusal("" if parts else "the provider's content filter stopped this reply"))
+    if any(isinstance(p, Refusal) for p in parts):
+        finish = "filter"
+    tokens = logprobs = None
+    if vllm and isinstance(raw.get("token_ids"), list) and choice.logprobs and choice.logprobs.content is not None:
+        tokens = tuple(int(t) for t in raw["token_ids"])
+        logprobs = tuple(float(t.logprob) for t in choice.logprobs.content)
+        if len(tokens) != len(logprobs):
+            tokens = logprobs = None
+    return Reply((Message("assistant", parts or (Text(""),)),), finish, tokens, logprobs, usage)

@@ -1,0 +1,227 @@
+"""What every stage of a run shares, and what a stage leaves behind."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from fairlead.constitution.schema import Constitution
+from fairlead.errors import InputError
+from fairlead.exchange import Message
+from fairlead.judges.lineage import Leaf, Ledger, Lineage, Side
+from fairlead.judges.protocol import Judge
+from fairlead.models import Budget, Model, open_model
+from fairlead.stack.cache import Cache
+from fairlead.stack.folder import Log
+from fairlead.stack.identity import numerics
+from fairlead.stack.lazy import LazyModel
+from fairlead.stack.plan import Plan
+from fairlead.stack.prompts import TrainingPrompts, training_prompts
+from fairlead.stack.source import Source, locate, torch_installed
+from fairlead.stack.voice import Voice
+
+if TYPE_CHECKING:
+    from fairlead.feedback.formats import ExchangeSet, PreferenceSet
+
+Used = tuple[tuple[Side, str, Lineage], ...]  # side, printed name, lineage of each judge a stage used
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What a stage made: a model (not opened until somebody asks it something), and what there is to tell of it.
+
+    identity   hash of everything that determines how it answers: cache keys of later stages hold it
+    folder     the weights it stands on; None for a remote model
+    plain      whether it is those weights and nothing else: a prompt or a guard around them cannot be trained
+    used       judges that stood on the train or select side
+    prompts    what it was trained on, for the rule that no audit case was seen in training
+    entry      where its weights lie in the cache, and `data` what it learnt from; None where it made none
+    seconds    time to make it, None where it was cached
+    settings   the stage's configuration with nothing left open, for the lock file
+    facts      counts and settings for `layers/NAME/layer.json`
+    preferences  (trained on, held out) where it learnt from a file of preferences
+    """
+
+    name: str
+    kind: str
+    identity: str
+    folder: Path | None
+    plain: bool
+    model: Model
+    summary: str = ""
+    used: Used = ()
+    prompts: tuple[tuple[Message, ...], ...] = ()
+    entry: Path | None = None
+    data: Path | None = None
+    seconds: float | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    preferences: tuple[PreferenceSet, PreferenceSet] | None = None
+
+
+@dataclass
+class Context:
+    """The settings and services of one run. Models are opened once and kept for as long as the run."""
+
+    plan: Plan
+    constitution: Constitution
+    source: Source
+    cache: Cache
+    voice: Voice
+    threads: int
+    oracle: bool = False
+    skip_bad_rows: bool = False
+    budget: Budget | None = None
+    prices: Mapping[str, Any] | None = None
+    audit: Mapping[str, Judge] = field(default_factory=dict)
+    ledger: Ledger = field(default_factory=Ledger)
+    log: Log = field(default_factory=Log)
+    models: dict[str, LazyModel] = field(default_factory=dict)
+    sources: dict[str, Source] = field(default_factory=dict)
+    _files: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def seed(self) -> int:
+        return self.plan.seed
+
+    @property
+    def world(self) -> bool:
+        """Whether the model under test lives in the apprentice's world."""
+        return self.source.kind == "apprentice"
+
+    @cached_property
+    def numerics(self) -> dict[str, Any]:
+        return numerics(self.threads, device())
+
+    @cached_property
+    def prompts(self) -> TrainingPrompts:
+        """The training prompts of the run, drawn once."""
+        given = tuple(p.messages for p in self.preferences.rows) if self.plan.preferences else ()
+        prompts = training_prompts(
+            self.plan.prompts,
+            self.constitution,
+            world=self.world,
+            seed=self.seed,
+            preference_prompts=given,
+            skip_bad_rows=self.skip_bad_rows,
+        )
+        self.voice.say(prompts.said)
+        return prompts
+
+    @property
+    def preferences(self) -> PreferenceSet:
+        """The preference data given with the plan, read once and said aloud."""
+        if self.plan.preferences is None:
+            raise InputError("this stack learns from preference data: give a file with --preferences, or `preferences:`")
+        return self.read_preferences(self.plan.preferences)
+
+    def read_preferences(self, path: str) -> PreferenceSet:
+        """Preference data by path, read once and said aloud."""
+        from fairlead.feedback.formats import read_preferences
+
+        if path not in self._files:
+            self._files[path] = self._said(read_preferences(Path(path), skip_bad_rows=self.skip_bad_rows))
+        return cast("PreferenceSet", self._files[path])
+
+    def read_demonstrations(self, path: str) -> ExchangeSet:
+        """Demonstrations by path, read once and said aloud."""
+        from fairlead.feedback.formats import read_demonstrations
+
+        if path not in self._files:
+            self._files[path] = self._said(read_demonstrations(Path(path), skip_bad_rows=self.skip_bad_rows))
+        return cast("ExchangeSet", self._files[path])
+
+    def _said(self, rows: Any) -> Any:
+        for line in rows.report.lines():
+            self.voice.say(line)
+        return rows
+
+    def base(self) -> Built:
+        """The model as it comes in."""
+        return Built("base", "base", self.source.identity, self.source.folder, True, self.model(self.source))
+
+    def locate(self, spec: str) -> Source:
+        if spec not in self.sources:
+            self.sources[spec] = locate(spec)
+        return self.sources[spec]
+
+    def model(self, source: Source) -> LazyModel:
+        """The model of a source; one for the whole run."""
+
+        def opener() -> Model:
+            if source.kind == "remote":
+                return open_model(source.spec, budget=self.budget, prices=self.prices)
+            self.settle_numerics()
+            return open_model(_spec(source))
+
+        return self.models.setdefault(
+            source.identity, LazyModel(source.spec, source.identity, opener, self.cache)
+        )
+
+    def trained(self, name: str, identity: str, folder: Path) -> LazyModel:
+        """The model of a folder that a stage of this run wrote."""
+
+        def opener() -> Model:
+            from fairlead.models.local import open_local
+
+            self.settle_numerics()
+            return open_local(str(folder.resolve()), name=name)
+
+        return self.models.setdefault(identity, LazyModel(name, identity, opener, self.cache))
+
+    def critic(self, spec: str, below: Built) -> tuple[str, Model]:
+        """(identity, model) of what a stage names as critic: `self`, `base`, or a model by name."""
+        if spec == "self":
+            return below.identity, below.model
+        source = self.source if spec == "base" else self.locate(spec)
+        return source.identity, self.model(source)
+
+    def settle_numerics(self) -> None:
+        """Fix what the bits of a local result depend on besides its inputs. Called before torch computes anything."""
+        if torch_installed():
+            settle_torch(self.threads)
+
+
+def settle_torch(threads: int) -> None:
+    """The number of threads that share a sum, and no progress bars but our own."""
+    import torch
+    import transformers
+
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+    transformers.utils.logging.disable_progress_bar()
+
+
+def _spec(source: Source) -> str:
+    if source.spec == "apprentice" or source.folder is None:
+        return source.spec
+    return str(source.folder.resolve())
+
+
+def device() -> str:
+    """Where local models run, without importing torch."""
+    from fairlead.stack.identity import version_of
+
+    version = version_of("torch")
+    if not version:
+        return "numpy"
+    if version.endswith("+cpu"):
+        return "cpu"
+    return "cuda" if any(Path("/dev").glob("nvidia[0-9]*")) else "cpu"
+
+
+def used_to_json(used: Used) -> list[dict[str, Any]]:
+    """Lineages in full: a cached stage must testify to what it used as the first run did."""
+    return [
+        {"side": side, "name": name, "leaves": sorted((dataclasses.asdict(leaf) for leaf in lineage), key=str)}
+        for side, name, lineage in used
+    ]
+
+
+def used_from_json(rows: Sequence[Mapping[str, Any]]) -> Used:
+    return tuple((row["side"], row["name"], frozenset(Leaf(**leaf) for leaf in row["leaves"])) for row in rows)

@@ -1,0 +1,94 @@
+"""What a run will ask of remote models: calls, tokens and cost, before the first call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from fairlead.exchange import Message, exchange, user
+from fairlead.judges.critic import Critic
+from fairlead.judges.prompting import ask_about
+from fairlead.measures import Measure
+from fairlead.measures.bank import Bank
+from fairlead.measures.runner import cases_for, greedy
+from fairlead.models.protocol import Model, Prompt, Sampling
+from fairlead.models.remote import Estimate
+from fairlead.stack.context import Built, Context
+from fairlead.stack.measuring import Asking
+from fairlead.stack.stages.prompt import PromptedModel, told
+
+NOTHING = Estimate(0, 0, 0, 0.0)
+REPLY_WORDS = 150  # taken for the length of a reply a critic has to read
+
+
+def remote_models(ctx: Context) -> bool:
+    """Whether anything in this run calls a remote model."""
+    named = {getattr(layer, "critic", "") for layer in ctx.plan.layers}
+    for layer in ctx.plan.layers:
+        for part in ("data", "preferences"):
+            inner = getattr(layer, part, None)
+            revise = getattr(inner, "revise", None)
+            named |= {getattr(inner, "critic", ""), getattr(revise, "critic", "")}
+    named.add(ctx.plan.measure.audit)
+    specs = {name for name in named if "/" in name}
+    return ctx.source.kind == "remote" or any(ctx.locate(spec).kind == "remote" for spec in specs)
+
+
+def estimate(ctx: Context, layers: Sequence[Built], measures: Sequence[Measure], bank: Bank) -> Estimate:
+    """Of measuring these layers, what is cached left out. Revisions by a guard come on top: nobody knows how many."""
+    total = NOTHING
+    for built in layers:
+        prompts = list(_unknown(built, measures, bank, ctx))
+        if not prompts:
+            continue
+        total += _of_model(built.model, prompts, greedy(built.model, bank))
+        for measure in measures:
+            judge: Any = ctx.audit[measure.id]
+            if isinstance(judge, Critic):
+                total += _of_critic(judge, [p for p in _unknown(built, [measure], bank, ctx)])
+    return total
+
+
+def _unknown(built: Built, measures: Sequence[Measure], bank: Bank, ctx: Context) -> Iterator[Prompt]:
+    """The prompts that are not answered in the cache, each once; a follow-up counts as another prompt."""
+    asking = Asking(ctx, built, bank)
+    seen: set[tuple[Message, ...]] = set()
+    for measure in measures:
+        cases = [c for c in cases_for(measure, bank, ctx.plan.measure.cases, ctx.seed) if not ctx.ledger.seen(c.messages)]
+        if asking.is_known(measure, cases, ctx.audit, greedy(built.model, bank)):
+            continue
+        for case in cases:
+            follow = [(*case.messages, user(str(case.meta[key]))) for key in ("push", "again") if key in case.meta]
+            for prompt in (case.messages, *follow):
+                if prompt not in seen:
+                    seen.add(prompt)
+                    yield prompt
+
+
+def _of_model(model: Any, prompts: Sequence[Prompt], sampling: Sampling) -> Estimate:
+    """Through prompts and guards down to the model that is called."""
+    if isinstance(model, PromptedModel):
+        return _of_model(model.model, [told(prompt, model.text) for prompt in prompts], sampling)
+    checks = getattr(model, "checks", None)
+    if checks is not None:
+        total = _of_model(model.model, prompts, sampling)
+        for check in checks:
+            judge = getattr(getattr(check, "check", None), "judge", None)
+            if isinstance(judge, Critic):
+                total += _of_critic(judge, prompts)
+        return total
+    return _called(model, prompts, sampling)
+
+
+def _of_critic(judge: Critic, prompts: Sequence[Prompt]) -> Estimate:
+    reply = " ".join(["word"] * REPLY_WORDS)
+    asked = [ask_about(judge.model, "judge", principle=judge.text, exchange=exchange(p, reply)) for p in prompts]
+    samples = 1 if "logprobs" in judge.model.capabilities else judge.samples
+    return _called(judge.model, asked, Sampling(n=samples, max_tokens=judge.max_tokens))
+
+
+def _called(model: Model, prompts: Sequence[Prompt], sampling: Sampling) -> Estimate:
+    """Local models cost nothing; only remote ones can estimate."""
+    opened: Any = getattr(model, "open", model)
+    found = getattr(opened, "estimate", None)
+    return NOTHING if found is None else found(prompts, sampling)

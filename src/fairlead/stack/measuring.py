@@ -1,0 +1,162 @@
+"""Measure a layer, remembering what every case came to: only what is not known yet is asked.
+
+An entry of the cache holds the outcomes of one measure on one model. What is evidence, and beside which principle a
+row stands, depends on the rest of the run and is worked out afresh each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fairlead.constitution.schema import Constitution
+from fairlead.errors import InputError
+from fairlead.exchange import Case, from_json, to_json
+from fairlead.judges.lineage import lineage_hash
+from fairlead.judges.protocol import Judge
+from fairlead.measures import Measure, chosen
+from fairlead.measures.audit import audit_for
+from fairlead.measures.bank import Bank, World
+from fairlead.measures.general import General
+from fairlead.measures.measure import Audit, Outcome
+from fairlead.measures.result import MeasureResult
+from fairlead.measures.runner import ask_all, run
+from fairlead.models.protocol import Model, Sampling
+from fairlead.stack.context import Built, Context
+from fairlead.stack.folder import read_lines, write_lines
+from fairlead.stack.identity import code_hash, digest
+from fairlead.stack.lazy import Watched
+
+ROOMS = ("measures", "judges", "models", "engine", "apprentice", "constitution/prompts", "stack/measuring")
+
+
+def bank_for(world: bool) -> Bank:
+    """The harbour's cases for the apprentice and its descendants, the open world's for every other model."""
+    return World() if world else General()
+
+
+def auditors(ctx: Context, bank: Bank) -> dict[str, Judge]:
+    """The audit judge of every measure, as the plan says: gold, rules, or a model that reads."""
+    return audit_of(ctx.plan.measure.audit, ctx.constitution, bank, ctx)
+
+
+def audit_of(audit: str, constitution: Constitution | None, bank: Bank, ctx: Context) -> dict[str, Judge]:
+    if audit == "auto":
+        return audit_for(bank, constitution)
+    if audit in ("gold", "rules"):
+        return audit_for(bank, constitution, default=audit)
+    source = ctx.source if audit == "base" else ctx.locate(audit)
+    return audit_for(bank, constitution, ctx.model(source), default="rules")
+
+
+def measures_for(ctx: Context, audit: Audit) -> list[Measure]:
+    """The plan's measures; those nobody can judge here are named aloud and left out, unless asked for by name."""
+    wanted = chosen(ctx.plan.measure.only)
+    if ctx.plan.measure.only is not None:
+        return wanted
+    judged = [measure for measure in wanted if measure.id in audit]
+    left = left_out(ctx)
+    if left:
+        ctx.voice.say(
+            f"not measured: {', '.join(left)} (only a reading model can judge it: measure: {{audit: MODEL}} or --audit MODEL)"
+        )
+    if not judged:
+        raise InputError("nothing can be measured: no measure has a judge here; name a reading model with --audit")
+    return judged
+
+
+def left_out(ctx: Context) -> list[str]:
+    """Measures of the default run that nobody here can judge."""
+    return [measure.title for measure in chosen(ctx.plan.measure.only) if measure.id not in ctx.audit]
+
+
+@dataclass
+class Asking:
+    """The runner's asker over the cache. Counts what was asked now and what was known."""
+
+    ctx: Context
+    built: Built
+    bank: Bank
+    asked: int = 0
+    known: int = 0
+    entries: dict[str, Path] = field(default_factory=dict)
+
+    def __call__(
+        self, model: Model, plan: Mapping[str, tuple[Measure, Sequence[Case]]], audit: Audit, sampling: Sampling
+    ) -> dict[str, list[Outcome]]:
+        keys = {id: self._key(measure, cases, audit, sampling) for id, (measure, cases) in plan.items()}
+        found: dict[str, list[Outcome]] = {}
+        for id, key in keys.items():
+            entry = self.ctx.cache.find("measured", key)
+            if entry is not None:
+                found[id] = [from_json(Outcome, row) for row in read_lines(entry.path / "outcomes.jsonl")]
+                self.known += len(found[id])
+        left = {id: both for id, both in plan.items() if id not in found}
+        if left:
+            found |= self._ask(model, left, audit, sampling, keys)
+        return {id: found[id] for id in plan}
+
+    def is_known(self, measure: Measure, cases: Sequence[Case], audit: Audit, sampling: Sampling) -> bool:
+        """Whether the cache holds what every case of this measure came to."""
+        return self.ctx.cache.find("measured", self._key(measure, cases, audit, sampling)) is not None
+
+    def _ask(
+        self,
+        model: Model,
+        left: Mapping[str, tuple[Measure, Sequence[Case]]],
+        audit: Audit,
+        sampling: Sampling,
+        keys: Mapping[str, dict[str, Any]],
+    ) -> dict[str, list[Outcome]]:
+        total = sum(len(cases) for _, cases in left.values())
+        done = 0
+        with self.ctx.voice.progress(f"{self.built.name}: measuring") as advance:
+
+            def heard(replies: int) -> None:
+                nonlocal done
+                done += replies
+                advance(min(done, total), total)
+
+            outcomes = ask_all(Watched(model, heard), left, audit, sampling)
+        for id, rows in outcomes.items():
+            self.asked += len(rows)
+            if any(row.status == "missing" for row in rows) and self.ctx.source.kind == "remote":
+                continue  # what a server failed to answer is asked again next time
+            self.ctx.cache.make(
+                "measured",
+                keys[id],
+                lambda folder, rows=rows: write_lines(folder / "outcomes.jsonl", map(to_json, rows)),  # type: ignore[misc]
+            )
+        return outcomes
+
+    def _key(self, measure: Measure, cases: Sequence[Case], audit: Audit, sampling: Sampling) -> dict[str, Any]:
+        # Measures may consult each other's judges (an unanswered twin has no style), so all lineages are in the key.
+        return {
+            "measure": measure.id,
+            "model": self.built.identity,
+            "cases": digest([to_json(case) for case in cases]),
+            "judges": {id: lineage_hash(judge.lineage) for id, judge in audit.items()},
+            "sampling": to_json(sampling),
+            "code": code_hash(*ROOMS),
+            **({} if self.ctx.source.kind == "remote" else self.ctx.numerics),
+        }
+
+
+def measure(built: Built, measures: Sequence[Measure], bank: Bank, ctx: Context) -> tuple[list[MeasureResult], Asking]:
+    """Every measure on one layer. Raises OptimisedJudge where a judge of this run would be its own witness."""
+    asking = Asking(ctx, built, bank)
+    results = run(
+        built.model,
+        measures,
+        bank,
+        ctx.audit,
+        n=ctx.plan.measure.cases,
+        seed=ctx.seed,
+        layer=built.name,
+        ledger=ctx.ledger,
+        constitution=ctx.constitution,
+        ask=asking,
+    )
+    return results, asking

@@ -1,0 +1,138 @@
+"""Training prompts: what the model is asked while it learns, each aimed at one principle of the constitution.
+
+The apprentice's prompts come from its world by the principle's dimension (train split), a share of them ordinary
+traffic, so that it also learns where the principle does not apply. Other models bring a prompts file, or the
+preference file's own prompts, or fall back on the examples written under the principles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fairlead.constitution.schema import Constitution, Principle
+from fairlead.errors import InputError
+from fairlead.exchange import Case, Message, system, user
+from fairlead.stack.identity import digest
+from fairlead.stack.plan import Prompts
+
+SOURCE = "constitution"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingPrompts:
+    """Cases to train on, in a fixed order, and one line that says where they came from.
+
+    `aimed[i]` says that case i tempts the model to break its principle; ordinary traffic carries a principle only so
+    that it is known under whose share it was drawn.
+    """
+
+    cases: tuple[Case, ...]
+    said: str
+    aimed: tuple[bool, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.aimed:
+            object.__setattr__(self, "aimed", (False,) * len(self.cases))
+
+    @property
+    def hash(self) -> str:
+        return digest([[_plain(c.messages), c.principle] for c in self.cases])
+
+
+def training_prompts(
+    config: Prompts,
+    constitution: Constitution,
+    *,
+    world: bool,
+    seed: int,
+    preference_prompts: Sequence[tuple[Message, ...]] = (),
+    skip_bad_rows: bool = False,
+) -> TrainingPrompts:
+    """Prompts for every principle. `world` means the model is the apprentice, whose world makes them.
+
+    Raises InputError where there is nothing to ask.
+    """
+    if config.from_ != SOURCE:
+        return _from_file(config, constitution, seed, skip_bad_rows)
+    if world:
+        return _from_world(config, constitution, seed)
+    if preference_prompts:
+        return _dealt(preference_prompts, config, constitution, seed, "the preference file's own prompts")
+    return _from_examples(constitution)
+
+
+def _from_world(config: Prompts, constitution: Constitution, seed: int) -> TrainingPrompts:
+    from fairlead.apprentice import cases as world
+
+    general = round(config.per_principle * config.general)
+    aimed = config.per_principle - general
+    found: list[tuple[Case, bool]] = []
+    for principle in constitution.principles:
+        # Seeded by the principle's own id: striking one principle out leaves the prompts of the others as they were.
+        own = int(digest([seed, principle.id])[:8], 16)
+        found += [(_for(case, principle), True) for case in world.prompts(principle.dimension, "train", aimed, own)]
+        found += [(_for(case, principle), False) for case in world.prompts(None, "train", general, own + 1)]
+    # The same words may be drawn for two principles: they are trained on once for each.
+    distinct = {(case.messages, case.principle): (case, aimed) for case, aimed in reversed(found)}
+    kept = tuple(reversed(distinct.values()))
+    same = len(found) - len(kept)
+    said = f"{len(kept):,} prompts of the apprentice's world for {len(constitution.principles)} principles"
+    said += f" ({same:,} drawn twice, kept once)" if same else ""
+    return TrainingPrompts(tuple(case for case, _ in kept), said, tuple(is_aimed for _, is_aimed in kept))
+
+
+def _from_file(config: Prompts, constitution: Constitution, seed: int, skip_bad_rows: bool) -> TrainingPrompts:
+    from fairlead.feedback.formats import read_prompts
+
+    prompts = read_prompts(Path(config.from_), skip_bad_rows=skip_bad_rows)
+    dealt = _dealt(prompts.rows, config, constitution, seed, config.from_)
+    return TrainingPrompts(dealt.cases, "; ".join((dealt.said, *prompts.report.lines())))
+
+
+def _dealt(
+    prompts: Sequence[tuple[Message, ...]], config: Prompts, constitution: Constitution, seed: int, source: str
+) -> TrainingPrompts:
+    """The prompts in a drawn order, dealt to the principles in turn, at most `per_principle` to each."""
+    distinct = list(dict.fromkeys(prompts))
+    order = sorted(range(len(distinct)), key=lambda i: digest([seed, _plain(distinct[i])]))
+    principles = constitution.principles
+    kept = order[: config.per_principle * len(principles)]
+    cases = tuple(
+        Case(distinct[index], measure="", principle=principles[turn % len(principles)].id)
+        for turn, index in enumerate(kept)
+    )
+    left = len(distinct) - len(kept)
+    said = f"{len(cases):,} prompts from {source}"
+    if left:
+        said += f" ({left:,} more not used: per_principle is {config.per_principle})"
+    return TrainingPrompts(cases, said)
+
+
+def _from_examples(constitution: Constitution) -> TrainingPrompts:
+    cases = []
+    for principle in constitution.principles:
+        for example in (*principle.good, *principle.bad):
+            said = (user(example.user),) if example.system is None else (system(example.system), user(example.user))
+            cases.append(Case(said, measure="", principle=principle.id))
+    distinct = _distinct(cases)
+    if not distinct:
+        raise InputError(
+            f"constitution {constitution.name!r} has no examples to take training prompts from; "
+            "give a file of prompts with --prompts (.txt, one per line, or .jsonl)"
+        )
+    note = "; few prompts teach little, give more with --prompts" if len(distinct) < 200 else ""
+    return TrainingPrompts(distinct, f"{len(distinct):,} prompts from the constitution's examples{note}")
+
+
+def _for(case: Case, principle: Principle) -> Case:
+    return Case(case.messages, case.measure, principle.id, case.reference, case.cluster, case.meta)
+
+
+def _distinct(cases: Sequence[Case]) -> tuple[Case, ...]:
+    return tuple({(case.messages, case.principle): case for case in cases}.values())
+
+
+def _plain(messages: Sequence[Message]) -> list[list[str]]:
+    return [[m.role, m.text] for m in messages]

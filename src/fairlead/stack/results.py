@@ -1,0 +1,155 @@
+"""`results.json` and the files beside it: what a run found, in plain JSON.
+
+Everything but `seconds` is a function of the plan, the models and the seed: two local runs agree in it byte for byte.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fairlead import __version__
+from fairlead.exchange import to_json
+from fairlead.measures.compare import side_effects
+from fairlead.measures.result import MeasureResult
+from fairlead.stack.cache import copy_entry
+from fairlead.stack.context import Built, Context
+from fairlead.stack.folder import write_json, write_lines, write_yaml
+from fairlead.stack.identity import version_of
+from fairlead.stack.plan import DPOLayer, SFTLayer
+
+SCHEMA = 1
+
+
+def results(
+    ctx: Context,
+    layers: Sequence[Built],
+    measured: Mapping[str, Sequence[MeasureResult]],
+    accuracy: Sequence[Mapping[str, Any]],
+    seconds: Mapping[str, Any],
+    pairs: Sequence[tuple[str, str]],
+    *,
+    recipe: str = "",
+    left_out: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The body of `results.json` (DESIGN §7), with what else the report shows under keys of its own."""
+    body: dict[str, Any] = {
+        "schema": SCHEMA,
+        "model": ctx.plan.model,
+        "constitution": {
+            "name": ctx.constitution.name,
+            "sha256": ctx.constitution.sha256,
+            "principles": [
+                {"id": p.id, "dimension": p.dimension, "severity": p.severity, "text": p.text}
+                for p in ctx.constitution.principles
+            ],
+        },
+        "layers": [layer.name for layer in layers],
+        "measures": [row.row() for rows in measured.values() for row in rows],
+        "side_effects": [effect.row() for effect in side_effects(measured, pairs)],
+        "seconds": dict(seconds),
+        "recipe": recipe,
+        "seed": ctx.seed,
+        "audit": ctx.plan.measure.audit,
+        "oracle": uses_gold(ctx),
+        "stages": [{"layer": layer.name, "kind": layer.kind, "summary": layer.summary} for layer in layers[1:]],
+        "warnings": [warning for layer in layers for warning in layer.warnings],
+        "not_measured": list(left_out),
+        "versions": versions(),
+    }
+    if accuracy:
+        body["preference_accuracy"] = list(accuracy)
+    return body
+
+
+def uses_gold(ctx: Context) -> bool:
+    """Whether any layer learnt from the world's truth."""
+    return any(
+        (isinstance(layer, SFTLayer) and bool(layer.data.gold))
+        or (isinstance(layer, DPOLayer) and layer.preferences.from_ == "gold")
+        for layer in ctx.plan.layers
+    )
+
+
+def versions() -> dict[str, str]:
+    """Of what computes a result."""
+    names = ("torch", "transformers", "tokenizers", "numpy", "scipy", "pydantic", "openai", "anthropic")
+    found = {name: version for name in names if (version := version_of(name))}
+    return {"fairlead": __version__, "python": platform.python_version(), **found}
+
+
+def comparisons(layers: Sequence[Built], starts: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Each layer with the one it starts from, and the base with the product."""
+    pairs = [(starts[layer.name], layer.name) for layer in layers[1:]]
+    whole = (layers[0].name, layers[-1].name)
+    return pairs if whole in pairs or len(layers) < 2 else [*pairs, whole]
+
+
+def write_exchanges(folder: Path, measured: Mapping[str, Sequence[MeasureResult]]) -> None:
+    """`exchanges/LAYER.jsonl`: every case of every measure, with what it came to."""
+    for layer, rows in measured.items():
+        write_lines(
+            folder / "exchanges" / f"{layer}.jsonl",
+            (
+                {"measure": row.measure, "principle": row.principle, "layer": layer, **outcome.to_json()}
+                for row in rows
+                for outcome in row.outcomes
+            ),
+        )
+
+
+def write_layers(folder: Path, layers: Sequence[Built], product: Built | None) -> None:
+    """`layers/NAME/`: what each stage made; and `model/`, the product's weights, as a copy of its own."""
+    for layer in layers[1:]:
+        place = folder / "layers" / layer.name
+        write_json(
+            place / "layer.json",
+            {"kind": layer.kind, "summary": layer.summary, "warnings": list(layer.warnings), **_plain(layer.facts)},
+        )
+        for entry in (layer.data, layer.entry):
+            if entry is not None:
+                copy_entry(entry, place, link=True)
+    if product is not None and product.folder is not None:
+        copy_entry(product.folder, folder / "model")
+
+
+def write_lock(folder: Path, ctx: Context, layers: Sequence[Built], prompts_hash: str | None) -> None:
+    """`stack.lock.yaml`: the plan with everything resolved. It is itself a stack file that repeats the run."""
+    plan = ctx.plan.model_dump(mode="json", by_alias=True, exclude={"layers", "lock"}, exclude_none=True)
+    body = {
+        **plan,
+        "layers": [layer_as_written(layer) for layer in ctx.plan.layers],
+        "lock": {
+            "versions": versions(),
+            "threads": ctx.threads,
+            "device": ctx.numerics["device"],
+            "model": {"identity": ctx.source.identity, "parameters": ctx.source.parameters or None},
+            "constitution": {"name": ctx.constitution.name, "sha256": ctx.constitution.sha256},
+            "prompts": prompts_hash,
+            "layers": {layer.name: {"identity": layer.identity, "settings": layer.settings} for layer in layers},
+        },
+    }
+    write_yaml(folder / "stack.lock.yaml", _plain(body), "What this run did, resolved. `fairlead align` takes it as a stack.")
+
+
+def layer_as_written(layer: Any) -> dict[str, Any]:
+    """A layer as its YAML: training settings beside the data, defaults left out."""
+    own = layer.model_dump(mode="json", by_alias=True, exclude={"train"}, exclude_defaults=True)
+    train = layer.train.model_dump(mode="json", exclude_unset=True) if layer.trains else {}
+    return {layer.kind: {**own, **train}}
+
+
+def _plain(value: Any) -> Any:
+    """JSON types only, tuples as lists; NaN as null."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and value != value:
+        return None
+    if dataclasses.is_dataclass(value):
+        return to_json(value)
+    return value

@@ -1,0 +1,276 @@
+"""Run a plan: measure, then for every layer build and measure, then write the run folder.
+
+Finished work lies in the cache as soon as it is done, so a run that was interrupted, killed or out of budget goes on
+from there when the same command is given again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fairlead.constitution import load
+from fairlead.constitution.schema import Constitution
+from fairlead.errors import InputError
+from fairlead.exchange import Message
+from fairlead.measures.result import MeasureResult
+from fairlead.models import Budget, Price
+from fairlead.stack.atomic import plain_disk_errors
+from fairlead.stack.cache import Cache
+from fairlead.stack.context import Built, Context
+from fairlead.stack.estimate import estimate, remote_models
+from fairlead.stack.folder import place_for, run_folder, write_json, write_lines
+from fairlead.stack.identity import cores
+from fairlead.stack.measuring import auditors, bank_for, left_out, measure, measures_for
+from fairlead.stack.plan import AnyLayer, DPOLayer, GuardLayer, Plan, PromptLayer, SFTLayer
+from fairlead.stack.results import comparisons, results, write_exchanges, write_layers, write_lock
+from fairlead.stack.source import locate
+from fairlead.stack.stages.accuracy import preference_rows
+from fairlead.stack.stages.dpo import dpo
+from fairlead.stack.stages.guard import guard
+from fairlead.stack.stages.prompt import prompt
+from fairlead.stack.stages.sft import require_oracle, sft
+from fairlead.stack.stages.train import require_weights
+from fairlead.stack.voice import Quiet, Voice
+
+DEFAULT_CACHE = Path("runs") / ".cache"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a plan is run, as apart from what it says.
+
+    confirm  asked before remote calls without a budget: shows the estimate, returns whether to go on; None where
+             nobody can be asked
+    finish   fills in what stands on the results (the report) while the folder is not yet in its place
+    """
+
+    out: Path | None = None
+    cache: Path = DEFAULT_CACHE
+    fresh: bool = False
+    oracle: bool = False
+    skip_bad_rows: bool = False
+    threads: int = 0
+    budget: Budget | None = None
+    prices: Mapping[str, Price] | None = None
+    confirm: Callable[[str], bool] | None = None
+    finish: Callable[[Path], None] | None = None
+    recipe: str = ""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Where the run lies, and what `results.json` says."""
+
+    folder: Path
+    results: dict[str, Any]
+    measured: Mapping[str, list[MeasureResult]] = field(default_factory=dict)
+
+
+def constitution_of(plan: Plan, *, world: bool) -> Constitution:
+    """The plan's constitution; where it names none, the harbour's own for the apprentice and `hhh` for others."""
+    return load(plan.constitution or ("harbour" if world else "hhh"))
+
+
+def run_plan(plan: Plan, options: Options = Options(), voice: Voice | None = None) -> Finished:  # noqa: B008
+    """Run the plan. Raises FairleadError with what is wrong; whatever was finished before stays in the cache."""
+    ctx = context(plan, options, voice or Quiet())
+    place = place_for(options.out, f"{_short(plan.model)}-{ctx.constitution.name}")
+    finished = _run(ctx, options, place)
+    _write(ctx, options, finished)
+    return Finished(place, finished.results, finished.measured)
+
+
+def measure_model(plan: Plan, options: Options, voice: Voice) -> Finished:
+    """Measure the plan's model alone. A run folder is written where `out` names one, and nothing otherwise."""
+    ctx = context(plan, options, voice)
+    place = place_for(options.out, "measure") if options.out else Path()
+    finished = _run(ctx, options, place)
+    if options.out is not None:
+        _write(ctx, options, finished)
+    return Finished(place, finished.results, finished.measured)
+
+
+@dataclass(frozen=True)
+class _Done(Finished):
+    layers: tuple[Built, ...] = ()
+
+
+def _run(ctx: Context, options: Options, place: Path) -> _Done:
+    plan = ctx.plan
+    with plain_disk_errors(options.cache):
+        preflight(ctx)
+        layers, measured, seconds = _work(ctx, options)
+        accuracy = preference_rows(ctx, layers)
+    for layer, rows in accuracy.rows.items():
+        measured[layer] = [*measured[layer], *rows]
+    starts = {layer.name: layer.from_ for layer in plan.layers}
+    body = results(
+        ctx, layers, measured, accuracy.table, seconds, comparisons(layers, starts),
+        recipe=options.recipe, left_out=left_out(ctx),
+    )  # fmt: skip
+    return _Done(place, body, measured, tuple(layers))
+
+
+def _write(ctx: Context, options: Options, done: _Done) -> None:
+    with run_folder(done.folder) as folder:
+        write_json(folder / "results.json", done.results)
+        write_exchanges(folder, done.measured)
+        product = done.layers[-1] if done.layers[-1].folder != ctx.source.folder else None
+        write_layers(folder, done.layers, product)
+        write_lock(folder, ctx, done.layers, ctx.prompts.hash if uses_prompts(ctx.plan) else None)
+        write_lines(folder / "log.jsonl", ctx.log.entries)
+        if options.finish is not None:
+            options.finish(folder)
+
+
+def _short(model: str) -> str:
+    """A model's name as part of a folder's name."""
+    return model.partition("@")[0].rstrip("/").rpartition("/")[2] or "model"
+
+
+def context(plan: Plan, options: Options, voice: Voice) -> Context:
+    """Find the model and the constitution of a plan; nothing heavy is loaded."""
+    source = locate(plan.model)
+    constitution = constitution_of(plan, world=source.kind == "apprentice")
+    ctx = Context(
+        plan=plan,
+        constitution=constitution,
+        source=source,
+        cache=Cache(options.cache, say=voice.say, fresh=options.fresh),
+        voice=voice,
+        threads=options.threads or cores(),
+        oracle=options.oracle,
+        skip_bad_rows=options.skip_bad_rows,
+        budget=options.budget,
+        prices=options.prices,
+    )
+    ctx.log("start", model=plan.model, constitution=constitution.sha256, seed=plan.seed, layers=plan.columns[1:])
+    return ctx
+
+
+# ------------------------------------------------------------------------------------- before any work is done
+
+
+def preflight(ctx: Context) -> None:
+    """Find what cannot work before the first measurement: a mistake should not cost an hour."""
+    plain: dict[str, Built] = {"base": ctx.base()}
+    for layer in ctx.plan.layers:
+        below = plain[layer.from_]
+        if layer.trains:
+            require_weights(layer.kind, layer.name, below, ctx)
+        plain[layer.name] = Built(layer.name, layer.kind, "", below.folder, layer.trains and below.plain, below.model)
+        if isinstance(layer, SFTLayer):
+            if layer.data.gold:
+                require_oracle(layer.name, ctx)
+            if layer.data.file is not None:
+                ctx.read_demonstrations(layer.data.file)
+        if isinstance(layer, DPOLayer):
+            if layer.preferences.from_ == "gold":
+                require_oracle(layer.name, ctx)
+            elif layer.preferences.from_ != "ai":
+                given = layer.preferences.from_ == "given"
+                _ = ctx.preferences if given else ctx.read_preferences(layer.preferences.from_)
+        if isinstance(layer, GuardLayer) and layer.critic not in ("base", "self", "none"):
+            ctx.locate(layer.critic)
+    for layer in ctx.plan.layers:
+        ctx.ledger.record_cases(layer.name, "train", trained_on(layer, ctx))
+
+
+def uses_prompts(plan: Plan) -> bool:
+    """Whether any stage asks the training prompts."""
+    return any(_asks(layer) for layer in plan.layers)
+
+
+def _asks(layer: AnyLayer) -> bool:
+    if isinstance(layer, SFTLayer):
+        return layer.data.file is None
+    return isinstance(layer, DPOLayer) and layer.preferences.from_ in ("ai", "gold")
+
+
+def trained_on(layer: AnyLayer, ctx: Context) -> list[tuple[Message, ...]]:
+    """The prompts a layer will train on: they are no cases to measure with, before the layer or after it."""
+    if _asks(layer):
+        return [case.messages for case in ctx.prompts.cases]
+    if isinstance(layer, SFTLayer) and layer.data.file is not None:
+        return [row.messages for row in ctx.read_demonstrations(layer.data.file).rows]
+    if isinstance(layer, DPOLayer):
+        given = layer.preferences.from_ == "given"
+        rows = ctx.preferences if given else ctx.read_preferences(layer.preferences.from_)
+        return [row.messages for row in rows.rows]
+    return []
+
+
+# ----------------------------------------------------------------------------------------------- the work
+
+
+def _work(ctx: Context, options: Options) -> tuple[list[Built], dict[str, list[MeasureResult]], dict[str, float]]:
+    bank = bank_for(ctx.world)
+    ctx.audit = auditors(ctx, bank)
+    measures = measures_for(ctx, ctx.audit)
+    for column in ctx.plan.columns:
+        ctx.ledger.enter(column)
+    base = ctx.base()
+    built: dict[str, Built] = {"base": base}
+    if not any(layer.trains for layer in ctx.plan.layers):  # nothing is called yet: the whole stack can be costed
+        for layer in ctx.plan.layers:
+            built[layer.name] = build(layer, built[layer.from_], ctx)
+    if remote_models(ctx):
+        agree(ctx, options, estimate(ctx, list(built.values()), measures, bank))
+    seconds: dict[str, float] = {}
+    measured: dict[str, list[MeasureResult]] = {}
+
+    def column(item: Built) -> None:
+        began = time.perf_counter()
+        measured[item.name], asking = measure(item, measures, bank, ctx)
+        took = time.perf_counter() - began
+        seconds[f"{item.name}, measured"] = round(took, 2)
+        cases = sum(len(row.outcomes) for row in measured[item.name])
+        ctx.voice.done(item.name, f"measured   {len(measures)} measures, {cases:,} cases", took if asking.asked else None)
+        ctx.log("measured", layer=item.name, asked=asking.asked, known=asking.known, seconds=took)
+
+    column(base)
+    for layer in ctx.plan.layers:
+        item = built.get(layer.name) or build(layer, built[layer.from_], ctx)
+        built[layer.name] = item
+        for side, name, lineage in item.used:
+            ctx.ledger.record(layer.name, side, name, lineage)
+        seconds[layer.name] = round(item.seconds or 0.0, 2)
+        cheap = item.kind in ("guard", "prompt")
+        ctx.voice.done(item.name, item.summary, 0.0 if cheap else item.seconds)
+        for warning in item.warnings:
+            ctx.voice.say(f"warning: {warning}")
+        ctx.log("built", layer=item.name, summary=item.summary, identity=item.identity, seconds=item.seconds)
+        column(item)
+    return [built[name] for name in ctx.plan.columns], measured, seconds
+
+
+def build(layer: AnyLayer, below: Built, ctx: Context) -> Built:
+    """One stage: from the layer it starts from to the layer it makes."""
+    if isinstance(layer, SFTLayer):
+        return sft(layer, below, ctx)
+    if isinstance(layer, DPOLayer):
+        return dpo(layer, below, ctx)
+    if isinstance(layer, GuardLayer):
+        return guard(layer, below, ctx)
+    assert isinstance(layer, PromptLayer)
+    return prompt(layer, below, ctx)
+
+
+def agree(ctx: Context, options: Options, cost: Any) -> None:
+    """Say what remote models will be asked and cost, and go on only within a budget or with a person's yes."""
+    limit = f"; budget {options.budget}" if options.budget else ""
+    more = " (critics of training stages and revisions by the guard come on top)" if len(ctx.plan.layers) else ""
+    ctx.voice.say(f"remote: {cost}{more}{limit}")
+    if options.budget is not None or cost.calls == 0 and not any(layer.trains for layer in ctx.plan.layers):
+        return
+    if options.confirm is None:
+        raise InputError(
+            "remote models are called, and there is no terminal to ask: set a limit with --budget "
+            "('5 USD' or '2M tokens')"
+        )
+    if not options.confirm("Go on without a budget?"):
+        raise InputError("not started; set a limit with --budget ('5 USD' or '2M tokens')")

@@ -1,0 +1,1 @@
+"""The stages of a stack: named inputs to named outputs, one file each."""

@@ -1,0 +1,115 @@
+"""Held-out preference accuracy of every trained layer, where a stage learnt from a file of preferences.
+
+It stands in the report as rows of its own: `preference_accuracy` on all held-out pairs, `preference_accuracy_matched`
+on those whose two replies differ by at most a tenth in length. The whole table, baselines included, is in
+`results.json` under `preference_accuracy`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fairlead.judges.lineage import leaf, lineage_hash
+from fairlead.measures.result import MeasureResult
+from fairlead.stack.context import Built, Context
+from fairlead.stack.folder import write_json
+from fairlead.stack.identity import code_hash, digest
+
+TITLES = {
+    "preference_accuracy": "held-out preferences ranked right",
+    "preference_accuracy_matched": "… of pairs matched in length",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracies:
+    """Rows by layer for the table of measures, and the whole table with its baselines."""
+
+    rows: dict[str, list[MeasureResult]] = field(default_factory=dict)
+    table: list[dict[str, Any]] = field(default_factory=list)
+
+
+def preference_rows(ctx: Context, layers: Sequence[Built]) -> Accuracies:
+    """Score the held-out pairs under every layer with weights of its own. Empty where no file was learnt from."""
+    found = Accuracies()
+    learnt = next((layer for layer in layers if layer.preferences is not None), None)
+    if learnt is None or learnt.preferences is None:
+        return found
+    train, held_out = learnt.preferences
+    base = layers[0]
+    for layer in layers:
+        if not layer.plain:
+            continue
+        what = {
+            "model": layer.identity,
+            "base": base.identity,
+            "pairs": digest([train.groups, held_out.groups, [r.strength for r in held_out.rows]]),
+            "data": str(learnt.data.name) if learnt.data else "",
+            "seed": ctx.seed,
+            "code": code_hash("methods/evaluate", "methods/rows", "engine", "models/render", "stats"),
+            **ctx.numerics,
+        }
+
+        def build(folder: Path, layer: Built = layer) -> None:
+            with ctx.voice.progress(f"{layer.name}: held-out preferences"):
+                write_json(folder / "accuracy.json", _table(layer, base, learnt_from=(train, held_out)))
+
+        entry = ctx.cache.make("accuracy", what, build)
+        table = json.loads((entry.path / "accuracy.json").read_bytes())
+        found.table.extend({"layer": layer.name, **row} for row in table)
+        # The base has no reference to be a log-ratio to: it is ranked by its own log-prob per token, as all are.
+        found.rows[layer.name] = [_row(layer, row) for row in table if row["scorer"] == "log-prob"]
+    return found
+
+
+def _table(layer: Built, base: Built, *, learnt_from: tuple[Any, Any]) -> list[dict[str, Any]]:
+    from fairlead.methods.evaluate import accuracy_table, longer_wins, model_margins, writer_only
+
+    train, held_out = learnt_from
+    model: Any = getattr(layer.model, "open", layer.model)
+    scorers = {"log-prob": model_margins(model, held_out.rows, by="mean", too_long="skip")}
+    if layer.identity != base.identity:
+        reference: Any = getattr(base.model, "open", base.model)
+        scorers["implicit"] = model_margins(model, held_out.rows, reference=reference, too_long="skip")
+    else:
+        scorers["longer wins"] = longer_wins(held_out.rows)
+        if any(writers is not None for writers in held_out.generators):
+            scorers["writer only"] = writer_only(train, held_out)
+    return [
+        {
+            "scorer": item.scorer,
+            "pairs": item.pairs,
+            "value": item.accuracy.value,
+            "low": item.accuracy.low,
+            "high": item.accuracy.high,
+            "n": item.accuracy.n,
+            "undecided": item.undecided,
+            "missing": item.missing,
+        }
+        for item in accuracy_table(scorers, held_out)
+    ]
+
+
+def _row(layer: Built, row: dict[str, Any]) -> MeasureResult:
+    id = "preference_accuracy" if row["pairs"] == "all" else "preference_accuracy_matched"
+    return MeasureResult(
+        measure=id,
+        principle="",
+        layer=layer.name,
+        value=row["value"],
+        low=row["low"],
+        high=row["high"],
+        n=row["n"],
+        missing=row["missing"],
+        better="higher",
+        judge="held-out labels",
+        lineage=lineage_hash(leaf("human", text="held-out preferences")),
+        evidence=True,
+        title=TITLES[id],
+    )
+
+

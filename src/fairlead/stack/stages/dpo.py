@@ -1,0 +1,242 @@
+"""Direct preference optimisation: on AI feedback, on preference data from a file, or on the world's own preferences."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fairlead.errors import InputError
+from fairlead.exchange import Exchange, Preference, from_json
+from fairlead.feedback.formats import PreferenceSet
+from fairlead.feedback.split import split_by_group, take
+from fairlead.feedback.write import write_preferences
+from fairlead.judges.lineage import Lineage, leaf
+from fairlead.judges.protocol import Comparer
+from fairlead.methods.ai_preferences import PreferenceConfig
+from fairlead.stack.cache import Entry
+from fairlead.stack.context import Built, Context, Used, used_from_json, used_to_json
+from fairlead.stack.folder import read_lines, write_json
+from fairlead.stack.identity import code_hash, digest, file_hash
+from fairlead.stack.plan import DPOLayer, Preferences
+from fairlead.stack.stages.sft import early_refusal, principle_key, require_oracle
+from fairlead.stack.stages.train import DATA_ROOMS, Clock, require_weights, settled, trained
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """What to prefer, where each row stands, who judged on the way; `held_out` is kept from training, if any."""
+
+    entry: Entry
+    rows: tuple[Preference, ...]
+    places: tuple[str, ...]
+    used: Used
+    said: str
+    facts: dict[str, Any]
+    train: PreferenceSet | None = None
+    held_out: PreferenceSet | None = None
+
+
+def dpo(layer: DPOLayer, below: Built, ctx: Context) -> Built:
+    """Make or read the pairs, train on them. Raises InputError where the model has no weights or there are no pairs."""
+    require_weights("dpo", layer.name, below, ctx)
+    clock = Clock()
+    pairs = _pairs(layer, below, ctx)
+    config = settled(layer.train, below, ctx)
+
+    def train(model: Any, run: Any) -> Any:
+        from fairlead.methods.preference import train_dpo
+
+        preferred = train_dpo(model, pairs.rows, config, run, places=pairs.places)
+        facts = {
+            "pairs": preferred.pairs, "ties": preferred.ties, "identical": preferred.identical,
+            "skipped_too_long": preferred.skipped_too_long, "cut": preferred.cut, "steps": len(preferred.records),
+            "kl": None if preferred.kl is None else dataclasses.asdict(preferred.kl), **preferred.metrics(),
+        }  # fmt: skip
+        return preferred.model, facts, preferred.records, tuple(alarm.message for alarm in preferred.alarms)
+
+    entry, facts = trained(layer.name, "dpo", config, pairs.entry, below, ctx, train)
+    folder = entry.path / "model"
+    identity = digest({"weights": entry.key})
+    return Built(
+        name=layer.name,
+        kind="dpo",
+        identity=identity,
+        folder=folder,
+        plain=True,
+        model=ctx.trained(f"{ctx.source.spec} + {layer.name}", identity, folder),
+        summary=_summary(pairs, facts),
+        used=pairs.used,
+        prompts=tuple(dict.fromkeys(row.messages for row in pairs.rows)),
+        entry=entry.path,
+        data=pairs.entry.path,
+        seconds=clock.seconds if entry.made or pairs.entry.made else None,
+        facts={"data": pairs.facts, "train": facts},
+        settings=config.model_dump(mode="json"),
+        warnings=tuple(facts["warnings"]),
+        preferences=(pairs.train, pairs.held_out) if pairs.train and pairs.held_out else None,
+    )
+
+
+def _summary(pairs: Pairs, facts: dict[str, Any]) -> str:
+    words = [pairs.said, f"{facts['steps']:,} steps"]
+    kl = (facts["kl"] or {}).get("value")
+    if kl is not None:
+        words.append(f"KL {kl:.1f} nats")
+    drift = facts["chosen_drift"] or 0.0
+    words.append("chosen log-prob steady" if abs(drift) < 1.0 else f"chosen log-prob {drift:+.1f} nats")
+    for key, said in (("skipped_too_long", "pairs too long, left out"), ("cut", "pairs cut"), ("identical", "identical pairs")):
+        if facts[key]:
+            words.append(f"{facts[key]:,} {said}")
+    return "; ".join(words)
+
+
+def _pairs(layer: DPOLayer, below: Built, ctx: Context) -> Pairs:
+    config = layer.preferences
+    if config.from_ == "ai":
+        return _compared(layer, config, below, ctx, gold=False)
+    if config.from_ == "gold":
+        require_oracle(layer.name, ctx)
+        return _compared(layer, config, below, ctx, gold=True)
+    rows = ctx.preferences if config.from_ == "given" else ctx.read_preferences(config.from_)
+    return _from_file(layer, config, rows, ctx)
+
+
+# ------------------------------------------------------------------------------------------- from feedback
+
+
+@dataclass(frozen=True, slots=True)
+class GoldPrinciple:
+    """The world's truth in the place of a principle."""
+
+    id: str = "gold"
+    text: str = "what is true and asked for"
+    severity: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class GoldComparer:
+    """Prefers the reply that the world's truth finds better: certain where they differ, a tie where not."""
+
+    name: str = "gold"
+
+    @property
+    def lineage(self) -> Lineage:
+        return leaf("gold", text="harbour truth: utility", exact=True)
+
+    def compare(self, pairs: Sequence[tuple[Exchange, Exchange]]) -> list[float | None]:
+        from fairlead.apprentice.gold import gold_utility
+
+        return [_certain(gold_utility(a) - gold_utility(b)) for a, b in pairs]
+
+
+def _certain(margin: float) -> float:
+    return 0.5 if margin == 0 else float(margin > 0)
+
+
+def _compared(layer: DPOLayer, config: Preferences, below: Built, ctx: Context, *, gold: bool) -> Pairs:
+    """Replies of the model below, compared by a critic (or by gold)."""
+    prompts = ctx.prompts
+    own = {"from_", "critic", "both_orders", "compare", "held_out"}
+    making = PreferenceConfig(**{**config.model_dump(exclude=own), "seed": ctx.seed})
+    critic_identity, reader = ctx.critic(config.critic, below)
+    principles = ctx.constitution.principles
+    what = {
+        "stage": "gold preferences" if gold else "ai preferences",
+        "config": making.model_dump(mode="json"),
+        "prompts": prompts.hash,
+        "aimed": prompts.aimed,
+        "model": below.identity,
+        "code": code_hash(*DATA_ROOMS),
+        **({} if gold else {"compare": config.compare, "principles": principle_key(principles), "critic": critic_identity}),
+        **ctx.numerics,
+    }
+
+    def build(folder: Path) -> None:
+        from fairlead.judges.critic import critic
+        from fairlead.methods.ai_preferences import ai_preferences
+
+        about: list[str | None] | None
+        comparers: list[Comparer]
+        if gold:
+            standards: Sequence[Any] = [GoldPrinciple()]
+            comparers, about = [GoldComparer()], None
+        else:
+            standards = principles
+            comparers = [critic(p, reader, comparer=config.compare) for p in principles]
+            about = [case.principle if aimed else None for case, aimed in zip(prompts.cases, prompts.aimed, strict=True)]
+        early_refusal(layer.name, tuple(("train", c.name, c.lineage) for c in comparers), ctx)
+        with ctx.voice.progress(f"{layer.name}: sampling and comparing") as advance:
+            stages = iter(range(1, 4))
+            labelled = ai_preferences(
+                below.model,
+                [case.messages for case in prompts.cases],
+                standards,
+                comparers,
+                making,
+                about=about,
+                metas=[case.meta for case in prompts.cases],
+                progress=lambda what, rows: advance(next(stages, 2) - 1, 3),
+            )
+        write_preferences(folder / "data.jsonl", labelled.preferences)
+        write_json(
+            folder / "about.json",
+            {
+                "counts": dict(labelled.counts),
+                "position_bias": labelled.position_bias,
+                "used": used_to_json(tuple(("train", name, lineage) for name, lineage in labelled.judges)),
+            },
+        )
+
+    entry = ctx.cache.make("preferences", what, build)
+    about = json.loads((entry.path / "about.json").read_bytes())
+    rows = tuple(from_json(Preference, row) for row in read_lines(entry.path / "data.jsonl"))
+    if not rows:
+        raise InputError(f"layer {layer.name!r}: not one pair could be labelled ({_counted(about['counts'])})")
+    counts = about["counts"]
+    notes = [f"{counts[k]:,} {said}" for k, said in (("unlabelled", "unlabelled"), ("near_ties", "near ties left out")) if counts.get(k)]
+    said = "; ".join([f"{len(rows):,} pairs compared by {'gold' if gold else config.critic}", *notes])
+    places = tuple(f"pair {i}" for i in range(len(rows)))
+    facts = {"counts": counts, "position_bias": about["position_bias"]}
+    return Pairs(entry, rows, places, used_from_json(about["used"]), said, facts)
+
+
+def _counted(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {n}" for name, n in counts.items())
+
+
+# ----------------------------------------------------------------------------------------------- from a file
+
+
+def _from_file(layer: DPOLayer, config: Preferences, rows: PreferenceSet, ctx: Context) -> Pairs:
+    """Pairs as published; a share of the prompts is held out, by group, to measure what was learnt."""
+    try:
+        kept, out = split_by_group(rows.groups, share=config.held_out, seed=ctx.seed)
+    except ValueError as error:
+        raise InputError(f"layer {layer.name!r}: {error}") from None
+    train, held_out = part(rows, kept), part(rows, out)
+    hashes = [file_hash(f.path) for f in rows.report.files]
+    what = {
+        "files": hashes, "skip": ctx.skip_bad_rows, "held_out": config.held_out, "seed": ctx.seed,
+        "code": code_hash("feedback"),
+    }  # fmt: skip
+
+    def build(folder: Path) -> None:
+        write_preferences(folder / "data.jsonl", train.rows, groups=train.groups, generators=train.generators)
+
+    entry = ctx.cache.make("preferences", what, build)
+    human: Used = (("train", "human preferences", leaf("human", code=digest(hashes)[:16])),)
+    said = f"{len(train):,} pairs, {len(held_out):,} held out"
+    facts = {"pairs": len(train), "held_out": len(held_out), "ties": rows.report.ties}
+    return Pairs(entry, train.rows, train.places, human, said, facts, train, held_out)
+
+
+def part(rows: PreferenceSet, indices: Sequence[int]) -> PreferenceSet:
+    """The rows at the indices with all that belongs to them."""
+    return PreferenceSet(
+        take(rows.rows, indices), take(rows.places, indices), take(rows.groups, indices),
+        take(rows.generators, indices), rows.report,
+    )  # fmt: skip

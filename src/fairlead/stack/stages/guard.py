@@ -1,0 +1,77 @@
+"""The guard as a layer: checks around the model below, compiled from the constitution."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fairlead.errors import InputError
+from fairlead.guard.compile import checks_from, policies_from, unchecked
+from fairlead.guard.guard import GuardedModel
+from fairlead.guard.revise import reviser
+from fairlead.models.protocol import Model
+from fairlead.stack.context import Built, Context, Used
+from fairlead.stack.identity import code_hash, digest
+from fairlead.stack.plan import FROM_CONSTITUTION, GuardLayer
+
+
+def guard(layer: GuardLayer, below: Built, ctx: Context) -> Built:
+    """Put the guard around the model below. Raises InputError where the constitution asks for none."""
+    constitution = ctx.constitution
+    guarded = [p.id for p in constitution.principles if p.guard is not None]
+    if layer.checks != FROM_CONSTITUTION:
+        for id in layer.checks:
+            if id not in guarded:
+                raise InputError(
+                    f"layer {layer.name!r}: no principle {id!r} with a `guard:` in the constitution "
+                    f"{constitution.name!r}; guarded are: {', '.join(guarded) or 'none'}"
+                )
+        guarded = [id for id in guarded if id in layer.checks]
+    if not guarded:
+        raise InputError(
+            f"layer {layer.name!r}: no principle of the constitution {constitution.name!r} has a `guard:`, "
+            "so there is nothing to check; give one, or leave the layer out"
+        )
+    kept = constitution.without(*(p.id for p in constitution.principles if p.id not in guarded))
+    critic: Model | None = None
+    critic_identity = ""
+    if layer.critic != "none":
+        critic_identity, critic = ctx.critic(layer.critic, below)
+    checks = checks_from(kept, critic, thresholds=layer.thresholds)
+    revise = None if critic is None else reviser(critic, max_tokens=_room(critic), seed=ctx.seed)
+    model = GuardedModel(below.model, checks, policies_from(kept), revise, layer.rounds)
+    left = unchecked(kept, checks)
+    warnings = [f"{layer.name}: not checked, because no critic reads them: {', '.join(left)}"] if left else []
+    used: Used = tuple(("train", name, lineage) for name, lineage in model.lineages)
+    identity = digest(
+        {
+            "guard": below.identity,
+            "critic": critic_identity,
+            "reads": [_reads(p) for p in kept.principles],
+            "secrets": [s.model_dump(mode="json") for s in kept.secrets],
+            "thresholds": layer.thresholds,
+            "rounds": layer.rounds,
+            "seed": ctx.seed,
+            "code": code_hash("guard", "judges", "models", "constitution/prompts"),
+        }
+    )
+    return Built(
+        name=layer.name,
+        kind="guard",
+        identity=identity,
+        folder=below.folder,
+        plain=False,
+        model=model,
+        summary=f"{len(checks)} checks",
+        used=used,
+        facts={"checks": [check.name for check in checks], "unchecked": list(left)},
+        warnings=tuple(warnings),
+    )
+
+
+def _room(critic: Model) -> int | None:
+    """A revision needs the room of a reply; a model that takes no limit gets none."""
+    return 512 if "max_tokens" in critic.capabilities else None
+
+
+def _reads(principle: Any) -> list[Any]:
+    return [principle.id, principle.text, principle.dimension, principle.guard.model_dump(mode="json")]

@@ -1,0 +1,73 @@
+"""The constitution, or a text of your own, as the system prompt of the model below."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fairlead.constitution.prompts import system_prompt
+from fairlead.constitution.yaml import read_text
+from fairlead.errors import InputError
+from fairlead.exchange import Message, system
+from fairlead.models.protocol import CapabilityError, Model, Prompt, Reply, Sampling
+from fairlead.stack.context import Built, Context
+from fairlead.stack.identity import code_hash, digest
+from fairlead.stack.plan import FROM_CONSTITUTION, PromptLayer
+
+
+@dataclass(frozen=True)
+class PromptedModel:
+    """`model` with `text` before everything it is told. An operator's own system message follows in the same turn."""
+
+    model: Model
+    text: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.model.name} + prompt"
+
+    @property
+    def lineage(self) -> str:
+        return f"pr:{digest([self.model.lineage, self.text])[:32]}"
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        return self.model.capabilities - {"weights", "logprobs", "tokens"}
+
+    @property
+    def context(self) -> int | None:
+        return self.model.context
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling = Sampling()) -> list[tuple[Reply, ...]]:  # noqa: B008
+        return self.model.generate([told(prompt, self.text) for prompt in prompts], sampling)
+
+    def logprobs(self, prompts: Sequence[Prompt], continuations: Sequence[Sequence[str]]) -> list[list[float]]:
+        raise CapabilityError(f"model {self.name} is asked for replies only")
+
+
+def told(prompt: Prompt, text: str) -> tuple[Message, ...]:
+    """The prompt with `text` at its head. One system turn, since many templates and APIs know no second."""
+    if prompt and prompt[0].role == "system":
+        return (system(f"{text}\n\n{prompt[0].text}"), *prompt[1:])
+    return (system(text), *prompt)
+
+
+def prompt(layer: PromptLayer, below: Built, ctx: Context) -> Built:
+    """Put the text before the model below. Raises InputError for an empty or missing file."""
+    if layer.text == FROM_CONSTITUTION:
+        text, source = system_prompt(ctx.constitution), f"the {ctx.constitution.name} constitution"
+    else:
+        text, source = read_text(layer.text, what="prompt file").strip(), layer.text
+        if not text:
+            raise InputError(f"{layer.text}: the prompt file is empty")
+    identity = digest({"prompt": below.identity, "text": text, "code": code_hash("stack/stages/prompt")})
+    return Built(
+        name=layer.name,
+        kind="prompt",
+        identity=identity,
+        folder=below.folder,
+        plain=False,
+        model=PromptedModel(below.model, text),
+        summary=f"{source} as system prompt, {len(text.split()):,} words",
+        facts={"text": text},
+    )

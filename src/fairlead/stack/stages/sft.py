@@ -1,0 +1,227 @@
+"""Supervised fine-tuning: on the model's own revised replies, on demonstrations from a file, or on gold answers."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fairlead.constitution.schema import Principle
+from fairlead.errors import InputError
+from fairlead.exchange import Exchange, assistant, from_json, to_json
+from fairlead.feedback.write import write_exchanges
+from fairlead.methods.constitutional import ReviseConfig
+from fairlead.stack.cache import Entry
+from fairlead.stack.context import Built, Context, Used, used_from_json, used_to_json
+from fairlead.stack.folder import read_lines, write_json, write_lines
+from fairlead.stack.identity import code_hash, digest, file_hash
+from fairlead.stack.plan import Revise, SFTLayer
+from fairlead.stack.stages.train import DATA_ROOMS, Clock, require_weights, settled, trained
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """What to imitate, where each row stands, who judged on the way, and a line that says it."""
+
+    entry: Entry
+    rows: tuple[Exchange, ...]
+    places: tuple[str, ...]
+    used: Used
+    said: str
+    facts: dict[str, Any]
+
+
+def sft(layer: SFTLayer, below: Built, ctx: Context) -> Built:
+    """Make the data, train on it. Raises InputError where the model has no weights or the data cannot be had."""
+    require_weights("sft", layer.name, below, ctx)
+    clock = Clock()
+    data = _data(layer, below, ctx)
+    config = settled(layer.train, below, ctx)
+
+    def train(model: Any, run: Any) -> Any:
+        from fairlead.methods.sft import train_sft
+
+        tuned = train_sft(model, data.rows, config, run, places=data.places)
+        facts = {
+            "rows": tuned.rows, "skipped_too_long": tuned.skipped_too_long, "cut": tuned.cut,
+            "steps": len(tuned.records), "final_loss": tuned.final_loss,
+        }  # fmt: skip
+        return tuned.model, facts, tuned.records, ()
+
+    entry, facts = trained(layer.name, "sft", config, data.entry, below, ctx, train)
+    folder = entry.path / "model"
+    identity = digest({"weights": entry.key})
+    counted = [f"{facts[k]:,} rows {words}" for k, words in (("skipped_too_long", "too long, left out"), ("cut", "cut")) if facts[k]]
+    return Built(
+        name=layer.name,
+        kind="sft",
+        identity=identity,
+        folder=folder,
+        plain=True,
+        model=ctx.trained(f"{ctx.source.spec} + {layer.name}", identity, folder),
+        summary="; ".join([data.said, f"{facts['steps']:,} steps", *counted]),
+        used=data.used,
+        prompts=tuple(row.messages for row in data.rows),
+        entry=entry.path,
+        data=data.entry.path,
+        seconds=clock.seconds if entry.made or data.entry.made else None,
+        facts={"data": data.facts, "train": facts},
+        settings=config.model_dump(mode="json"),
+        warnings=tuple(facts["warnings"]),
+    )
+
+
+def _data(layer: SFTLayer, below: Built, ctx: Context) -> Data:
+    if layer.data.revise is not None:
+        return _revised(layer, layer.data.revise, below, ctx)
+    if layer.data.file is not None:
+        return _from_file(layer.data.file, ctx)
+    return _gold(layer, ctx)
+
+
+# -------------------------------------------------------------------------------------- critique and revise
+
+
+def principle_key(principles: Sequence[Principle]) -> list[Any]:
+    """What the making of training data reads of a constitution. The names of judges or the guard are not among it."""
+    return [[p.id, p.text, p.severity, p.dimension] for p in principles]
+
+
+def _revised(layer: SFTLayer, revise: Revise, below: Built, ctx: Context) -> Data:
+    prompts = ctx.prompts
+    principles = ctx.constitution.principles
+    config = ReviseConfig(**{**revise.model_dump(exclude={"critic"}), "seed": ctx.seed})
+    critic_identity, reader = ctx.critic(revise.critic, below)
+    what = {
+        "stage": "revise",
+        "config": config.model_dump(mode="json"),
+        "prompts": prompts.hash,
+        "principles": principle_key(principles),
+        "model": below.identity,
+        "critic": critic_identity,
+        "code": code_hash(*DATA_ROOMS),
+        **ctx.numerics,
+    }
+
+    def build(folder: Path) -> None:
+        from fairlead.judges.critic import critic
+        from fairlead.methods.constitutional import ModelReviser, constitutional_data
+
+        judges = [critic(principle, reader) for principle in principles]
+        reviser = ModelReviser(
+            reader, principles, config.rewrite_temperature, config.max_tokens, config.critique_tokens, config.seed
+        )
+        used: Used = tuple(("train", j.name, j.lineage) for j in (*judges, reviser))
+        early_refusal(layer.name, used, ctx)
+        with ctx.voice.progress(f"{layer.name}: critique and revision") as advance:
+            heard = 0
+
+            def progress(what: str, rows: int) -> None:
+                nonlocal heard
+                heard += 1
+                advance(heard - 1, 2 + 3 * config.rounds)
+
+            revision = constitutional_data(
+                below.model,
+                [case.messages for case in prompts.cases],
+                principles,
+                judges,
+                reviser,
+                config,
+                metas=[case.meta for case in prompts.cases],
+                progress=progress,
+            )
+        write_exchanges(folder / "data.jsonl", revision.final)
+        rounds = (
+            {
+                "round": number,
+                "row": row,
+                "principle": done.drawn[row],
+                "critique": done.critiques[row],
+                "outcome": done.outcomes[row],
+                "scores": {v.principle: v.score for v in done.verdicts[row]},
+                "exchange": to_json(done.exchanges[row]),
+            }
+            for number, done in enumerate(revision.rounds)
+            for row in range(len(done.exchanges))
+        )
+        write_lines(folder / "rounds.jsonl", rounds)
+        write_json(
+            folder / "about.json",
+            {
+                "harm": revision.harm(),
+                "harm_by_principle": revision.harm_by_principle(),
+                "counts": dict(revision.counts),
+                "used": used_to_json(tuple(("train", name, lineage) for name, lineage in revision.judges)),
+            },
+        )
+
+    entry = ctx.cache.make("revisions", what, build)
+    about = json.loads((entry.path / "about.json").read_bytes())
+    rows = tuple(from_json(Exchange, row) for row in read_lines(entry.path / "data.jsonl"))
+    counts = about["counts"]
+    harm = " → ".join(f"{share:.2f}" for share in about["harm"])
+    notes = [
+        f"{counts[k]:,} {words}"
+        for k, words in (("missing", "prompts unanswered"), ("left_out", "rows left out"), ("unjudged", "verdicts missing"))
+        if counts.get(k)
+    ]
+    said = "; ".join([f"{counts['rows']:,} replies revised in {config.rounds} rounds; broken per round {harm}", *notes])
+    places = tuple(f"revised reply {i}" for i in range(len(rows)))
+    return Data(entry, rows, places, used_from_json(about["used"]), said, {k: about[k] for k in about if k != "used"})
+
+
+def early_refusal(layer: str, used: Used, ctx: Context) -> None:
+    """Ask the ledger before the work is done, not after: would these judges spoil the run's own evidence?"""
+    for measure, judge in ctx.audit.items():
+        probe = copy.deepcopy(ctx.ledger)
+        for side, name, lineage in used:
+            probe.record(layer, side, name, lineage)
+        probe.evidence(measure, judge.name, judge.lineage, layer=layer)
+
+
+# ------------------------------------------------------------------------------------------- other sources
+
+
+def _from_file(path: str, ctx: Context) -> Data:
+    """Conversations, or the chosen side of preferences, from a file."""
+    demonstrations = ctx.read_demonstrations(path)
+    hashes = [file_hash(f.path) for f in demonstrations.report.files]
+    entry = ctx.cache.make(
+        "demonstrations",
+        {"files": hashes, "skip": ctx.skip_bad_rows, "code": code_hash("feedback")},
+        lambda folder: write_exchanges(folder / "data.jsonl", demonstrations.rows),
+    )
+    said = f"{len(demonstrations):,} demonstrations from {Path(path).name}"
+    return Data(entry, demonstrations.rows, demonstrations.places, (), said, {"rows": len(demonstrations)})
+
+
+def _gold(layer: SFTLayer, ctx: Context) -> Data:
+    """The answers the world's truth would give to the same prompts: an upper bound, only with --oracle."""
+    require_oracle(layer.name, ctx)
+    from fairlead.apprentice.gold import good_reply
+    from fairlead.apprentice.scenes import Scene
+    from fairlead.judges.gold import gold
+
+    rows = []
+    for case in ctx.prompts.cases:
+        scene = Scene(str(case.meta["kind"]), case.messages, {"good": case.reference}, case.cluster)
+        rows.append(Exchange(case.messages, (assistant(good_reply(scene)),), case.meta))
+    used: Used = (("train", "gold", gold("facts").lineage),)
+    what = {"stage": "gold", "prompts": ctx.prompts.hash, "code": code_hash("apprentice")}
+    entry = ctx.cache.make("gold", what, lambda folder: write_exchanges(folder / "data.jsonl", rows))
+    places = tuple(f"gold answer {i}" for i in range(len(rows)))
+    return Data(entry, tuple(rows), places, used, f"{len(rows):,} gold answers", {"rows": len(rows)})
+
+
+def require_oracle(name: str, ctx: Context) -> None:
+    if not ctx.world:
+        raise InputError(f"layer {name!r}: gold labels exist only for the apprentice, whose world is known")
+    if not ctx.oracle:
+        raise InputError(
+            f"layer {name!r} learns from gold labels, which no real model has; "
+            "for a comparison with the upper bound say so with --oracle"
+        )

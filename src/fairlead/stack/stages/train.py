@@ -1,0 +1,116 @@
+"""What the training stages share: resolved settings, the cached training run, and the model that comes out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from fairlead.errors import InputError
+from fairlead.methods.config import DPOConfig, Training
+from fairlead.stack.cache import Entry
+from fairlead.stack.context import Built, Context
+from fairlead.stack.folder import write_json, write_lines
+from fairlead.stack.identity import code_hash
+
+if TYPE_CHECKING:
+    from fairlead.methods.loop import Run, StepRecord
+
+C = TypeVar("C", bound=Training)
+
+ROOMS = ("engine", "methods", "models/render", "models/local", "models/tokens")
+DATA_ROOMS = (*ROOMS, "judges", "constitution/prompts", "models/apprentice", "apprentice", "stack/prompts", "stack/stages")
+
+
+def settled(config: C, below: Built, ctx: Context) -> C:
+    """The stage's settings with nothing left open: the run's seed, and a learning rate that fits the model's size."""
+    update: dict[str, Any] = {"seed": ctx.seed}
+    if "lr" not in config.model_fields_set:
+        update["lr"] = learning_rate("dpo" if isinstance(config, DPOConfig) else "sft", ctx.source.parameters)
+    if config.epochs is None and config.steps is None:
+        update["epochs"] = 1.0
+    return config.model_copy(update=update)
+
+
+def learning_rate(method: str, parameters: int) -> float:
+    """Where none is given: falls with the square root of the size, through values usual at a billion parameters.
+
+    2e-5 for SFT, 5e-6 for DPO there; a small model needs larger steps.
+    """
+    usual = {"sft": 2e-5, "dpo": 5e-6}[method]
+    return float(f"{usual * math.sqrt(1e9 / max(parameters, 1_000_000)):.1e}")
+
+
+def trained(
+    name: str,
+    method: str,
+    config: Training,
+    data: Entry,
+    below: Built,
+    ctx: Context,
+    train: Callable[[Any, Run], tuple[Any, Mapping[str, Any], tuple[StepRecord, ...], tuple[str, ...]]],
+) -> tuple[Entry, dict[str, Any]]:
+    """The cached result of one training run: `model/`, `train.json`, `steps.jsonl`.
+
+    `train(model, run)` returns the trained model, facts, the record of each step, and warnings.
+    """
+    what = {
+        "method": method,
+        "config": config.model_dump(mode="json"),
+        "data": data.key,
+        "weights": below.identity,
+        "code": code_hash(*ROOMS),
+        **ctx.numerics,
+    }
+
+    def build(folder: Path) -> None:
+        from fairlead.methods.loop import Run
+
+        model = getattr(below.model, "open", below.model)
+        with ctx.voice.progress(f"{name}: training") as advance:
+            run = Run(
+                cache=ctx.cache.root / "reference",
+                checkpoint=ctx.cache.root / "unfinished",
+                progress=lambda record: advance(record.step + 1, record.steps),
+            )
+            made, facts, records, warnings = train(model, run)
+        made.save(folder / "model")
+        write_lines(folder / "steps.jsonl", (dataclasses.asdict(record) for record in records))
+        write_json(folder / "train.json", {"config": config.model_dump(mode="json"), **facts, "warnings": list(warnings)})
+
+    entry = ctx.cache.make("weights", what, build)
+    return entry, json.loads((entry.path / "train.json").read_bytes())
+
+
+def require_weights(kind: str, name: str, below: Built, ctx: Context) -> None:
+    """Refuse a training stage on a model that cannot be trained, and say what can be done instead."""
+    if not below.plain:
+        raise InputError(
+            f"layer {name!r} ({kind}) trains weights, but {below.name!r} is a {below.kind} around a model; "
+            "put the training layers first, or write `from:` with the layer to train"
+        )
+    if below.folder is None:
+        raise InputError(
+            f"layer {name!r} ({kind}) trains weights, and {ctx.source.spec} has none here; "
+            "use --recipe managed (the constitution as a prompt, and a guard)"
+        )
+    if not ctx.source.trainable:
+        raise InputError(
+            f"layer {name!r} ({kind}) trains weights, which needs torch: pip install 'fairlead[train]'; "
+            "without it use --recipe managed (the constitution as a prompt, and a guard)"
+        )
+
+
+class Clock:
+    """Seconds of a stage: only what was computed now, for the report's times."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._began

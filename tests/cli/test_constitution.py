@@ -1,0 +1,53 @@
+"""`fairlead constitution check` and `schema`, as a user meets them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from fairlead.cli.constitution import app
+from fairlead.errors import InputError
+
+
+def test_check_prints_every_principle_and_where_it_stands() -> None:
+    result = CliRunner().invoke(app, ["check", "harbour"])
+    assert result.exit_code == 0
+    for word in ("no-harm", "harmless", "pack harbour:7", "6 principles, 1 secret", "no mistakes found"):
+        assert word in result.stdout
+
+
+def test_check_json_holds_the_whole_meaning(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "name: mine\nextends: [harbour]\nprinciples:\n- {id: x, dimension: domain, severity: 5, text: X.}\n"
+    )
+    result = CliRunner().invoke(app, ["check", str(path), "--json"])
+    summary = json.loads(result.stdout)
+    assert [p["id"] for p in summary["principles"]][-2:] == ["be-useful", "x"]
+    assert summary["principles"][-1]["from"] == f"{path}:4"
+    assert summary["notes"] == ["principle 'x' has severity 5 and no guard"]
+    assert len(summary["sha256"]) == 64
+
+
+def test_check_notes_what_is_missing(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    rows = "- {id: x, dimension: voice, severity: 1, text: Be kind.}\n- {id: y, dimension: voice, severity: 1, text: Be  kind.}\n"
+    path.write_text(f"name: small\nprinciples:\n{rows}")
+    out = CliRunner().invoke(app, ["check", str(path)]).stdout
+    assert "no principle speaks of harmless" in out
+    assert "principle 'y' says the same as 'x'" in out
+
+
+def test_check_leaves_mistakes_to_the_command_line(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["check", str(tmp_path / "none.yaml")])
+    assert isinstance(result.exception, InputError)
+    with pytest.raises(InputError, match="no such constitution"):
+        raise result.exception
+
+
+def test_schema_is_json() -> None:
+    schema = json.loads(CliRunner().invoke(app, ["schema"]).stdout)
+    assert schema["title"] == "Fairlead constitution"

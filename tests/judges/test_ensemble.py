@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from fairlead.exchange import Exchange, Verdict, exchange
+from fairlead.judges import rules
+from fairlead.judges.ensemble import calibrated, fit_logistic, mean, minimum, renamed, threshold, weighted
+from fairlead.judges.gold import gold
+from fairlead.judges.lineage import leaf
+from fairlead.judges.rules import Judged
+from fairlead.judges.twoway import sigmoid
+
+ITEM = exchange("x", "y")
+
+
+def fixed(name: str, score: float | None, raw: float | None = None) -> Judged:
+    verdict = Verdict(score, raw=raw, reason="" if score is not None else "no idea")
+    return Judged(name, lambda items: [verdict] * len(items), leaf("rule", text=name))
+
+
+def reading(name: str, raw: Callable[[Exchange], float]) -> Judged:
+    def judge(items: Sequence[Exchange]) -> list[Verdict]:
+        return [Verdict(sigmoid(raw(item)), raw=raw(item)) for item in items]
+
+    return Judged(name, judge, leaf("critic", text=name, model="wt:m"))
+
+
+def test_weighted_sums_raw_and_averages_scores() -> None:
+    verdict = weighted({fixed("a", 0.8, 2.0): 1.0, fixed("b", 0.2, -4.0): 0.3}).judge([ITEM])[0]
+    assert verdict.raw == pytest.approx(2.0 - 1.2)
+    assert verdict.score == pytest.approx((0.8 + 0.3 * 0.2) / 1.3)
+
+
+def test_a_negative_weight_turns_a_judge_round() -> None:
+    verdict = weighted([(fixed("a", 0.8, 2.0), -2.0)]).judge([ITEM])[0]
+    assert verdict.score == pytest.approx(0.2)
+    assert verdict.raw == pytest.approx(-4.0)
+
+
+def test_mean_and_minimum() -> None:
+    children = [fixed("a", 0.9, 3.0), fixed("b", 0.4, -1.0)]
+    assert mean(children).judge([ITEM])[0].score == pytest.approx(0.65)
+    lowest = minimum(children).judge([ITEM])[0]
+    assert (lowest.score, lowest.raw) == (0.4, -1.0)
+
+
+@pytest.mark.parametrize(
+    "join", [mean, minimum, lambda c: weighted([(c[0], 1.0), (c[1], 0.0)]), lambda c: threshold(c[1])]
+)
+def test_a_missing_child_is_never_a_zero(join: Callable[[list[Judged]], Judged]) -> None:
+    verdict = join([fixed("fine", 1.0, 1.0), fixed("silent", None)]).judge([ITEM, ITEM])[1]
+    assert verdict.score is None
+    assert verdict.raw is None
+    assert verdict.reason == "silent: no idea"
+
+
+def test_missing_raw_values_leave_the_whole_without() -> None:
+    verdict = mean([fixed("a", 0.5, 1.0), fixed("b", 0.5)]).judge([ITEM])[0]
+    assert (verdict.score, verdict.raw) == (0.5, None)
+
+
+def test_threshold_and_renaming() -> None:
+    assert threshold(fixed("a", 0.7, 0.3), 0.7).judge([ITEM])[0].score == 1.0
+    assert threshold(fixed("a", 0.69, 0.3), 0.7).judge([ITEM])[0].score == 0.0
+    other = renamed(fixed("a", 0.7, 0.3), "b")
+    assert (other.name, other.judge([ITEM])[0].score, other.judge([ITEM])[0].raw) == ("b", 0.7, 0.3)
+
+
+def test_lineages_are_the_childrens() -> None:
+    a, b = rules.polite(), gold("facts")
+    assert mean([a, b]).lineage == a.lineage | b.lineage
+    assert weighted({a: 1.0}).lineage == a.lineage
+
+
+def test_degenerate_ensembles_are_refused() -> None:
+    for children in ([], [(rules.polite(), 0.0)], [(rules.polite(), math.nan)]):
+        with pytest.raises(ValueError, match="weights"):
+            weighted(children)
+    with pytest.raises(ValueError, match="at least one judge"):
+        minimum([])
+    with pytest.raises(ValueError, match="threshold"):
+        threshold(rules.polite(), 0.0)
+
+
+def test_calibration_recovers_a_known_curve() -> None:
+    rng = random.Random(0)
+    values = [rng.gauss(0, 3) for _ in range(4000)]
+    labels = [rng.random() < sigmoid(0.5 * value - 1.0) for value in values]
+    slope, offset = fit_logistic(values, [float(label) for label in labels])
+    assert slope == pytest.approx(0.5, abs=0.05)
+    assert offset == pytest.approx(-1.0, abs=0.1)
+
+    raw = reading("m", lambda item: float(item.reply_text))
+    judge = calibrated(raw, [exchange("x", str(value)) for value in values], labels)
+    assert judge.judge([exchange("x", "2.0")])[0].score == pytest.approx(0.5, abs=0.03)
+    assert judge.lineage == raw.lineage
+
+
+def test_separable_and_distant_labels_stay_finite() -> None:
+    slope, offset = fit_logistic([-100.0, -90.0, 90.0, 100.0], [0.0, 0.0, 1.0, 1.0])
+    assert math.isfinite(slope)
+    assert math.isfinite(offset)
+    slope, offset = fit_logistic([50.0, 60.0], [0.0, 1.0])
+    assert math.isfinite(slope * offset)
+
+
+def test_calibration_refuses_rows_without_verdict_or_contrast() -> None:
+    with pytest.raises(ValueError, match="calibration row 0 .no idea."):
+        calibrated(fixed("silent", None), [ITEM], [True])
+    with pytest.raises(ValueError, match="break"):
+        calibrated(fixed("a", 0.5, 0.0), [ITEM, ITEM], [True, True])
+    with pytest.raises(ValueError, match="2 exchanges but 1 labels"):
+        calibrated(fixed("a", 0.5, 0.0), [ITEM, ITEM], [True])

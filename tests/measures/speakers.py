@@ -1,0 +1,58 @@
+"""Models made of one function from the conversation to what is said, with everything they were asked kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from fairlead.exchange import assistant
+from fairlead.models.protocol import Prompt, Reply, Sampling
+
+
+@dataclass
+class Speaker:
+    """Says `say(prompt)`, a text or a whole reply, `n` times."""
+
+    say: Callable[[Prompt], str | Reply]
+    name: str = "speaker"
+    lineage: str = "wt:speaker"
+    capabilities: frozenset[str] = frozenset({"max_tokens", "temperature", "seed"})
+    context: int | None = None
+    prompts: Mapping[str, str] | None = None
+    batches: list[tuple[int, Sampling]] = field(default_factory=list)
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling = Sampling()) -> list[tuple[Reply, ...]]:  # noqa: B008
+        self.batches.append((len(prompts), sampling))
+        return [tuple(as_reply(self.say(prompt)) for _ in range(sampling.n)) for prompt in prompts]
+
+    def logprobs(self, prompts: Sequence[Prompt], continuations: Sequence[Sequence[str]]) -> list[list[float]]:
+        raise NotImplementedError
+
+
+@dataclass
+class Weigher(Speaker):
+    """A model with log-probs: `weigh(prompt text, continuation)` in nats."""
+
+    weigh: Callable[[str, str], float] = lambda prompt, text: -1.0
+    capabilities: frozenset[str] = frozenset({"max_tokens", "temperature", "logprobs"})
+    questions: list[str] = field(default_factory=list)
+
+    def logprobs(self, prompts: Sequence[Prompt], continuations: Sequence[Sequence[str]]) -> list[list[float]]:
+        self.batches.append((len(prompts), Sampling()))
+        self.questions += [prompt[-1].text for prompt in prompts]
+        return [
+            [self.weigh(prompt[-1].text, text) for text in texts]
+            for prompt, texts in zip(prompts, continuations, strict=True)
+        ]
+
+
+def as_reply(said: str | Reply) -> Reply:
+    return said if isinstance(said, Reply) else Reply((assistant(said),), "stop")
+
+
+def failed(error: str = "server gone") -> Reply:
+    return Reply((), "error", error=error)
+
+
+def always(text: str) -> Speaker:
+    return Speaker(lambda prompt: text)

@@ -1,0 +1,158 @@
+"""Critique and revision on plain functions: what is revised, by what, and where every row went."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from pydantic import ValidationError
+from tests.methods.fakes import FAILED, FakeJudge, FakeModel, FakeReviser, Rule, as_reply
+
+from fairlead.errors import InputError
+from fairlead.exchange import Exchange, exchange, user
+from fairlead.judges.lineage import leaf
+from fairlead.methods.constitutional import (
+    ModelReviser,
+    ReviseConfig,
+    canned,
+    constitutional_data,
+    critique_and_revise,
+)
+from fairlead.models.protocol import Reply
+
+KIND, CALM = Rule("kind", "be kind", 1), Rule("calm", "be calm", 4)
+RULES = (KIND, CALM)
+
+
+def judges() -> list[FakeJudge]:
+    return [FakeJudge(lambda r: 0.1 if "rude" in r else 0.9, name="kind"),
+            FakeJudge(lambda r: 0.1 if "loud" in r else 0.9, name="calm", text="calm")]  # fmt: skip
+
+
+def mend(reply: str, principle: str) -> str:
+    return reply.replace("rude" if principle == "kind" else "loud", "fine")
+
+
+def rows(*replies: str) -> list[Exchange]:
+    return [exchange(f"question {i}", reply, id=i) for i, reply in enumerate(replies)]
+
+
+def test_broken_replies_are_revised_and_the_others_left_alone() -> None:
+    reviser = FakeReviser(mend)
+    got = critique_and_revise(rows("good", "rude", "rude loud"), RULES, judges(), reviser, ReviseConfig(rounds=3))
+    assert [e.reply_text for e in got.final] == ["good", "fine", "fine fine"]
+    assert [e.meta["id"] for e in got.final] == [0, 1, 2]
+    assert got.harm() == (2 / 3, 1 / 3, 0.0, 0.0)
+    assert got.rounds[0].outcomes == ("sampled",) * 3
+    assert got.rounds[1].outcomes == ("kept", "revised", "revised")
+    assert got.rounds[1].drawn[:2] == ("", "kind")
+    assert got.rounds[1].critiques[:2] == ("", "it breaks kind")
+    assert got.harm_by_principle()["kind"][0] == pytest.approx(2 / 3)
+    assert reviser.calls == [2, 1, 0]
+    assert (got.counts["revised"], got.counts["never_broken"], got.counts["still_broken"]) == (2, 1, 0)
+
+
+def test_only_what_changed_is_judged_again_and_in_one_batch() -> None:
+    panel = judges()
+    critique_and_revise(rows("good", "rude", "loud", "good"), RULES, panel, FakeReviser(mend), ReviseConfig(rounds=1))
+    assert [judge.calls for judge in panel] == [[4, 2], [4, 2]]
+
+
+def test_principles_are_drawn_by_severity_and_by_how_broken_they_are() -> None:
+    many = rows(*["rude loud"] * 400)
+    got = critique_and_revise(many, RULES, judges(), FakeReviser(mend), ReviseConfig(rounds=1))
+    drawn = Counter(got.rounds[1].drawn)
+    assert drawn["calm"] / 400 == pytest.approx(4 / 5, abs=0.08)
+    again = critique_and_revise(many, RULES, judges(), FakeReviser(mend), ReviseConfig(rounds=1))
+    other = critique_and_revise(many, RULES, judges(), FakeReviser(mend), ReviseConfig(rounds=1, seed=1))
+    assert again.rounds[1].drawn == got.rounds[1].drawn != other.rounds[1].drawn
+    # A row's draw is its own: the rows before it do not depend on how many come after.
+    part = critique_and_revise(many[:50], RULES, judges(), FakeReviser(mend), ReviseConfig(rounds=1))
+    assert part.rounds[1].drawn == got.rounds[1].drawn[:50]
+
+
+def test_unusable_revisions_leave_the_row_as_it_is_and_are_counted() -> None:
+    unusable = {"a": as_reply(" "), "b": as_reply("cut", "length"), "c": as_reply(" rude  c"), "d": FAILED}
+
+    def change(reply: str, principle: str) -> str | Reply:
+        return unusable[reply[-1]]
+
+    given = rows("rude a", "rude b", "rude c", "rude d")
+    got = critique_and_revise(given, RULES, judges(), FakeReviser(change), ReviseConfig(rounds=1))
+    assert got.rounds[1].outcomes == ("empty", "truncated", "unchanged", "failed")
+    assert list(got.final) == given
+    assert {k: got.counts[k] for k in ("empty", "truncated", "unchanged", "failed", "still_broken", "left_out")} == {
+        "empty": 1, "truncated": 1, "unchanged": 1, "failed": 1, "still_broken": 4, "left_out": 0
+    }  # fmt: skip
+
+
+def test_rows_still_broken_are_left_out_only_where_asked_and_counted() -> None:
+    given = rows("good", "rude stays")
+    config = ReviseConfig(rounds=1, final="unbroken")
+    got = critique_and_revise(given, RULES, judges(), FakeReviser(lambda reply, _: reply), config)
+    assert (got.final_rows, got.counts["left_out"]) == ((0,), 1)
+
+
+def test_a_verdict_without_a_score_breaks_nothing_and_is_counted() -> None:
+    panel = [FakeJudge(lambda r: None), FakeJudge(lambda r: 0.9)]
+    got = critique_and_revise(rows("rude"), RULES, panel, FakeReviser(mend), ReviseConfig(rounds=1))
+    assert (got.rounds[1].outcomes, got.counts["unjudged"]) == (("kept",), 1)
+
+
+def test_judges_and_reviser_are_handed_to_the_ledger() -> None:
+    got = critique_and_revise(rows("good"), RULES, judges(), FakeReviser(mend), ReviseConfig())
+    assert [name for name, _ in got.judges] == ["kind", "calm", "fake reviser"]
+    reviser = ModelReviser(FakeModel(lambda text, i: "x"), RULES)
+    wanted = {item.hash for item in leaf("critic", model="wt:fake", text="Be KIND.")}
+    assert wanted <= {item.hash for item in reviser.lineage}
+
+
+def test_sampling_counts_missing_and_truncated_answers() -> None:
+    def say(text: str, i: int) -> str | Reply:
+        return {"p0": FAILED, "p1": as_reply("rude cut", "length")}.get(text, "good")
+
+    model = FakeModel(say)
+    prompts = [(user(f"p{i}"),) for i in range(3)]
+    metas = [{"id": i} for i in range(3)]
+    got = constitutional_data(model, prompts, RULES, judges(), FakeReviser(mend), ReviseConfig(), metas=metas)
+    assert [e.meta["id"] for e in got.final] == [1, 2]
+    assert (got.counts["prompts"], got.counts["missing"], got.counts["truncated_samples"]) == (3, 1, 1)
+    assert model.asked[0][1].temperature == 1.0
+    with pytest.raises(InputError, match="answered none of 1 prompts"):
+        constitutional_data(model, prompts[:1], RULES, judges(), FakeReviser(mend), ReviseConfig())
+
+
+def test_a_model_reviser_asks_in_batches_and_in_its_own_wording() -> None:
+    asked: list[str] = []
+
+    def say(text: str, i: int) -> str:
+        asked.append(text)
+        return "too loud" if text.startswith("C") else "fine"
+
+    model = FakeModel(say)
+    model.prompts = {"critique": "C {{ principle }} | {{ reply }}", "revise": "R {{ critique }} | {{ reply }}"}  # type: ignore[attr-defined]
+    reviser = ModelReviser(model, RULES)
+    got = critique_and_revise(rows("loud", "loud too"), RULES, judges(), reviser, ReviseConfig(rounds=1))
+    assert asked == ["C be calm | loud", "C be calm | loud too", "R too loud | loud", "R too loud | loud too"]
+    assert [n for n, _ in model.asked] == [2, 2]
+    assert [e.reply_text for e in got.final] == ["fine", "fine"]
+
+
+def test_canned_replies_are_those_that_answer_many_prompts() -> None:
+    said = [exchange(f"q{i}", "I cannot help ." if i < 5 else f"answer {i}") for i in range(8)]
+    assert canned(said, at=5) == 5
+    assert canned(said, at=6) == 0
+    assert canned([exchange("same question", "same answer")] * 9, at=2) == 0
+
+
+@pytest.mark.parametrize(
+    "bad", [{"rounds": 0}, {"threshold": 1.0}, {"max_tokens": 0}, {"temperature": -1}, {"round": 1}]
+)
+def test_degenerate_settings_are_refused(bad: dict[str, float]) -> None:
+    with pytest.raises(ValidationError):
+        ReviseConfig(**bad)  # type: ignore[arg-type]
+
+
+def test_one_judge_for_each_principle() -> None:
+    with pytest.raises(ValueError, match="2 principles but 1 judges"):
+        critique_and_revise(rows("a"), RULES, judges()[:1], FakeReviser(mend), ReviseConfig())

@@ -1,0 +1,115 @@
+"""Models that answer by rule, and a server that misbehaves on demand."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from fairlead.exchange import Message, Refusal, assistant
+from fairlead.models.protocol import Prompt, Reply, Sampling, Usage
+from fairlead.models.serve import Handler, Server
+
+
+@dataclass
+class Echo:
+    """Answers with the last message. "filter me" is refused by the provider, "be long" runs into the limit."""
+
+    name: str = "echo"
+    lineage: str = "wt:echo"
+    context: int | None = 1000
+    capabilities: frozenset[str] = frozenset({"max_tokens", "temperature", "top_p", "stop", "seed"})
+    asked: list[tuple[str, Sampling]] = field(default_factory=list)
+    words: int = 0  # completion tokens to report; 0 counts the words said
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling = Sampling()) -> list[tuple[Reply, ...]]:  # noqa: B008
+        out = []
+        for prompt in prompts:
+            text = prompt[-1].text
+            self.asked.append((text, sampling))
+            usage = Usage(sum(len(m.text.split()) for m in prompt), self.words or len(text.split()))
+            replies = []
+            for k in range(sampling.n):
+                if "filter me" in text:
+                    replies.append(Reply((Message("assistant", (Refusal("not allowed"),)),), "filter", usage=usage))
+                elif "be long" in text:
+                    replies.append(Reply((assistant("la " * 5),), "length", usage=usage))
+                else:
+                    replies.append(Reply((assistant(f"{text} #{k}"),), "stop", usage=usage))
+            out.append(tuple(replies))
+        return out
+
+    def logprobs(self, prompts: Sequence[Prompt], continuations: Sequence[Sequence[str]]) -> list[list[float]]:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens instead of an answer."""
+
+    status: int = 0  # 0: a fault of the connection, see `kind`
+    body: bytes = b'{"error": {"message": "planned", "type": "planned"}}'
+    headers: tuple[tuple[str, str], ...] = ()
+    kind: str = ""  # hang | cut | reset | malformed | shape
+
+
+class Faulty(Server):
+    """A server with a plan: `plan(i, body)` says what happens to the i-th request; None serves it."""
+
+    def __init__(self, model: object, plan: Callable[[int, bytes], Fault | None], **options: object) -> None:
+        super().__init__(model, handler=FaultyHandler, **options)  # type: ignore[arg-type]
+        self.plan = plan
+        self.count = 0
+        self.seen: list[bytes] = []
+        self.headers_seen: list[dict[str, str]] = []
+        self.times: list[float] = []
+        self.active = self.most_active = 0
+        self.gate = threading.Lock()
+
+
+class FaultyHandler(Handler):
+    server: Faulty  # type: ignore[assignment]
+
+    def do_POST(self) -> None:
+        server, connection = self.server, self.rfile
+        raw = connection.read(int(self.headers.get("Content-Length", "0")))
+        self.rfile = io.BytesIO(raw)  # the handler reads the body once more
+        with server.gate:
+            i = server.count
+            server.count += 1
+            server.seen.append(raw)
+            server.headers_seen.append(dict(self.headers.items()))
+            server.times.append(time.monotonic())
+            server.active += 1
+            server.most_active = max(server.most_active, server.active)
+        try:
+            fault = server.plan(i, raw)
+            if fault is None:
+                super().do_POST()
+            else:
+                self._fail(fault)
+        finally:
+            self.rfile = connection
+            with server.gate:
+                server.active -= 1
+
+    def _fail(self, fault: Fault) -> None:
+        self.close_connection = True
+        if fault.kind == "hang":
+            time.sleep(3)
+            return
+        if fault.kind == "reset":
+            self.connection.close()
+            return
+        body = {"malformed": b'{"choices": [', "shape": b'{"choices": "none", "content": 7, "usage": {}}'}.get(
+            fault.kind, fault.body
+        )
+        self.send_response(fault.status or 200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body) + (1000 if fault.kind == "cut" else 0)))
+        for name, value in fault.headers:
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
