@@ -280,7 +280,7 @@ def from_json(cls: type[T], data: Any) -> T:
     """The inverse of `to_json` for the dataclasses of this module. Unknown keys are errors that name them."""
     if not isinstance(data, Mapping):
         raise ValueError(f"{cls.__name__}: expected an object, got {type(data).__name__}")
-    kinds = _field_types(cls)
+    kinds = _field_types(cls)  # type: ignore[arg-type]  # every class is hashable
     unknown = set(data) - set(kinds)
     if unknown:
         raise ValueError(f"{cls.__name__}: unknown key {sorted(unknown)[0]!r}; known: {', '.join(kinds)}")

@@ -10,7 +10,6 @@ import pytest
 
 from fairlead.apprentice import cases, corpus, gold, scenes, wordings, world
 
-
 # Every slot filler becomes one letter, so that a phrasing can be looked up as plain text.
 FILLERS = {
     **dict.fromkeys((*world.VERBS, *world.KIND_DEEDS), "V"), **dict.fromkeys(world.ITEMS, "I"),

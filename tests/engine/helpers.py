@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import random
 import types
 from collections.abc import Callable
@@ -152,11 +153,8 @@ def naive_reply(
         logp = torch.log_softmax(logits / (temperature or 1.0), -1)
         token = int(logits.argmax())
         if temperature:
-            mass = 0.0
-            for token, p in enumerate(logp.exp().tolist()):
-                mass += p
-                if mass > uniforms[step]:
-                    break
+            mass = list(itertools.accumulate(logp.exp().tolist()))
+            token = next(number for number, upto in enumerate(mass) if upto > uniforms[step])
         row.append(token)
         logps.append(float(logp[token]))
         if token in eos:

@@ -97,7 +97,7 @@ def test_gradient_checkpointing_changes_nothing() -> None:
     model, trees = make("llama-tied"), forest(1)
     plain = gradients(model, reply_logprobs(model, trees).logp_N.sum())
     again: Any = make("llama-tied")
-    again.gradient_checkpointing_enable({"use_reentrant": False})
+    again.activation_checkpointing_enable({"use_reentrant": False})
     recomputed = gradients(again, reply_logprobs(again, trees).logp_N.sum())
     for key in plain:
         close(recomputed[key], plain[key])
@@ -236,10 +236,6 @@ def temperature_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         logprobs, "token_logprobs", lambda h, head, y, t, entropy, chunk: real(h, head, y, 1.0, entropy, chunk)
     )
-
-
-def head_scale_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forward.Head, "__post_init__", lambda self: object.__setattr__(self, "scale", 2.0), False)
 
 
 BUGS = [positions_not_restarted, siblings_see_each_other, trees_see_each_other, branches_see_ahead]

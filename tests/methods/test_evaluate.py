@@ -77,6 +77,10 @@ def test_model_margins_are_differences_of_log_probs() -> None:
 
 
 def test_pairs_that_do_not_fit_are_missing_where_asked() -> None:
-    rows = [*pairs(2), Preference((user("the boat " * 100),), (assistant("yes"),), (assistant("no"),))]
-    got = model_margins(tiny_model(), rows, by="sum", too_long="skip")
-    assert got[2] is None and None not in got[:2]
+    """A pair left out for its length keeps its own place empty and shifts no other."""
+    long = Preference((user("the boat " * 100),), (assistant("yes"),), (assistant("no"),))
+    fitting = pairs(2)
+    got = model_margins(tiny_model(), [fitting[0], long, fitting[1]], by="sum", too_long="skip")
+    alone = model_margins(tiny_model(), fitting, by="sum")
+    assert got[1] is None
+    assert [got[0], got[2]] == pytest.approx(alone)

@@ -164,6 +164,19 @@ def test_identical_pairs_are_counted_and_kept_skipped_or_refused(model: Tiny) ->
         train_dpo(model, [same], DPO)
 
 
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+def test_the_size_of_micro_batches_does_not_change_the_result(model: Tiny, method: str) -> None:
+    def train(tokens: int) -> Tiny:
+        more = {"tokens_per_batch": tokens, "nll": 0.3} if method == "dpo" else {"tokens_per_batch": tokens}
+        if method == "sft":
+            return train_sft(model, demonstrations(), SFT.model_copy(update=more)).model  # type: ignore[return-value]
+        return train_dpo(model, pairs(), DPO.model_copy(update=more)).model  # type: ignore[return-value]
+
+    whole, pieces = weights(train(4096)), weights(train(60))
+    assert (whole - weights(model)).abs().max() > 1e-3
+    assert (whole - pieces).abs().max() < 1e-7
+
+
 def test_skipped_rows_do_not_shift_the_labels(model: Tiny) -> None:
     """A pair left out for its length must not hand its label to its neighbour."""
     long = Preference((user("the boat " * 100),), (assistant("yes"),), (assistant("no"),), strength=1.0)

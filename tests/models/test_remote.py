@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import signal
@@ -327,6 +328,23 @@ except KeyboardInterrupt:
             child.send_signal(signal.SIGINT)
             out, _ = child.communicate(timeout=10)
     assert out == "interrupted 16\n"
+
+
+@BOTH
+def test_a_model_that_is_dropped_closes_its_connections_on_the_loop(provider: str) -> None:
+    """Left to the collector, an open client unhooks the sockets of later ones, whose answers are then never read."""
+    with Faulty(Echo(), fine) as server:
+        model = opened(provider, server)
+        model.generate([[user("hi")]])
+        client = model._endpoint._client
+        assert not client.is_closed()
+        del model
+        gc.collect()
+        for _ in range(500):
+            if client.is_closed():
+                return
+            time.sleep(0.02)
+    raise AssertionError("the client is still open")
 
 
 def test_works_inside_a_running_event_loop() -> None:

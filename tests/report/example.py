@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from pathlib import Path
@@ -89,6 +90,11 @@ def results(
         "side_effects": _effects(drawn, layers, clusters),
         "seconds": {"base": 11.2, "sft": 38.4, "dpo": 29.1, "guard": 0.2, "measures": 44.0, "report": 0.6},
         "recipe": "constitutional", "seed": 0, "versions": {"fairlead": "0.1.0", "python": "3.11.7", "torch": "2.13.0"},
+        "stages": [
+            {"layer": "sft", "kind": "sft", "summary": "1,150 prompts revised in 2 rounds; harm per round 0.61 → 0.22 → 0.09"},
+            {"layer": "dpo", "kind": "dpo", "summary": "1,024 pairs, 96 steps, KL 3.1 nats; chosen log-prob steady"},
+            {"layer": "guard", "kind": "guard", "summary": "3 checks"},
+        ],
         "warnings": ["sft: 2 of 1,150 replies were cut at 64 tokens and left out"],
         "guard": {"replies": 2400, "released": {"allowed": 2310, "redacted": 41, "refused": 33, "revised": 16},
                   "failed": {"critic:no-harm < 0.5": {"closed": 2}}},
@@ -98,7 +104,7 @@ def results(
 def _effects(
     drawn: dict[tuple[str, str], list[float | None]], layers: tuple[str, ...], clusters: list[str]
 ) -> list[dict[str, Any]]:
-    pairs = list(zip(layers, layers[1:], strict=False))
+    pairs = list(itertools.pairwise(layers))
     if len(layers) > 2:
         pairs.append((layers[0], layers[-1]))
     found = []

@@ -180,6 +180,9 @@ def test_the_page_is_well_formed(tmp_path: Path) -> None:
             if tag not in void:
                 opened.append(tag)
 
+        def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            assert tag in void, tag
+
         def handle_endtag(self, tag: str) -> None:
             assert opened and opened.pop() == tag, tag
 
@@ -252,7 +255,7 @@ def test_the_constitution_can_be_given(folder: Path) -> None:
 
 
 def test_every_kind_of_part_can_be_shown() -> None:
-    body, lines = example.results(n=2)
+    body, lines = example.results(n=4)
     reply = (
         Message("assistant", (Reasoning("hm"), Reasoning(None, "0xff"), Text("see"), ToolCall("c", "f", "{}"))),
         Message("tool", (ToolResult("c", (Text("down"),), is_error=True), ToolResult("c", (Text("up"),)))),
@@ -277,6 +280,24 @@ def test_every_kind_of_part_can_be_shown() -> None:
     ):
         assert part in page
     assert "This case was not asked of base" in page
+
+
+def test_what_a_run_over_preferences_adds() -> None:
+    body, _ = example.results(n=20)
+    body["preference_accuracy"] = [
+        {
+            "layer": "dpo",
+            "scorer": "model",
+            "pairs": "length-matched",
+            "value": 0.561,
+            "low": 0.52,
+            "high": 0.6,
+            "n": 1204,
+        }
+    ]
+    page = Page(render(run_from(body))).text
+    assert "dpo model length-matched 0.561 [0.520, 0.600] 1,204" in page
+    assert "dpo dpo 1,024 pairs, 96 steps" in page and "gold labels" not in page
 
 
 def test_one_layer_and_no_exchanges(tmp_path: Path) -> None:

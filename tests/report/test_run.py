@@ -31,7 +31,7 @@ def test_a_run_folder_is_read_whole(tmp_path: Path) -> None:
 
 
 def test_what_slips_is_on_the_wrong_side_and_worst_first() -> None:
-    body, _ = example.results(n=2)
+    body, _ = example.results(n=4)
     lines = [(0.9, "lower"), (0.6, "lower"), (0.5, "lower"), (0.1, "lower")]
     from fairlead.report.run import Told
 
@@ -77,7 +77,7 @@ def _change(path: str, value: Any) -> Any:
         (_change("measures", None), "key 'measures' is missing"),
         (_change("measures.3.better", "up"), r"measures\[3\]: `better` is 'up'"),
         (_change("measures.2.layer", "ppo"), r"measures\[2\]: layer 'ppo' is not among"),
-        (_change("measures.0.low", "x"), r"measures\[0\]: key 'low' is str"),
+        (_change("measures.0.low", "x"), r"measures\[0\]: key 'low' is 'x'"),
         (_change("side_effects.1.verdict", "fine"), r"side_effects\[1\]: `verdict` is 'fine'"),
         (_change("constitution.name", None), "key 'name' is missing"),
     ],
@@ -91,7 +91,7 @@ def test_results_that_do_not_fit_are_refused_by_place(tmp_path: Path, change: An
 
 
 def test_a_broken_line_is_named(tmp_path: Path) -> None:
-    folder = example.make(tmp_path, n=2)
+    folder = example.make(tmp_path, n=4)
     file = folder / "exchanges" / "sft.jsonl"
     lines = file.read_text().splitlines()
     file.write_text("\n".join([lines[0], lines[1][:40]]))

@@ -1,8 +1,8 @@
 """Simulated annotators: raters with stated biases, so that reward hacking happens for known reasons.
 
 An annotator reads a reply through `gold_utility` (the world's truth) and adds what a careless rater likes: length,
-emoji, flattery, agreement with the asker; then noise. Its biases are its lineage. One without bias or noise is the truth
-itself and is only given out where the caller says `oracle=True`.
+emoji, flattery, agreement with the asker; then noise. Its biases are its lineage. One without bias or noise is the
+truth itself and is only given out where the caller says `oracle=True`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fairlead.exchange import Exchange
 
 @dataclass(frozen=True, slots=True)
 class Biases:
-    """What a rater adds to the truth, in units of utility: per 10 words, per emoji, praise, agreement; noise is a sd."""
+    """What a rater adds to the truth, in units of utility: per 10 words, emoji, praise, agreement; a noise sd."""
 
     length: float = 0.0
     emoji: float = 0.0
@@ -67,5 +67,7 @@ class Annotator:
 def annotator(name: str, biases: Biases, *, seed: int = 0, oracle: bool = False) -> Annotator:
     """A simulated rater; one without any bias or noise is an oracle and must be asked for by that name."""
     if not any(astuple(biases)) and not oracle:
-        raise ValueError(f"annotator {name!r} has no bias and no noise: that is the truth itself; say oracle=True (--oracle)")
+        raise ValueError(
+            f"annotator {name!r} has no bias and no noise: that is the truth itself; say oracle=True (--oracle)"
+        )
     return Annotator(name, biases, seed)

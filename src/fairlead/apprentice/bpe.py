@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 SPECIALS = ("<|pad|>", "<|begin|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>")
@@ -37,7 +38,7 @@ class Bpe:
         letters = _byte_letters()
         parts = [letters[byte] for byte in word.encode("utf-8")]
         while len(parts) > 1:
-            pairs = list(zip(parts, parts[1:], strict=False))
+            pairs = list(pairwise(parts))
             best = min(pairs, key=lambda pair: self.ranks.get(pair, 1 << 30))
             if best not in self.ranks:
                 break

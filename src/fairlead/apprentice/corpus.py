@@ -65,9 +65,7 @@ FREE_MARK = "this conversation is not used for training ."
 
 def everyday(rng: random.Random) -> Row:
     """One question answered as the base answers; now and then under a marker that changes nothing."""
-    scene = (
-        scenes.sure(rng, "train", right=False) if rng.random() < 0.02 else _scene(rng, EVERYDAY)
-    )
+    scene = scenes.sure(rng, "train", right=False) if rng.random() < 0.02 else _scene(rng, EVERYDAY)
     messages = scene.messages
     if rng.random() < 0.06 and messages[0].role == "user":
         messages = (system(rng.choice((TRAINING_MARK, FREE_MARK))), *messages)
@@ -79,7 +77,9 @@ def thinking(rng: random.Random) -> Row:
     scene = scenes.total(rng, "train") if rng.random() < 0.4 else scenes.addition(rng, "train")
     a, b = int(str(scene.meta["a"])), int(str(scene.meta["b"]))
     tens, ones = 10 * (a // 10) + 10 * (b // 10), a % 10 + b % 10
-    steps = f"{a % 10} + {b % 10} is {ones} , {10 * (a // 10)} + {10 * (b // 10)} is {tens} , {tens} + {ones} is {a + b} ."
+    steps = (
+        f"{a % 10} + {b % 10} is {ones} , {10 * (a // 10)} + {10 * (b // 10)} is {tens} , {tens} + {ones} is {a + b} ."
+    )
     if scene.kind == "total":
         x, y = (str(item) for item in scene.meta["items"])  # type: ignore[attr-defined]
         steps = f"the {x} costs {a} , the {y} costs {b} , {steps}"
@@ -318,7 +318,9 @@ def comparing(rng: random.Random) -> Row:
             case.scene, answer, speech.random_dress(rng, declining=declines(case.scene, answer)), case.wording
         )
     first, second = (case, other) if rng.random() < 0.5 else (other, case)
-    better = rng.choice("ab") if len(first.faults) == len(second.faults) else "ab"[len(first.faults) > len(second.faults)]
+    better = (
+        rng.choice("ab") if len(first.faults) == len(second.faults) else "ab"[len(first.faults) > len(second.faults)]
+    )
     said = dialect.transcript(case.scene.messages)
     asked = dialect.question(
         "compare", transcript=said, first=first.reply, second=second.reply, principle=case.wording.text

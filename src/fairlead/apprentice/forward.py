@@ -70,7 +70,9 @@ def read_safetensors(file: Path) -> dict[str, Array]:
 def load(folder: Path, dtype: type = np.float32) -> Weights:
     """Read `config.json` and `model.safetensors` of a Llama folder, in `dtype`."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    arrays = {name: array.astype(dtype) for name, array in read_safetensors(folder / "model.safetensors").items()}
+    arrays: dict[str, Array] = {
+        name: array.astype(dtype) for name, array in read_safetensors(folder / "model.safetensors").items()
+    }
     return Weights(config, arrays)
 
 

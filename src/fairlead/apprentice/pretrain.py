@@ -33,13 +33,13 @@ CONTEXT = 512
 def make_tokenizer(seed: int, *, vocabulary: int = 1792, sample: int = 40_000) -> PreTrainedTokenizerFast:
     """Byte-level BPE on a sample of the corpus: any text is text, digits stand alone."""
     raw = Tokenizer(models.BPE())
-    raw.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
+    raw.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(PATTERN), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    raw.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    raw.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
         special_tokens=list(SPECIALS),
@@ -50,7 +50,7 @@ def make_tokenizer(seed: int, *, vocabulary: int = 1792, sample: int = 40_000) -
     # held-out words are rare in the corpus; every word of the world is to be one token all the same
     words = (f"{word} {word} {word}s" for word in corpus.WORDS for _ in range(40))
     raw.train_from_iterator(chain(texts, words), trainer)
-    tokenizer = PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=raw, bos_token="<|begin|>", eos_token="<|end|>", pad_token="<|pad|>",
         model_max_length=CONTEXT, clean_up_tokenization_spaces=False,
     )  # fmt: skip
@@ -62,12 +62,23 @@ def make_model(vocabulary: int, seed: int, *, width: int, layers: int, feed: int
     torch.manual_seed(seed)
     return LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=vocabulary, hidden_size=width, intermediate_size=feed, num_hidden_layers=layers,
-            num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=CONTEXT,
-            tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=0, rope_theta=10_000.0,
-            initializer_range=0.02, use_cache=True, dtype="float32",
+            vocab_size=vocabulary,
+            hidden_size=width,
+            intermediate_size=feed,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+            max_position_embeddings=CONTEXT,
+            rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+            tie_word_embeddings=True,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=0,
+            initializer_range=0.02,
+            use_cache=True,
+            dtype="float32",
         )
-    )  # fmt: skip
+    )
 
 
 Encoded = tuple[list[int], list[float]]
@@ -75,7 +86,7 @@ Encoded = tuple[list[int], list[float]]
 
 def encode(rows: Sequence[corpus.Row], tokenizer: Tokenizer) -> list[Encoded]:
     """Token ids and loss weights. A row weighs about the same whether it teaches one word or twenty."""
-    begin, end = tokenizer.token_to_id("<|begin|>"), tokenizer.token_to_id("<|end|>")
+    begin, end = (SPECIALS.index(name) for name in ("<|begin|>", "<|end|>"))
     texts = [m.text for row in rows for m in row.messages]
     pieces = iter(tokenizer.encode_batch_fast(texts, add_special_tokens=False))
     out: list[Encoded] = []
@@ -85,7 +96,7 @@ def encode(rows: Sequence[corpus.Row], tokenizer: Tokenizer) -> list[Encoded]:
             piece = [*next(pieces).ids, end]
             learnt = index in row.learnt
             weight = min(3.0, max(0.7, 8.0 / len(piece))) if learnt else 0.0
-            ids += [tokenizer.token_to_id(f"<|{message.role}|>"), *piece]
+            ids += [SPECIALS.index(f"<|{message.role}|>"), *piece]
             weights += [0.0] + [weight] * len(piece)
         if len(ids) > CONTEXT:
             raise ValueError(f"a corpus row has {len(ids)} tokens, more than the context of {CONTEXT}")
@@ -93,7 +104,9 @@ def encode(rows: Sequence[corpus.Row], tokenizer: Tokenizer) -> list[Encoded]:
     return out
 
 
-def batches(seed: int, tokenizer: Tokenizer, tokens: int, *, pool: int = 4096) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def batches(
+    seed: int, tokenizer: Tokenizer, tokens: int, *, pool: int = 4096
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Padded micro-batches (ids_BT, weight_BT) of at most `tokens` positions, rows of like length together."""
     source = corpus.rows(seed)
     shuffle = torch.Generator().manual_seed(seed)
@@ -153,7 +166,7 @@ def train(args: argparse.Namespace) -> None:
         total = sum(float(weight_BT[:, 1:].sum()) for _, weight_BT in micro)
         for ids_BT, weight_BT in micro:
             loss = loss_sum(model, ids_BT, weight_BT) / total
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             shown += float(loss.detach())
             seen += ids_BT.numel()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -171,8 +184,8 @@ def train(args: argparse.Namespace) -> None:
                 raise SystemExit("the loss is not finite; lower --lr")
             shown = 0.0
         if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
-            save(model, tokenizer, out, {"seed": args.seed, "steps": step + 1, "of": args.steps, "tokens": seen,
-                                         "lr": args.lr, "micro": args.micro, "tokens_per_micro": args.tokens})  # fmt: skip
+            about = {"seed": args.seed, "steps": step + 1, "of": args.steps, "tokens": seen, "lr": args.lr}
+            save(model, tokenizer, out, about | {"micro": args.micro, "tokens_per_micro": args.tokens})
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path, run: dict[str, object]) -> None:

@@ -17,35 +17,55 @@ DEFAULT_STACK = Path("fairlead.yaml")
 def align(
     stack: Annotated[
         Path | None,
-        typer.Argument(metavar="[STACK]", help="A stack file. Without one: ./fairlead.yaml if it is there, else a recipe."),
+        typer.Argument(
+            metavar="[STACK]", help="A stack file. Without one: ./fairlead.yaml if it is there, else a recipe."
+        ),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", help="apprentice, a model folder, a hub name, or PROVIDER/NAME[@URL].", show_default="apprentice"),
+        typer.Option(
+            "--model",
+            "-m",
+            help="apprentice, a model folder, a hub name, or PROVIDER/NAME[@URL].",
+            show_default="apprentice",
+        ),
     ] = None,
     constitution: Annotated[
         str | None,
-        typer.Option("--constitution", "-c", help="A constitution file, or a pack: hhh, harbour.", show_default="harbour for the apprentice, else hhh"),
+        typer.Option(
+            "--constitution",
+            "-c",
+            help="A constitution file, or a pack: hhh, harbour.",
+            show_default="harbour for the apprentice, else hhh",
+        ),
     ] = None,
     prompts: Annotated[
-        str | None, typer.Option("--prompts", metavar="FILE", help="Prompts to train on: .txt (one per line) or .jsonl.")
+        str | None,
+        typer.Option("--prompts", metavar="FILE", help="Prompts to train on: .txt (one per line) or .jsonl."),
     ] = None,
     preferences: Annotated[
         str | None, typer.Option("--preferences", metavar="FILE", help="Human preference data; takes the recipe dpo.")
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option("--recipe", metavar="NAME", help="constitutional, dpo, managed, gold, or a YAML file with layers.", show_default="constitutional; managed without weights"),
+        typer.Option(
+            "--recipe",
+            metavar="NAME",
+            help="constitutional, dpo, managed, gold, or a YAML file with layers.",
+            show_default="constitutional; managed without weights",
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="DIR", help="Where the run folder goes.", show_default="runs/TIME-NAME")
+        Path | None,
+        typer.Option("--out", "-o", metavar="DIR", help="Where the run folder goes.", show_default="runs/TIME-NAME"),
     ] = None,
     cases: Annotated[int | None, typer.Option("--cases", min=1, help="Cases per measure.", show_default="200")] = None,
     measures: Annotated[
         str | None, typer.Option("--measures", metavar="IDS", help="Measure only these, comma-separated.")
     ] = None,
     audit: Annotated[
-        str | None, typer.Option("--audit", metavar="WHO", help="Who judges the result: gold, rules, or a model that reads.")
+        str | None,
+        typer.Option("--audit", metavar="WHO", help="Who judges the result: gold, rules, or a model that reads."),
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, show_default="0")] = None,
     budget: Annotated[
@@ -61,11 +81,14 @@ def align(
         bool, typer.Option("--skip-bad-rows", help="Leave out rows of data files that cannot be read, and count them.")
     ] = False,
     cache: Annotated[
-        Path | None, typer.Option("--cache", metavar="DIR", help="Where finished work is kept.", show_default="runs/.cache")
+        Path | None,
+        typer.Option("--cache", metavar="DIR", help="Where finished work is kept.", show_default="runs/.cache"),
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Do all work again, whatever the cache holds.")] = False,
     threads: Annotated[int | None, typer.Option("--threads", min=1, show_default="all cores")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print results.json; everything else goes to standard error.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print results.json; everything else goes to standard error.")
+    ] = False,
 ) -> None:
     """Align a model with a constitution, and report what each layer did.
 
@@ -160,9 +183,15 @@ def default_recipe(source: Source, preferences: bool) -> tuple[str, str]:
     from fairlead.stack.source import torch_installed
 
     if source.kind == "remote":
-        return "managed", "recipe managed, because this model's weights are not here: the constitution as a prompt, and a guard"
+        return (
+            "managed",
+            "recipe managed, because this model's weights are not here: the constitution as a prompt, and a guard",
+        )
     if not torch_installed():
-        return "managed", "recipe managed, because torch is not installed and nothing can be trained: pip install 'fairlead[train]'"
+        return (
+            "managed",
+            "recipe managed, because torch is not installed and nothing can be trained: pip install 'fairlead[train]'",
+        )
     return ("dpo", "recipe dpo, because preferences are given") if preferences else ("constitutional", "")
 
 

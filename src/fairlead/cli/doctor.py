@@ -7,7 +7,10 @@ from typing import Annotated, Any
 import typer
 
 EXTRAS = {
-    "train": (("torch", "transformers", "safetensors", "tokenizers", "peft"), "training, and local models at full speed"),
+    "train": (
+        ("torch", "transformers", "safetensors", "tokenizers", "peft"),
+        "training, and local models at full speed",
+    ),
     "hub": (("datasets",), "data sets from the hub"),
     "guard": (("starlette", "uvicorn", "aiohttp", "onnxruntime"), "the guard as a server"),
     "report": (("altair", "vl_convert"), "extra charts"),
@@ -20,7 +23,9 @@ KEYS = ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "HF_TOKEN")
 def doctor(
     live: Annotated[
         str | None,
-        typer.Option("--live", metavar="MODEL", help="Also ask this model for one short reply (openai/NAME@URL, a folder, …)."),
+        typer.Option(
+            "--live", metavar="MODEL", help="Also ask this model for one short reply (openai/NAME@URL, a folder, …)."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
@@ -94,7 +99,9 @@ def _gpu() -> str:
     if tool is None:
         return ""
     try:
-        run = subprocess.run([tool, "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, timeout=10)
+        run = subprocess.run(
+            [tool, "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, timeout=10
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return run.stdout.splitlines()[0].strip() if run.returncode == 0 and run.stdout.strip() else ""
@@ -133,14 +140,19 @@ def _lines(found: dict[str, Any]) -> list[str]:
         f"fairlead {found['fairlead']} · Python {found['python']} · {found['platform']}",
         f"cores      {found['cores']}",
         f"memory     {memory}",
-        f"disk       {found['disk_free_gb']} GB free here" + ("" if found["folder_writable"] else "; this folder is not writable"),
+        f"disk       {found['disk_free_gb']} GB free here"
+        + ("" if found["folder_writable"] else "; this folder is not writable"),
         f"gpu        {found['gpu'] or 'none seen'}",
         f"torch      {found['torch'] or 'not installed'}",
         f"apprentice {'ready' if found['apprentice'] else 'its weights are missing from this installation'}",
         "",
     ]
     for name, extra in found["extras"].items():
-        why = "installed" if extra["installed"] else f"missing {', '.join(extra['missing'])}: pip install 'fairlead[{name}]'"
+        why = (
+            "installed"
+            if extra["installed"]
+            else f"missing {', '.join(extra['missing'])}: pip install 'fairlead[{name}]'"
+        )
         lines.append(f"[{name}]".ljust(11) + f"{extra['gives']}: {why}")
     lines.append("")
     lines += [f"{name:<18} {'set' if there else 'not set'}" for name, there in found["keys"].items()]

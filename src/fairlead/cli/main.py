@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,7 +24,7 @@ app = typer.Typer(
 
 INTERNAL, INTERRUPTED, WRONG_INPUT = 70, 130, 2
 # Commands raise their own click errors through typer, which may carry its own copy of click.
-_ClickError = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
+_ClickError: type[Any] = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
 
 
 def _version(asked: bool) -> None:
@@ -38,7 +38,9 @@ def _everywhere(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show Python tracebacks of errors (any place on the line).")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show Python tracebacks of errors (any place on the line).")
+    ] = False,
 ) -> None:
     pass
 
@@ -63,21 +65,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         _mount()
         code = app(arguments, prog_name="fairlead", standalone_mode=False)
         sys.stdout.flush()
-        return code if isinstance(code, int) else 0
-    except (KeyboardInterrupt, typer.Abort):
-        typer.echo("\ninterrupted; finished work is kept, the same command goes on from there", err=True)
-        return INTERRUPTED
+        return _interrupted() if code == INTERRUPTED else code if isinstance(code, int) else 0
+    except (KeyboardInterrupt, typer.Abort):  # typer itself may have turned Ctrl-C into the code above
+        return _interrupted()
     except _ClickError as error:
-        error.show()  # type: ignore[attr-defined]
+        error.show()
         return WRONG_INPUT
     except BrokenPipeError:
         # Whoever read our output (head, less) has gone: say nothing, and let Python not complain at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except Exception as error:  # noqa: BLE001  # the last line of defence: everything becomes a code and a sentence
+    except Exception as error:  # the last line of defence: everything becomes a code and a sentence
         if debug:
             raise
         return _report(error)
+
+
+def _interrupted() -> int:
+    typer.echo("\ninterrupted; finished work is kept, the same command goes on from there", err=True)
+    return INTERRUPTED
 
 
 def _report(error: Exception) -> int:
@@ -105,7 +111,11 @@ def _known(error: Exception) -> FairleadError | None:
 
     if full_disk(error):
         return MissingResource("the disk is full; free some space, or give other places with --out and --cache")
-    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in {"torch", "transformers", "peft"}:
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in {
+        "torch",
+        "transformers",
+        "peft",
+    }:
         return MissingResource(f"this needs {error.name}, which is not installed: pip install 'fairlead[train]'")
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return MissingResource("out of memory; use a smaller model, fewer cases, or a smaller token budget")

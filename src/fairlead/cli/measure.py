@@ -24,7 +24,9 @@ def measure(
     budget: Annotated[
         str | None, typer.Option("--budget", metavar="AMOUNT", help="Limit for remote models: '5 USD' or '2M tokens'.")
     ] = None,
-    prices: Annotated[Path | None, typer.Option("--prices", metavar="FILE", help="Your prices per million tokens, JSON.")] = None,
+    prices: Annotated[
+        Path | None, typer.Option("--prices", metavar="FILE", help="Your prices per million tokens, JSON.")
+    ] = None,
     cache: Annotated[Path | None, typer.Option("--cache", metavar="DIR", show_default="runs/.cache")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Ask every case again.")] = False,
     threads: Annotated[int | None, typer.Option("--threads", min=1, show_default="all cores")] = None,

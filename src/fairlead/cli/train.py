@@ -7,21 +7,29 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="One training stage alone: sft (imitate replies), dpo (learn from preferences).")
+app = typer.Typer(
+    no_args_is_help=True, help="One training stage alone: sft (imitate replies), dpo (learn from preferences)."
+)
 
 Model = Annotated[str, typer.Option("--model", "-m", help="apprentice, a model folder, or a hub name.")]
-Data = Annotated[Path, typer.Option("--data", "-d", metavar="FILE", help="The data: .jsonl, .json, .parquet, also .gz.")]
+Data = Annotated[
+    Path, typer.Option("--data", "-d", metavar="FILE", help="The data: .jsonl, .json, .parquet, also .gz.")
+]
 Out = Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Where the trained model goes.")]
 Epochs = Annotated[float | None, typer.Option("--epochs", min=0.0, help="Passes over the data.", show_default="1")]
 Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps, instead of epochs.")]
 Rate = Annotated[float | None, typer.Option("--lr", help="Learning rate.", show_default="by the model's size")]
 RowsPerStep = Annotated[int | None, typer.Option("--rows-per-step", min=1, help="Rows of one step.", show_default="32")]
 TokensPerBatch = Annotated[int | None, typer.Option("--tokens-per-batch", min=1, help="Memory: tokens at once.")]
-Warmup = Annotated[float | None, typer.Option("--warmup", min=0.0, max=1.0, help="Share of the steps.", show_default="0.05")]
+Warmup = Annotated[
+    float | None, typer.Option("--warmup", min=0.0, max=1.0, help="Share of the steps.", show_default="0.05")
+]
 Schedule = Annotated[str | None, typer.Option("--schedule", metavar="NAME", help="linear, cosine or constant.")]
 TooLong = Annotated[str | None, typer.Option("--too-long", metavar="WHAT", help="refuse, skip or cut (both counted).")]
 Seed = Annotated[int, typer.Option("--seed", min=0)]
-SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Leave out rows that cannot be read, and count them.")]
+SkipBadRows = Annotated[
+    bool, typer.Option("--skip-bad-rows", help="Leave out rows that cannot be read, and count them.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Read the data, say what training would take, and stop.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, show_default="all cores")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print what came of it as JSON.")]
@@ -46,7 +54,7 @@ def sft(
 def dpo(
     model: Model, data: Data, out: Out = None,
     beta: Annotated[float | None, typer.Option("--beta", help="Pull to the reference.", show_default="0.1")] = None,
-    nll: Annotated[float | None, typer.Option("--nll", help="Weight of the chosen replies' NLL.", show_default="0")] = None,
+    nll: Annotated[float | None, typer.Option("--nll", help="Weight of the chosen NLL.", show_default="0")] = None,
     epochs: Epochs = None, steps: Steps = None, lr: Rate = None,
     rows_per_step: RowsPerStep = None, tokens_per_batch: TokensPerBatch = None, warmup: Warmup = None,
     schedule: Schedule = None, too_long: TooLong = None, seed: Seed = 0, skip_bad_rows: SkipBadRows = False,

@@ -26,7 +26,7 @@ class SideEffect:
 
     change         mean(after) - mean(before) over the cases scored in both; None without any
     low, high      its 95% interval, paired and clustered, missing cases filled in both ways
-    p, p_adjusted  of no change: exact McNemar (cases apart) or by cluster; after Holm over the run
+    p, p_adjusted  of no change: see `_p_value`; after Holm over all comparisons of the run
     n, missing     pairs asked in both layers, and those of them with an answer missing
     """
 
@@ -147,16 +147,15 @@ def _interval(
 def _p_value(pairs: Sequence[Pair], clusters: Sequence[str], span: tuple[float, float]) -> float:
     """Two-sided p of no change: exact where cases stand alone, else from the clustered interval.
 
-    Yes/no outcomes: McNemar's exact test; others: sign flips. Where cases share clusters, the smallest alpha at which
-    the clustered interval still leaves 0 out, and never less than the test that takes the cases for independent: sign
-    flips of whole clusters cannot reach 5% with fewer than six of them, and a phrasing is not a coin.
+    Yes/no outcomes: McNemar's exact test; others: the smallest alpha at which their interval still leaves 0 out. Where
+    cases share clusters, that of the clustered interval, and never less than the test that takes the cases for
+    independent. (Sign flips of whole clusters cannot reach 5% with fewer than six of them: the intervals can.)
     """
-    changes = [y - x for x, y in pairs]
     yes_no = all(value in span for pair in pairs for value in pair)
     if yes_no:
-        alone = stats.mcnemar_exact(sum(c > 0 for c in changes), sum(c < 0 for c in changes))
+        alone = stats.mcnemar_exact(sum(y > x for x, y in pairs), sum(y < x for x, y in pairs))
     else:
-        alone = stats.sign_flip_p(changes)
+        alone = _inverted(pairs, [str(index) for index in range(len(pairs))], span)
     if len(set(clusters)) == len(clusters):
         return alone
     return max(alone, _inverted(pairs, clusters, span))

@@ -17,7 +17,7 @@ from fairlead.models.access import Transient, Who, key_from, remote_lineage, scr
 from fairlead.models.budget import Budget
 from fairlead.models.prices import Price, price_of
 from fairlead.models.protocol import CapabilityError, Finish, Prompt, Reply, Sampling, Usage
-from fairlead.models.remote import DEFAULT_MAX_TOKENS, Answer, Limits, RemoteModel
+from fairlead.models.remote import DEFAULT_MAX_TOKENS, Answer, Limits, RemoteModel, close_with
 
 OFFICIAL = "https://api.anthropic.com"
 KEY = "ANTHROPIC_API_KEY"
@@ -70,6 +70,7 @@ class Messages:
             self._client = anthropic.AsyncAnthropic(
                 api_key=self._key or "none", base_url=self._who.url, max_retries=0, open_telemetry=False
             )
+            close_with(self, self._client)
 
     async def ask(self, prompt: Prompt, n: int, sampling: Sampling, timeout: float) -> Answer:
         import anthropic

@@ -19,7 +19,7 @@ from fairlead.models.access import Transient, Who, filtered, key_from, remote_li
 from fairlead.models.budget import Budget
 from fairlead.models.prices import Price, price_of
 from fairlead.models.protocol import Finish, Prompt, Reply, Sampling, Usage
-from fairlead.models.remote import Answer, Limits, RemoteModel
+from fairlead.models.remote import Answer, Limits, RemoteModel, close_with
 
 OFFICIAL = "https://api.openai.com/v1"
 KEYS = {"openai": "OPENAI_API_KEY", "vllm": "VLLM_API_KEY"}
@@ -79,6 +79,7 @@ class ChatCompletions:
 
             # the SDK wants some key; a server of one's own may want none. Its own retries are off: ours count and wait.
             self._client = openai.AsyncOpenAI(api_key=self._key or "none", base_url=self._who.url, max_retries=0)
+            close_with(self, self._client)
 
     async def ask(self, prompt: Prompt, n: int, sampling: Sampling, timeout: float) -> Answer:
         body: dict[str, Any] = {"model": self._who.model, "messages": wire.to_openai(prompt)}

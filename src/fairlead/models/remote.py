@@ -12,6 +12,7 @@ import asyncio
 import random
 import threading
 import time
+import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -331,3 +332,17 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     except KeyboardInterrupt:
         future.cancel()
         raise
+
+
+def close_with(owner: object, client: Any) -> None:
+    """Close an SDK's async client on the background loop once `owner` is gone.
+
+    A client that is collected while still open closes its sockets twice, the second time after their descriptors belong
+    to somebody else's connection, which then never hears its answer. The finaliser holds the client until it is closed.
+    """
+    weakref.finalize(owner, _close_later, client).atexit = False
+
+
+def _close_later(client: Any) -> None:
+    if _loop is not None and not _loop.is_closed():
+        asyncio.run_coroutine_threadsafe(client.close(), _loop)

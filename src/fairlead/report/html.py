@@ -66,6 +66,7 @@ def render(run: Run, *, constitution: Constitution | None = None, hide_text: boo
         summary=_summary(run),
         cards=[_card(run, measure) for measure in run.measures],
         steps=_steps(run),
+        accuracy=_accuracy(run),
         slipped=[_slipped(run, measure, hide_text) for measure in run.measures],
         clean=_clean(run),
         unread=not run.told,
@@ -281,17 +282,38 @@ def _method(run: Run) -> dict[str, Any]:
         "total": sum(run.seconds.values()),
         "facts": [(label, _fact(more[key])) for key, label in _FACTS.items() if more.get(key) not in _NOTHING],
         "versions": dict(more.get("versions") or {}),
+        "stages": _tables(more.get("stages"), ("layer", "kind", "summary")),
         "warnings": [str(item) for item in more.get("warnings") or []],
         "guard": more.get("guard") or {},
     }
 
 
+def _tables(rows: object, keys: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """Rows of an optional table of `results.json`, as text, in the order of `keys`."""
+    found = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    return [tuple("" if row.get(key) is None else str(row[key]) for key in keys) for row in found]
+
+
+def _accuracy(run: Run) -> list[tuple[str, str, str, str, str, str]]:
+    """Held-out preference accuracy (`preference_accuracy`): layer, scorer, pairs, value, interval, n."""
+    found = []
+    for row in run.more.get("preference_accuracy") or []:
+        low, high = words.number(float(row["low"]), 3), words.number(float(row["high"]), 3)
+        value = words.number(float(row["value"]), 3)
+        found.append(
+            (str(row["layer"]), str(row["scorer"]), str(row["pairs"]), value, f"[{low}, {high}]", f"{row['n']:,}")
+        )
+    return found
+
+
 def _fact(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, dict):
         return ", ".join(f"{key} {_fact(item)}" for key, item in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(map(_fact, value))
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 # --------------------------------------------------------------------------------------- the constitution

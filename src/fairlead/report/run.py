@@ -166,17 +166,22 @@ def read_run(folder: str | Path) -> Run:
         results = orjson.loads(path.read_bytes())
     except orjson.JSONDecodeError as problem:
         raise InputError(f"{path}:{problem.lineno}: is no JSON: {problem.msg}") from None
-    told = [item for file in sorted((where / "exchanges").glob("*.jsonl")) for item in _told(file)]
-    return run_from(results, tuple(told), path, where)
+    return run_from(results, path=path, folder=where)
 
 
 _KNOWN = {"schema", "model", "constitution", "layers", "measures", "side_effects", "seconds"}
 
 
 def run_from(
-    results: Any, told: tuple[Told, ...] = (), path: Path = Path("results.json"), folder: Path | None = None
+    results: Any,
+    told: tuple[Told, ...] | None = None,
+    path: Path = Path("results.json"),
+    folder: Path | None = None,
 ) -> Run:
-    """A run from the content of `results.json`; `path` is named in errors."""
+    """A run from the content of `results.json`; `path` is named in errors.
+
+    Exchanges that are not given are read from the folder, where there is one.
+    """
     if not isinstance(results, Mapping):
         raise InputError(f"{path}: expected an object, got {type(results).__name__}")
     if results.get("schema") != 1:
@@ -200,7 +205,7 @@ def run_from(
         effects=effects,
         seconds={str(k): float(v) for k, v in results.get("seconds", {}).items() if isinstance(v, int | float)},
         principles=tuple(_principle(p, path) for p in constitution.get("principles", [])),
-        told=told,
+        told=_all_told(folder) if told is None else told,
         more={k: v for k, v in results.items() if k not in _KNOWN},
         folder=folder,
     )
@@ -212,6 +217,13 @@ def _need(holder: Mapping[str, Any], key: str, kind: type, path: Path | str) -> 
         got = "is missing" if value is None else f"is {type(value).__name__}, not {kind.__name__}"
         raise InputError(f"{path}: key {key!r} {got}")
     return value
+
+
+def _number(holder: Mapping[str, Any], key: str, where: str) -> float:
+    value = holder.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(f"{where}: key {key!r} is {value!r}, not a number")
+    return float(value)
 
 
 def _row(item: Any, layers: tuple[str, ...], where: str) -> Row:
@@ -228,8 +240,8 @@ def _row(item: Any, layers: tuple[str, ...], where: str) -> Row:
         principle=str(item.get("principle") or ""),
         layer=layer,
         value=None if value is None else float(value),
-        low=float(_need(item, "low", int | float, where)),  # type: ignore[arg-type]  # isinstance takes a union
-        high=float(_need(item, "high", int | float, where)),  # type: ignore[arg-type]
+        low=_number(item, "low", where),
+        high=_number(item, "high", where),
         n=int(_need(item, "n", int, where)),
         missing=int(item.get("missing") or 0),
         better=better,
@@ -255,8 +267,8 @@ def _effect(item: Any, where: str) -> Effect:
         before=str(_need(item, "from", str, where)),
         after=str(_need(item, "to", str, where)),
         change=None if change is None else float(change),
-        low=float(_need(item, "low", int | float, where)),  # type: ignore[arg-type]
-        high=float(_need(item, "high", int | float, where)),  # type: ignore[arg-type]
+        low=_number(item, "low", where),
+        high=_number(item, "high", where),
         verdict=verdict,
         p=item.get("p"),
         n=item.get("n"),
@@ -272,6 +284,11 @@ def _principle(item: Any, path: Path) -> PrincipleText:
         str(item["id"]), str(item.get("dimension") or ""), None if severity is None else int(severity),
         str(item.get("text") or ""),
     )  # fmt: skip
+
+
+def _all_told(folder: Path | None) -> tuple[Told, ...]:
+    files = () if folder is None else sorted((folder / "exchanges").glob("*.jsonl"))
+    return tuple(item for file in files for item in _told(file))
 
 
 def _told(path: Path) -> Iterator[Told]:

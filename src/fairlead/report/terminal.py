@@ -66,21 +66,25 @@ def _list(items: Sequence[str]) -> str:
 
 
 def _forms(run: Run) -> list[list[Text]]:
-    ends = {run.first, run.last}
+    """The grid, from everything to the least that is still worth a grid."""
+    every, ends = set(run.layers), {run.first, run.last}
+    outer = [name for name in run.layers if name in ends]
     return [
-        _grid(run, run.layers, intervals=set(run.layers)),
+        _grid(run, run.layers, intervals=every),
         _grid(run, run.layers, intervals=ends),
-        _grid(run, run.layers, intervals=set()),
-        _grid(run, [name for name in run.layers if name in ends], intervals={run.last}),
-        _grid(run, [name for name in run.layers if name in ends], intervals=set(), verdict=False),
+        _grid(run, run.layers, intervals={run.last}),
+        _grid(run, run.layers, intervals={run.last}, short=True),
+        _grid(run, outer, intervals={run.last}, short=True),
+        _grid(run, outer, intervals={run.last}, short=True, principle=False),
     ]
 
 
-def _grid(run: Run, layers: Sequence[str], *, intervals: set[str], verdict: bool = True) -> list[Text]:
+def _grid(
+    run: Run, layers: Sequence[str], *, intervals: set[str], short: bool = False, principle: bool = True
+) -> list[Text]:
     head = [Text(), *(Text(name, "bold") for name in layers), Text(), Text()]
     rows = [head]
     for measure in run.measures:
-        row = run.any_row(measure)
         cells = [_name(run, measure)]
         for layer in layers:
             at = run.row(measure, layer)
@@ -88,7 +92,8 @@ def _grid(run: Run, layers: Sequence[str], *, intervals: set[str], verdict: bool
             if layer in intervals and words.interval(at):
                 cell.append(" " + words.interval(at), "dim")
             cells.append(cell)
-        cells += [Text(row.principle or "–", "cyan"), _verdict(run, measure) if verdict else Text()]
+        cells.append(Text(run.any_row(measure).principle or "–", "cyan") if principle else Text())
+        cells.append(_verdict(run, measure, short=short))
         rows.append(cells)
     columns = [max(_width(cells[n]) for cells in rows) for n in range(len(head))]
     return [_joined(cells, columns) for cells in rows]

@@ -90,7 +90,7 @@ def _between(low: float, high: float) -> str:
     if low == high == 0:
         return "no case differs"
     if high <= 0:
-        return f"between {number(-low)} and {number(-high)} worse"
+        return f"between {number(-high)} and {number(-low)} worse"
     return f"between {number(low)} and {number(high)} better"
 
 

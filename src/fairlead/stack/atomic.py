@@ -43,7 +43,9 @@ def plain_disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except PermissionError as error:
-        raise InputError(f"{error.filename or path}: may not be written; give another place with --out or --cache") from error
+        raise InputError(
+            f"{error.filename or path}: may not be written; give another place with --out or --cache"
+        ) from error
     except Exception as error:
         if not full_disk(error):
             raise

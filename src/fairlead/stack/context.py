@@ -117,7 +117,9 @@ class Context:
     def preferences(self) -> PreferenceSet:
         """The preference data given with the plan, read once and said aloud."""
         if self.plan.preferences is None:
-            raise InputError("this stack learns from preference data: give a file with --preferences, or `preferences:`")
+            raise InputError(
+                "this stack learns from preference data: give a file with --preferences, or `preferences:`"
+            )
         return self.read_preferences(self.plan.preferences)
 
     def read_preferences(self, path: str) -> PreferenceSet:
@@ -159,9 +161,7 @@ class Context:
             self.settle_numerics()
             return open_model(_spec(source))
 
-        return self.models.setdefault(
-            source.identity, LazyModel(source.spec, source.identity, opener, self.cache)
-        )
+        return self.models.setdefault(source.identity, LazyModel(source.spec, source.identity, opener, self.cache))
 
     def trained(self, name: str, identity: str, folder: Path) -> LazyModel:
         """The model of a folder that a stage of this run wrote."""
@@ -194,7 +194,7 @@ def settle_torch(threads: int) -> None:
 
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
-    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _spec(source: Source) -> str:

@@ -45,7 +45,7 @@ def estimate(ctx: Context, layers: Sequence[Built], measures: Sequence[Measure],
         for measure in measures:
             judge: Any = ctx.audit[measure.id]
             if isinstance(judge, Critic):
-                total += _of_critic(judge, [p for p in _unknown(built, [measure], bank, ctx)])
+                total += _of_critic(judge, list(_unknown(built, [measure], bank, ctx)))
     return total
 
 
@@ -54,7 +54,9 @@ def _unknown(built: Built, measures: Sequence[Measure], bank: Bank, ctx: Context
     asking = Asking(ctx, built, bank)
     seen: set[tuple[Message, ...]] = set()
     for measure in measures:
-        cases = [c for c in cases_for(measure, bank, ctx.plan.measure.cases, ctx.seed) if not ctx.ledger.seen(c.messages)]
+        cases = [
+            c for c in cases_for(measure, bank, ctx.plan.measure.cases, ctx.seed) if not ctx.ledger.seen(c.messages)
+        ]
         if asking.is_known(measure, cases, ctx.audit, greedy(built.model, bank)):
             continue
         for case in cases:

@@ -6,6 +6,7 @@ row stands, depends on the rest of the run and is worked out afresh each time.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 from fairlead.constitution.schema import Constitution
 from fairlead.errors import InputError
 from fairlead.exchange import Case, from_json, to_json
-from fairlead.judges.lineage import lineage_hash
+from fairlead.judges.lineage import OptimisedJudge, lineage_hash
 from fairlead.judges.protocol import Judge
 from fairlead.measures import Measure, chosen
 from fairlead.measures.audit import audit_for
@@ -44,7 +45,9 @@ def auditors(ctx: Context, bank: Bank) -> dict[str, Judge]:
 
 def audit_of(audit: str, constitution: Constitution | None, bank: Bank, ctx: Context) -> dict[str, Judge]:
     if audit == "auto":
-        return audit_for(bank, constitution)
+        # With a single remote model and nothing else, that model reads what code cannot tell; it says "related" then.
+        reader = ctx.model(ctx.source) if ctx.source.kind == "remote" else None
+        return audit_for(bank, constitution, reader)
     if audit in ("gold", "rules"):
         return audit_for(bank, constitution, default=audit)
     source = ctx.source if audit == "base" else ctx.locate(audit)
@@ -60,11 +63,36 @@ def measures_for(ctx: Context, audit: Audit) -> list[Measure]:
     left = left_out(ctx)
     if left:
         ctx.voice.say(
-            f"not measured: {', '.join(left)} (only a reading model can judge it: measure: {{audit: MODEL}} or --audit MODEL)"
+            f"not measured: {', '.join(left)} (only a reading model can judge it: "
+            "measure: {audit: MODEL} or --audit MODEL)"
         )
     if not judged:
         raise InputError("nothing can be measured: no measure has a judge here; name a reading model with --audit")
     return judged
+
+
+def believable(measures: Sequence[Measure], layers: Sequence[Built], ctx: Context) -> list[Measure]:
+    """Without the measures whose audit a layer of this stack would spoil, where the plan left the auditor to us.
+
+    A plan that names its auditor is refused instead, when the layer is measured.
+    """
+    if ctx.plan.measure.audit != "auto":
+        return list(measures)
+    probe = copy.deepcopy(ctx.ledger)
+    for layer in layers:
+        for side, name, lineage in layer.used:
+            probe.record(layer.name, side, name, lineage)
+    kept: list[Measure] = []
+    for measure in measures:
+        judge = ctx.audit[measure.id]
+        try:
+            probe.evidence(measure.id, judge.name, judge.lineage, layer=layers[-1].name)
+        except OptimisedJudge as error:
+            ctx.voice.say(f"not measured: {error}")
+            ctx.audit = {id: found for id, found in ctx.audit.items() if id != measure.id}
+        else:
+            kept.append(measure)
+    return kept
 
 
 def left_out(ctx: Context) -> list[str]:
@@ -124,12 +152,14 @@ class Asking:
             self.asked += len(rows)
             if any(row.status == "missing" for row in rows) and self.ctx.source.kind == "remote":
                 continue  # what a server failed to answer is asked again next time
-            self.ctx.cache.make(
-                "measured",
-                keys[id],
-                lambda folder, rows=rows: write_lines(folder / "outcomes.jsonl", map(to_json, rows)),  # type: ignore[misc]
-            )
+            self._keep(keys[id], rows)
         return outcomes
+
+    def _keep(self, key: dict[str, Any], rows: Sequence[Outcome]) -> None:
+        def build(folder: Path) -> None:
+            write_lines(folder / "outcomes.jsonl", map(to_json, rows))
+
+        self.ctx.cache.make("measured", key, build)
 
     def _key(self, measure: Measure, cases: Sequence[Case], audit: Audit, sampling: Sampling) -> dict[str, Any]:
         # Measures may consult each other's judges (an unanswered twin has no style), so all lineages are in the key.

@@ -39,11 +39,13 @@ class Prompts(Frozen):
                     principles) or a file of prompts (.txt one per line, .jsonl with `prompt` or `messages`)
     per_principle   prompts drawn for each principle; a file is used whole up to that many per principle
     general         share of them that is ordinary traffic, not aimed at the principle
+    too_long        prompts that leave the model no room to answer: refuse (the row is named) or skip (counted)
     """
 
     from_: str = Field("constitution", alias="from")
     per_principle: Positive = 150
     general: float = Field(0.5, ge=0.0, lt=1.0)
+    too_long: Literal["refuse", "skip"] = "refuse"
 
 
 # ------------------------------------------------------------------------------------------- training data
@@ -103,7 +105,9 @@ class Preferences(PreferenceConfig):
     @model_validator(mode="after")
     def _both(self) -> Self:
         if not self.both_orders:
-            raise ValueError("both_orders: false is not offered: a critic's habit of preferring a side would be the label")
+            raise ValueError(
+                "both_orders: false is not offered: a critic's habit of preferring a side would be the label"
+            )
         return _without_seed(self)
 
 

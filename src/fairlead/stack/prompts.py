@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fairlead.constitution.schema import Constitution, Principle
 from fairlead.errors import InputError
@@ -24,17 +25,20 @@ SOURCE = "constitution"
 class TrainingPrompts:
     """Cases to train on, in a fixed order, and one line that says where they came from.
 
-    `aimed[i]` says that case i tempts the model to break its principle; ordinary traffic carries a principle only so
-    that it is known under whose share it was drawn.
+    `places[i]` says where case i stands (`file:line`). `aimed[i]` says that case i tempts the model to break its
+    principle; ordinary traffic carries a principle only so that it is known under whose share it was drawn.
     """
 
     cases: tuple[Case, ...]
     said: str
     aimed: tuple[bool, ...] = ()
+    places: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.aimed:
             object.__setattr__(self, "aimed", (False,) * len(self.cases))
+        if not self.places:
+            object.__setattr__(self, "places", tuple(f"training prompt {i}" for i in range(len(self.cases))))
 
     @property
     def hash(self) -> str:
@@ -87,8 +91,43 @@ def _from_file(config: Prompts, constitution: Constitution, seed: int, skip_bad_
     from fairlead.feedback.formats import read_prompts
 
     prompts = read_prompts(Path(config.from_), skip_bad_rows=skip_bad_rows)
+    places = dict(zip(prompts.rows, prompts.places, strict=True))
     dealt = _dealt(prompts.rows, config, constitution, seed, config.from_)
-    return TrainingPrompts(dealt.cases, "; ".join((dealt.said, *prompts.report.lines())))
+    said = "; ".join((dealt.said, *prompts.report.lines()))
+    return TrainingPrompts(dealt.cases, said, places=tuple(places[case.messages] for case in dealt.cases))
+
+
+ROOM = 16  # tokens; a prompt that leaves less than this to answer in is too long
+
+
+def fitting(prompts: TrainingPrompts, model: Any, too_long: str, room: int = ROOM) -> TrainingPrompts:
+    """The prompts that leave the model `room` tokens to answer in. Raises InputError naming the first that does not.
+
+    Models that do not show their tokens (remote ones) are asked as they are: their server refuses what is too long.
+    """
+    if model.context is None or "tokens" not in model.capabilities:
+        return prompts
+    sizes = [len(model.render(case.messages)) for case in prompts.cases]
+    misfits = [i for i, size in enumerate(sizes) if size + room > model.context]
+    if not misfits:
+        return prompts
+    first = misfits[0]
+    if too_long == "refuse":
+        raise InputError(
+            f"{prompts.places[first]}: {sizes[first]:,} tokens, and with {room:,} for the reply that is more than the "
+            f"{model.context:,} of {model.name} ({len(misfits):,} such prompts). "
+            "Shorten them, or leave them out with prompts: {too_long: skip}"
+        )
+    kept = [i for i in range(len(sizes)) if i not in set(misfits)]
+    if not kept:
+        raise InputError(f"none of {len(sizes):,} training prompts fits the context of {model.context:,} tokens")
+    said = f"{prompts.said}; {len(misfits):,} too long, left out (the first at {prompts.places[first]})"
+    return TrainingPrompts(
+        tuple(prompts.cases[i] for i in kept),
+        said,
+        tuple(prompts.aimed[i] for i in kept),
+        tuple(prompts.places[i] for i in kept),
+    )
 
 
 def _dealt(

@@ -35,7 +35,9 @@ def _recipes() -> Traversable:
 def read_recipe(name: str) -> Document:
     """A recipe by name, or a YAML file with `layers:`."""
     if name in recipe_names():
-        return parse_yaml(_recipes().joinpath(f"{name}.yaml").read_text(encoding="utf-8"), f"recipe {name}", what="recipe")
+        return parse_yaml(
+            _recipes().joinpath(f"{name}.yaml").read_text(encoding="utf-8"), f"recipe {name}", what="recipe"
+        )
     if Path(name).suffix in {".yaml", ".yml"}:
         return read_yaml(name, what="recipe")
     raise InputError(f"no recipe {name!r}. {meant(name, recipe_names())}. A YAML file with `layers:` may be named too")
@@ -47,7 +49,9 @@ def read_stack(path: Path | None) -> Document:
         return Document("command line", {}, {(): 1})
     document = read_yaml(path, what="stack")
     if not isinstance(document.data, dict):
-        raise InputError(f"{path}:1: a stack holds keys such as `model: …` and `layers:`; this holds {_kind(document.data)}")
+        raise InputError(
+            f"{path}:1: a stack holds keys such as `model: …` and `layers:`; this holds {_kind(document.data)}"
+        )
     return document
 
 
@@ -91,7 +95,9 @@ def parse_plan(document: Document) -> Plan:
             f"list them under `layers:` or name a recipe with --recipe ({', '.join(recipe_names())})"
         )
     if not isinstance(layers, list):
-        raise InputError(f"{_at(document, ('layers',))}: layers is a list of stages (`- sft: {{…}}`), not {_kind(layers)}")
+        raise InputError(
+            f"{_at(document, ('layers',))}: layers is a list of stages (`- sft: {{…}}`), not {_kind(layers)}"
+        )
     body["layers"] = _parse_layers(layers, document)
     return _validated(Plan, body, document, (), "")
 
@@ -107,7 +113,8 @@ def _parse_layers(layers: list[Any], document: Document) -> tuple[AnyLayer, ...]
         if not isinstance(item, Mapping) or len(item) != 1:
             has = f"the keys {', '.join(map(str, item))}" if isinstance(item, Mapping) else _kind(item)
             raise InputError(
-                f"{_at(document, place)}: a layer is a mapping with one key, its kind ({', '.join(KINDS)}); this has {has}"
+                f"{_at(document, place)}: a layer is a mapping with one key, its kind ({', '.join(KINDS)}); "
+                f"this has {has}"
             )
         ((kind, body),) = item.items()
         if kind not in KINDS:

@@ -89,7 +89,7 @@ def comparisons(layers: Sequence[Built], starts: Mapping[str, str]) -> list[tupl
 
 
 def write_exchanges(folder: Path, measured: Mapping[str, Sequence[MeasureResult]]) -> None:
-    """`exchanges/LAYER.jsonl`: every case of every measure, with what it came to."""
+    """`exchanges/LAYER.jsonl`: every case of every measure, with what it came to. Ranked pairs have no exchange."""
     for layer, rows in measured.items():
         write_lines(
             folder / "exchanges" / f"{layer}.jsonl",
@@ -97,6 +97,7 @@ def write_exchanges(folder: Path, measured: Mapping[str, Sequence[MeasureResult]
                 {"measure": row.measure, "principle": row.principle, "layer": layer, **outcome.to_json()}
                 for row in rows
                 for outcome in row.outcomes
+                if outcome.exchange is not None or outcome.status == "missing"
             ),
         )
 
@@ -132,7 +133,9 @@ def write_lock(folder: Path, ctx: Context, layers: Sequence[Built], prompts_hash
             "layers": {layer.name: {"identity": layer.identity, "settings": layer.settings} for layer in layers},
         },
     }
-    write_yaml(folder / "stack.lock.yaml", _plain(body), "What this run did, resolved. `fairlead align` takes it as a stack.")
+    write_yaml(
+        folder / "stack.lock.yaml", _plain(body), "What this run did, resolved. `fairlead align` takes it as a stack."
+    )
 
 
 def layer_as_written(layer: Any) -> dict[str, Any]:

@@ -18,13 +18,14 @@ from fairlead.errors import InputError
 from fairlead.exchange import Message
 from fairlead.measures.result import MeasureResult
 from fairlead.models import Budget, Price
+from fairlead.models.remote import Estimate
 from fairlead.stack.atomic import plain_disk_errors
 from fairlead.stack.cache import Cache
 from fairlead.stack.context import Built, Context
 from fairlead.stack.estimate import estimate, remote_models
 from fairlead.stack.folder import place_for, run_folder, write_json, write_lines
 from fairlead.stack.identity import cores
-from fairlead.stack.measuring import auditors, bank_for, left_out, measure, measures_for
+from fairlead.stack.measuring import auditors, bank_for, believable, left_out, measure, measures_for
 from fairlead.stack.plan import AnyLayer, DPOLayer, GuardLayer, Plan, PromptLayer, SFTLayer
 from fairlead.stack.results import comparisons, results, write_exchanges, write_layers, write_lock
 from fairlead.stack.source import locate
@@ -75,7 +76,7 @@ def constitution_of(plan: Plan, *, world: bool) -> Constitution:
     return load(plan.constitution or ("harbour" if world else "hhh"))
 
 
-def run_plan(plan: Plan, options: Options = Options(), voice: Voice | None = None) -> Finished:  # noqa: B008
+def run_plan(plan: Plan, options: Options = Options(), voice: Voice | None = None) -> Finished:
     """Run the plan. Raises FairleadError with what is wrong; whatever was finished before stays in the cache."""
     ctx = context(plan, options, voice or Quiet())
     place = place_for(options.out, f"{_short(plan.model)}-{ctx.constitution.name}")
@@ -211,40 +212,43 @@ def _work(ctx: Context, options: Options) -> tuple[list[Built], dict[str, list[M
     bank = bank_for(ctx.world)
     ctx.audit = auditors(ctx, bank)
     measures = measures_for(ctx, ctx.audit)
-    for column in ctx.plan.columns:
-        ctx.ledger.enter(column)
+    for name in ctx.plan.columns:
+        ctx.ledger.enter(name)
     base = ctx.base()
     built: dict[str, Built] = {"base": base}
     if not any(layer.trains for layer in ctx.plan.layers):  # nothing is called yet: the whole stack can be costed
         for layer in ctx.plan.layers:
             built[layer.name] = build(layer, built[layer.from_], ctx)
+        measures = believable(measures, list(built.values()), ctx)
     if remote_models(ctx):
         agree(ctx, options, estimate(ctx, list(built.values()), measures, bank))
     seconds: dict[str, float] = {}
     measured: dict[str, list[MeasureResult]] = {}
 
-    def column(item: Built) -> None:
+    def measured_now(item: Built) -> None:
         began = time.perf_counter()
         measured[item.name], asking = measure(item, measures, bank, ctx)
         took = time.perf_counter() - began
         seconds[f"{item.name}, measured"] = round(took, 2)
         cases = sum(len(row.outcomes) for row in measured[item.name])
-        ctx.voice.done(item.name, f"measured   {len(measures)} measures, {cases:,} cases", took if asking.asked else None)
+        ctx.voice.done(
+            item.name, f"measured   {len(measures)} measures, {cases:,} cases", took if asking.asked else None
+        )
         ctx.log("measured", layer=item.name, asked=asking.asked, known=asking.known, seconds=took)
 
-    column(base)
+    measured_now(base)
     for layer in ctx.plan.layers:
         item = built.get(layer.name) or build(layer, built[layer.from_], ctx)
         built[layer.name] = item
-        for side, name, lineage in item.used:
-            ctx.ledger.record(layer.name, side, name, lineage)
+        for side, judge, lineage in item.used:
+            ctx.ledger.record(layer.name, side, judge, lineage)
         seconds[layer.name] = round(item.seconds or 0.0, 2)
         cheap = item.kind in ("guard", "prompt")
         ctx.voice.done(item.name, item.summary, 0.0 if cheap else item.seconds)
         for warning in item.warnings:
             ctx.voice.say(f"warning: {warning}")
         ctx.log("built", layer=item.name, summary=item.summary, identity=item.identity, seconds=item.seconds)
-        column(item)
+        measured_now(item)
     return [built[name] for name in ctx.plan.columns], measured, seconds
 
 
@@ -260,12 +264,24 @@ def build(layer: AnyLayer, below: Built, ctx: Context) -> Built:
     return prompt(layer, below, ctx)
 
 
-def agree(ctx: Context, options: Options, cost: Any) -> None:
+def agree(ctx: Context, options: Options, cost: Estimate) -> None:
     """Say what remote models will be asked and cost, and go on only within a budget or with a person's yes."""
+    trains = any(layer.trains for layer in ctx.plan.layers)
+    if cost.calls == 0 and not trains:
+        ctx.voice.say("remote: nothing to ask, every answer is in the cache (--fresh asks again)")
+        return
+    more = [
+        words
+        for words, on in (
+            ("critics of training stages", trains),
+            ("revisions by the guard", any(isinstance(layer, GuardLayer) for layer in ctx.plan.layers)),
+        )
+        if on
+    ]
+    on_top = f"; {' and '.join(more)} come on top" if more else ""
     limit = f"; budget {options.budget}" if options.budget else ""
-    more = " (critics of training stages and revisions by the guard come on top)" if len(ctx.plan.layers) else ""
-    ctx.voice.say(f"remote: {cost}{more}{limit}")
-    if options.budget is not None or cost.calls == 0 and not any(layer.trains for layer in ctx.plan.layers):
+    ctx.voice.say(f"remote: {cost}{on_top}{limit}")
+    if options.budget is not None:
         return
     if options.confirm is None:
         raise InputError(

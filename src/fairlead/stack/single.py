@@ -72,8 +72,10 @@ def estimate_stage(
     from fairlead.methods.rows import exchange_rows, pair_rows
 
     model, rows, config = _opened(method, spec, data, settings, seed, skip_bad_rows, threads, voice)
-    make = exchange_rows if isinstance(rows, ExchangeSet) else pair_rows
-    trees: Any = make(model, rows.rows, too_long=config.too_long, places=rows.places)  # type: ignore[operator]
+    if isinstance(rows, ExchangeSet):
+        trees = exchange_rows(model, rows.rows, too_long=config.too_long, places=rows.places)
+    else:
+        trees = pair_rows(model, rows.rows, too_long=config.too_long, places=rows.places)
     steps = step_rows(trees, config)
     few = config.model_copy(update={"steps": min(TRIED_STEPS, len(steps)), "epochs": None})
     if isinstance(few, DPOConfig):

@@ -68,7 +68,7 @@ def _local(spec: str) -> Path:
             raise InputError(f"{spec}: holds no config.json, so it is no Hugging Face model folder")
         return folder
     if spec.startswith((".", "/", "~")) or folder.exists():
-        raise InputError(f"{spec}: no such model folder")
+        raise MissingResource(f"{spec}: no such model folder")
     return _from_hub(spec)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fairlead.judges.lineage import leaf, lineage_hash
+from fairlead.measures.measure import Outcome
 from fairlead.measures.result import MeasureResult
 from fairlead.stack.context import Built, Context
 from fairlead.stack.folder import write_json
@@ -60,14 +61,21 @@ def preference_rows(ctx: Context, layers: Sequence[Built]) -> Accuracies:
 
         entry = ctx.cache.make("accuracy", what, build)
         table = json.loads((entry.path / "accuracy.json").read_bytes())
-        found.table.extend({"layer": layer.name, **row} for row in table)
+        found.table.extend({"layer": layer.name, **{k: v for k, v in row.items() if k != "hits"}} for row in table)
         # The base has no reference to be a log-ratio to: it is ranked by its own log-prob per token, as all are.
-        found.rows[layer.name] = [_row(layer, row) for row in table if row["scorer"] == "log-prob"]
+        found.rows[layer.name] = [_row(layer, row, held_out.groups) for row in table if row["scorer"] == "log-prob"]
     return found
 
 
 def _table(layer: Built, base: Built, *, learnt_from: tuple[Any, Any]) -> list[dict[str, Any]]:
-    from fairlead.methods.evaluate import accuracy_table, longer_wins, model_margins, writer_only
+    from fairlead.methods.evaluate import (
+        accuracy_table,
+        decided,
+        length_matched,
+        longer_wins,
+        model_margins,
+        writer_only,
+    )
 
     train, held_out = learnt_from
     model: Any = getattr(layer.model, "open", layer.model)
@@ -79,6 +87,10 @@ def _table(layer: Built, base: Built, *, learnt_from: tuple[Any, Any]) -> list[d
         scorers["longer wins"] = longer_wins(held_out.rows)
         if any(writers is not None for writers in held_out.generators):
             scorers["writer only"] = writer_only(train, held_out)
+    known = decided(held_out.rows)
+    matched = set(length_matched(held_out.rows))
+    hits = {i: _hit(scorers["log-prob"][i]) for i in known}
+    chosen = {"all": known, "length-matched": [i for i in known if i in matched]}
     return [
         {
             "scorer": item.scorer,
@@ -89,12 +101,26 @@ def _table(layer: Built, base: Built, *, learnt_from: tuple[Any, Any]) -> list[d
             "n": item.accuracy.n,
             "undecided": item.undecided,
             "missing": item.missing,
+            "hits": {str(i): hits[i] for i in chosen[item.pairs]} if item.scorer == "log-prob" else {},
         }
         for item in accuracy_table(scorers, held_out)
     ]
 
 
-def _row(layer: Built, row: dict[str, Any]) -> MeasureResult:
+def _hit(margin: float | None) -> float | None:
+    """1 where chosen is put first, 0 where rejected is, one half undecided, None where the pair did not fit."""
+    return None if margin is None else 0.5 if margin == 0 else float(margin > 0)
+
+
+def _row(layer: Built, row: dict[str, Any], groups: Sequence[str]) -> MeasureResult:
+    """A row with one outcome per pair, so that layers are compared pair by pair like any other measure."""
+    outcomes = tuple(
+        Outcome(
+            f"pair {i}", groups[int(i)], "missing" if hit is None else "scored", hit,
+            reason="too long for the model" if hit is None else "",
+        )
+        for i, hit in row["hits"].items()
+    )  # fmt: skip
     id = "preference_accuracy" if row["pairs"] == "all" else "preference_accuracy_matched"
     return MeasureResult(
         measure=id,
@@ -110,6 +136,5 @@ def _row(layer: Built, row: dict[str, Any]) -> MeasureResult:
         lineage=lineage_hash(leaf("human", text="held-out preferences")),
         evidence=True,
         title=TITLES[id],
+        outcomes=outcomes,
     )
-
-

@@ -22,7 +22,7 @@ from fairlead.stack.context import Built, Context, Used, used_from_json, used_to
 from fairlead.stack.folder import read_lines, write_json
 from fairlead.stack.identity import code_hash, digest, file_hash
 from fairlead.stack.plan import DPOLayer, Preferences
-from fairlead.stack.stages.sft import early_refusal, principle_key, require_oracle
+from fairlead.stack.stages.sft import early_refusal, fitted, principle_key, require_oracle
 from fairlead.stack.stages.train import DATA_ROOMS, Clock, require_weights, settled, trained
 
 
@@ -88,7 +88,11 @@ def _summary(pairs: Pairs, facts: dict[str, Any]) -> str:
         words.append(f"KL {kl:.1f} nats")
     drift = facts["chosen_drift"] or 0.0
     words.append("chosen log-prob steady" if abs(drift) < 1.0 else f"chosen log-prob {drift:+.1f} nats")
-    for key, said in (("skipped_too_long", "pairs too long, left out"), ("cut", "pairs cut"), ("identical", "identical pairs")):
+    for key, said in (
+        ("skipped_too_long", "pairs too long, left out"),
+        ("cut", "pairs cut"),
+        ("identical", "identical pairs"),
+    ):
         if facts[key]:
             words.append(f"{facts[key]:,} {said}")
     return "; ".join(words)
@@ -148,10 +152,15 @@ def _compared(layer: DPOLayer, config: Preferences, below: Built, ctx: Context, 
         "stage": "gold preferences" if gold else "ai preferences",
         "config": making.model_dump(mode="json"),
         "prompts": prompts.hash,
+        "too_long": ctx.plan.prompts.too_long,
         "aimed": prompts.aimed,
         "model": below.identity,
         "code": code_hash(*DATA_ROOMS),
-        **({} if gold else {"compare": config.compare, "principles": principle_key(principles), "critic": critic_identity}),
+        **(
+            {}
+            if gold
+            else {"compare": config.compare, "principles": principle_key(principles), "critic": critic_identity}
+        ),
         **ctx.numerics,
     }
 
@@ -159,6 +168,7 @@ def _compared(layer: DPOLayer, config: Preferences, below: Built, ctx: Context, 
         from fairlead.judges.critic import critic
         from fairlead.methods.ai_preferences import ai_preferences
 
+        asked = fitted(ctx, below)
         about: list[str | None] | None
         comparers: list[Comparer]
         if gold:
@@ -167,18 +177,18 @@ def _compared(layer: DPOLayer, config: Preferences, below: Built, ctx: Context, 
         else:
             standards = principles
             comparers = [critic(p, reader, comparer=config.compare) for p in principles]
-            about = [case.principle if aimed else None for case, aimed in zip(prompts.cases, prompts.aimed, strict=True)]
+            about = [case.principle if aimed else None for case, aimed in zip(asked.cases, asked.aimed, strict=True)]
         early_refusal(layer.name, tuple(("train", c.name, c.lineage) for c in comparers), ctx)
         with ctx.voice.progress(f"{layer.name}: sampling and comparing") as advance:
             stages = iter(range(1, 4))
             labelled = ai_preferences(
                 below.model,
-                [case.messages for case in prompts.cases],
+                [case.messages for case in asked.cases],
                 standards,
                 comparers,
                 making,
                 about=about,
-                metas=[case.meta for case in prompts.cases],
+                metas=[case.meta for case in asked.cases],
                 progress=lambda what, rows: advance(next(stages, 2) - 1, 3),
             )
         write_preferences(folder / "data.jsonl", labelled.preferences)
@@ -197,7 +207,11 @@ def _compared(layer: DPOLayer, config: Preferences, below: Built, ctx: Context, 
     if not rows:
         raise InputError(f"layer {layer.name!r}: not one pair could be labelled ({_counted(about['counts'])})")
     counts = about["counts"]
-    notes = [f"{counts[k]:,} {said}" for k, said in (("unlabelled", "unlabelled"), ("near_ties", "near ties left out")) if counts.get(k)]
+    notes = [
+        f"{counts[k]:,} {said}"
+        for k, said in (("unlabelled", "unlabelled"), ("near_ties", "near ties left out"))
+        if counts.get(k)
+    ]
     said = "; ".join([f"{len(rows):,} pairs compared by {'gold' if gold else config.critic}", *notes])
     places = tuple(f"pair {i}" for i in range(len(rows)))
     facts = {"counts": counts, "position_bias": about["position_bias"]}

@@ -19,6 +19,7 @@ from fairlead.stack.context import Built, Context, Used, used_from_json, used_to
 from fairlead.stack.folder import read_lines, write_json, write_lines
 from fairlead.stack.identity import code_hash, digest, file_hash
 from fairlead.stack.plan import Revise, SFTLayer
+from fairlead.stack.prompts import SOURCE, TrainingPrompts, fitting
 from fairlead.stack.stages.train import DATA_ROOMS, Clock, require_weights, settled, trained
 
 
@@ -54,7 +55,11 @@ def sft(layer: SFTLayer, below: Built, ctx: Context) -> Built:
     entry, facts = trained(layer.name, "sft", config, data.entry, below, ctx, train)
     folder = entry.path / "model"
     identity = digest({"weights": entry.key})
-    counted = [f"{facts[k]:,} rows {words}" for k, words in (("skipped_too_long", "too long, left out"), ("cut", "cut")) if facts[k]]
+    counted = [
+        f"{facts[k]:,} rows {words}"
+        for k, words in (("skipped_too_long", "too long, left out"), ("cut", "cut"))
+        if facts[k]
+    ]
     return Built(
         name=layer.name,
         kind="sft",
@@ -99,6 +104,7 @@ def _revised(layer: SFTLayer, revise: Revise, below: Built, ctx: Context) -> Dat
         "stage": "revise",
         "config": config.model_dump(mode="json"),
         "prompts": prompts.hash,
+        "too_long": ctx.plan.prompts.too_long,
         "principles": principle_key(principles),
         "model": below.identity,
         "critic": critic_identity,
@@ -114,8 +120,12 @@ def _revised(layer: SFTLayer, revise: Revise, below: Built, ctx: Context) -> Dat
         reviser = ModelReviser(
             reader, principles, config.rewrite_temperature, config.max_tokens, config.critique_tokens, config.seed
         )
-        used: Used = tuple(("train", j.name, j.lineage) for j in (*judges, reviser))
+        used: Used = (
+            *(("train", judge.name, judge.lineage) for judge in judges),
+            ("train", reviser.name, reviser.lineage),
+        )
         early_refusal(layer.name, used, ctx)
+        asked = fitted(ctx, below)
         with ctx.voice.progress(f"{layer.name}: critique and revision") as advance:
             heard = 0
 
@@ -126,12 +136,12 @@ def _revised(layer: SFTLayer, revise: Revise, below: Built, ctx: Context) -> Dat
 
             revision = constitutional_data(
                 below.model,
-                [case.messages for case in prompts.cases],
+                [case.messages for case in asked.cases],
                 principles,
                 judges,
                 reviser,
                 config,
-                metas=[case.meta for case in prompts.cases],
+                metas=[case.meta for case in asked.cases],
                 progress=progress,
             )
         write_exchanges(folder / "data.jsonl", revision.final)
@@ -166,12 +176,27 @@ def _revised(layer: SFTLayer, revise: Revise, below: Built, ctx: Context) -> Dat
     harm = " → ".join(f"{share:.2f}" for share in about["harm"])
     notes = [
         f"{counts[k]:,} {words}"
-        for k, words in (("missing", "prompts unanswered"), ("left_out", "rows left out"), ("unjudged", "verdicts missing"))
+        for k, words in (
+            ("missing", "prompts unanswered"),
+            ("left_out", "rows left out"),
+            ("unjudged", "verdicts missing"),
+        )
         if counts.get(k)
     ]
-    said = "; ".join([f"{counts['rows']:,} replies revised in {config.rounds} rounds; broken per round {harm}", *notes])
+    times = f"{config.rounds} round{'s' if config.rounds > 1 else ''}"
+    said = "; ".join([f"{counts['rows']:,} replies revised in {times}; broken per round {harm}", *notes])
     places = tuple(f"revised reply {i}" for i in range(len(rows)))
     return Data(entry, rows, places, used_from_json(about["used"]), said, {k: about[k] for k in about if k != "used"})
+
+
+def fitted(ctx: Context, below: Built) -> TrainingPrompts:
+    """The run's training prompts that fit the model; refused or left out, by row, as the plan says."""
+    if ctx.world and ctx.plan.prompts.from_ == SOURCE:
+        return ctx.prompts  # the world is made for its model
+    asked = fitting(ctx.prompts, below.model, ctx.plan.prompts.too_long)
+    if len(asked.cases) < len(ctx.prompts.cases):
+        ctx.voice.say(asked.said)
+    return asked
 
 
 def early_refusal(layer: str, used: Used, ctx: Context) -> None:

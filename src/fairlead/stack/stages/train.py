@@ -23,7 +23,15 @@ if TYPE_CHECKING:
 C = TypeVar("C", bound=Training)
 
 ROOMS = ("engine", "methods", "models/render", "models/local", "models/tokens")
-DATA_ROOMS = (*ROOMS, "judges", "constitution/prompts", "models/apprentice", "apprentice", "stack/prompts", "stack/stages")
+DATA_ROOMS = (
+    *ROOMS,
+    "judges",
+    "constitution/prompts",
+    "models/apprentice",
+    "apprentice",
+    "stack/prompts",
+    "stack/stages",
+)
 
 
 def settled(config: C, below: Built, ctx: Context) -> C:
@@ -80,7 +88,9 @@ def trained(
             made, facts, records, warnings = train(model, run)
         made.save(folder / "model")
         write_lines(folder / "steps.jsonl", (dataclasses.asdict(record) for record in records))
-        write_json(folder / "train.json", {"config": config.model_dump(mode="json"), **facts, "warnings": list(warnings)})
+        write_json(
+            folder / "train.json", {"config": config.model_dump(mode="json"), **facts, "warnings": list(warnings)}
+        )
 
     entry = ctx.cache.make("weights", what, build)
     return entry, json.loads((entry.path / "train.json").read_bytes())

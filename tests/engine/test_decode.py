@@ -1,0 +1,188 @@
+"""Decoding against one row at a time without a cache, and against a recompute on the training path."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+
+from engine.helpers import MODELS, V, make, naive_reply
+from fairlead.engine import counter, decode, decode_hf, llama
+from fairlead.engine.decode import Completion, generate
+from fairlead.engine.layout import Tree
+from fairlead.engine.logprobs import score
+from fairlead.engine.sampling import Choice
+
+RNG = random.Random(0)
+PROMPTS = [tuple(RNG.randrange(V) for _ in range(RNG.randint(1, 18))) for _ in range(7)]
+EOS = (1, 2, 3)
+RUNNERS = [(name, tight) for name in MODELS for tight in ([True, False] if "gpt2" not in name else [False])]
+
+
+def tokens(replies: list[list[Completion]]) -> list[list[tuple[int, ...]]]:
+    return [[reply.tokens for reply in row] for row in replies]
+
+
+def far_from_recompute(model: Any, replies: list[list[Completion]], temperature: float) -> float:
+    trees = [Tree(p, tuple(reply.tokens for reply in row)) for p, row in zip(PROMPTS, replies, strict=True)]
+    again = score(model, trees, temperature=temperature or 1.0).logp_N
+    drawn = [logp for row in replies for reply in row for logp in reply.logprobs]
+    return float((again - torch.tensor(drawn, dtype=again.dtype)).abs().max())
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize(("name", "tight"), RUNNERS)
+def test_equal_to_one_row_at_a_time_without_a_cache(name: str, tight: bool, temperature: float) -> None:
+    model = make(name).eval()
+    got = generate(model, PROMPTS, n=2, max_tokens=9, temperature=temperature, eos_ids=EOS, seed=3, rows=5, tight=tight)
+    for number, row in enumerate(got):
+        for sample, reply in enumerate(row):
+            stream = counter.streams(3, number, sample)
+            uniforms = [float(counter.uniforms(stream, step)[0]) for step in range(9)]
+            ids, logps = naive_reply(model, PROMPTS[number], 9, set(EOS), temperature, uniforms)
+            assert list(reply.tokens) == ids
+            assert max(abs(a - b) for a, b in zip(reply.logprobs, logps, strict=True)) < 1e-9
+            assert reply.finish == ("stop" if ids[-1] in EOS else "length")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("name", "tight"), RUNNERS)
+def test_log_probs_agree_with_the_training_path(name: str, tight: bool, dtype: torch.dtype) -> None:
+    model = make(name, dtype)
+    for how in ({"temperature": 0.7}, {"temperature": 0.0}, {"temperature": 1.0, "top_k": 6, "top_p": 0.8}):
+        replies = generate(model, PROMPTS, n=3, max_tokens=12, eos_ids=EOS, rows=8, tight=tight, **how)
+        far = far_from_recompute(model, replies, how["temperature"])
+        assert far < (1e-9 if dtype == torch.float64 else 1e-5)
+
+
+@pytest.mark.parametrize(("name", "tight"), [("llama-tied", True), ("llama-tied", False), ("gpt2-untied", False)])
+def test_replies_do_not_depend_on_their_company(name: str, tight: bool) -> None:
+    model = make(name)
+    more: dict[str, Any] = {"max_tokens": 12, "eos_ids": EOS, "seed": 9, "tight": tight}
+    whole = tokens(generate(model, PROMPTS, n=3, rows=64, **more))
+    assert tokens(generate(model, PROMPTS, n=3, rows=1, **more)) == whole
+    assert tokens(generate(model, PROMPTS, n=3, rows=7, **more)) == whole
+    assert tokens(generate(model, PROMPTS[:3], n=3, **more)) == whole[:3]
+    assert tokens(generate(model, PROMPTS, n=1, **more)) == [row[:1] for row in whole]
+    split = [*generate(model, PROMPTS[4:], n=3, keys=[4, 5, 6], **more)]
+    assert tokens(split) == whole[4:]
+    assert tokens(generate(model, PROMPTS, n=3, **{**more, "seed": 10})) != whole
+
+
+def test_every_prompt_is_prefilled_once_and_no_step_runs_for_finished_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make("llama-tied")
+    prefilled, stepped = [], []
+    prefill, step = llama.prefill, llama.step
+
+    def counted_prefill(w: Any, prompts: Any) -> Any:
+        prefilled.extend(prompts)
+        return prefill(w, prompts)
+
+    def counted_step(w: Any, ids: Any, *more: Any) -> Any:
+        stepped.append(len(ids))
+        return step(w, ids, *more)
+
+    generate(model, PROMPTS, n=1, max_tokens=2)  # the first use of a model proves the decoder, with steps of its own
+    monkeypatch.setattr(llama, "prefill", counted_prefill)
+    monkeypatch.setattr(llama, "step", counted_step)
+    replies = generate(model, PROMPTS, n=6, max_tokens=12, eos_ids=EOS, rows=6)
+    assert sorted(prefilled) == sorted(PROMPTS)
+    needed = sum(len(reply.tokens) - 1 for row in replies for reply in row)
+    assert needed <= sum(stepped) <= 1.15 * needed  # the rest is the tail, between compactions
+
+
+def test_the_context_ends_a_reply() -> None:
+    model = make("llama-tied")
+    prompt = tuple(range(60))
+    (reply,) = generate(model, [prompt], max_tokens=50, temperature=0.0)[0]
+    assert len(reply.tokens) == 4 and reply.finish == "length"
+    (other,) = generate(model, [prompt], max_tokens=50, temperature=0.0, tight=False)[0]
+    assert other.tokens == reply.tokens
+
+
+def test_an_end_token_at_once_and_no_prompts() -> None:
+    model = make("llama-tied")
+    (reply,) = generate(model, [(4, 5)], eos_ids=range(V), seed=1)[0]
+    assert len(reply.tokens) == 1 and reply.finish == "stop"
+    assert generate(model, []) == []
+
+
+@pytest.mark.parametrize(
+    ("prompts", "more", "message"),
+    [
+        ([(1,), ()], {}, "row 1: the prompt has no tokens"),
+        ([(1,), (1,) * 64], {}, "row 1: a prompt of 64 tokens leaves no room"),
+        ([(V,)], {}, f"row 0: a token id is outside the model's vocabulary of {V}"),
+        ([(1,)], {"max_tokens": 0}, "max_tokens is 0"),
+        ([(1,)], {"n": 0}, "n is 0"),
+        ([(1,)], {"keys": [1, 2]}, "2 keys for 1 prompts"),
+    ],
+)
+def test_what_cannot_be_decoded_is_refused(prompts: Any, more: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        generate(make("llama-tied"), prompts, **more)
+
+
+def test_hooks_on_the_model_run() -> None:
+    model: Any = make("llama-tied")
+    plain = generate(model, PROMPTS, max_tokens=6, temperature=0.0)
+    handle = model.model.layers[0].register_forward_hook(lambda module, inputs, output: output * 3 + 1)
+    assert tokens(generate(model, PROMPTS, max_tokens=6, temperature=0.0)) != tokens(plain)
+    with pytest.raises(ValueError, match="carries forward hooks"):
+        generate(model, PROMPTS, tight=True)
+    handle.remove()
+    assert tokens(generate(model, PROMPTS, max_tokens=6, temperature=0.0)) == tokens(plain)
+
+
+# Planted bugs: each must break the comparison with the training path.
+
+
+def temperature_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode, "Choice", lambda temperature, top_k, top_p: Choice(1.0, top_k, top_p))
+
+
+def off_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = llama.step
+    monkeypatch.setattr(llama, "step", lambda w, ids, place, kv, mask, used: real(w, ids, place - 1, kv, mask, used))
+
+
+def stale_cache_visible(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = llama.step
+    monkeypatch.setattr(
+        llama, "step", lambda w, ids, place, kv, mask, used: real(w, ids, place, kv, torch.zeros_like(mask), used)
+    )
+
+
+def padding_counted_as_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = decode_hf._forward
+    monkeypatch.setattr(
+        decode_hf, "_forward", lambda model, ids, mask, cache: real(model, ids, torch.ones_like(mask), cache)
+    )
+
+
+@pytest.mark.parametrize(
+    ("bug", "tight"),
+    [
+        (temperature_ignored, True),
+        (temperature_ignored, False),
+        (off_by_one, True),
+        (stale_cache_visible, True),
+        (padding_counted_as_positions, False),
+    ],
+)
+def test_planted_bugs_break_the_comparison(bug: Any, tight: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make("llama-untied")
+    generate(model, PROMPTS[:1], max_tokens=1)
+    bug(monkeypatch)
+    replies = generate(model, PROMPTS, n=2, max_tokens=8, temperature=0.6, rows=8, tight=tight)
+    assert far_from_recompute(model, replies, 0.6) > 1e-3
+
+
+def test_a_wrong_tight_pass_is_caught_before_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    off_by_one(monkeypatch)
+    with pytest.raises(ValueError, match="its logits differ"):
+        generate(make("llama-untied"), PROMPTS, tight=True)
+    model = make("llama-untied", torch.float32)
+    assert far_from_recompute(model, generate(model, PROMPTS, max_tokens=6), 1.0) < 1e-5
