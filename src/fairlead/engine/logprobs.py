@@ -143,6 +143,39 @@ def score_positions(
     return score(model, trees, token_budget).logp_N.view(len(prompts), -1)
 
 
+def score_next(
+    model: nn.Module,
+    trees: Sequence[Tree],
+    options: Sequence[Sequence[int]],
+    token_budget: int = 8192,
+) -> torch.Tensor:
+    """Log-probs (R, K) of K one-token options as the next token after each branch, over the whole vocabulary.
+
+    For questions that share a beginning: the root is what they share, every branch the rest of one question, and
+    `options` holds one row of K token ids per branch, in the order of the trees. No gradients.
+    """
+    sizes = [len(tree.replies) for tree in trees]
+    if len(options) != sum(sizes) or len({len(row) for row in options}) > 1:
+        raise ValueError("options: give one row of option ids per branch, all of the same length")
+    if not options:
+        return torch.empty(0, 0)
+    check(trees, context=context_of(model), vocabulary=vocabulary_of(model))
+    first = torch.tensor([0, *sizes]).cumsum(0).tolist()
+    wanted_RK = torch.tensor([list(row) for row in options])
+    out_RK = torch.empty(wanted_RK.shape)
+    with torch.no_grad(), evaluating(model):
+        head = head_of(model)
+        for rows in pack(trees, max([token_budget, *(tree.tokens for tree in trees)])):
+            batch = batch_of(model, [trees[row] for row in rows], keep_last=True)
+            last_RD = hidden_states(model, batch).index_select(0, batch.last_R)
+            places = [place for row in rows for place in range(first[row], first[row + 1])]
+            target_RK = wanted_RK[places].to(last_RD.device)
+            each_ND = last_RD.repeat_interleave(target_RK.shape[1], dim=0)
+            logp_N, _ = token_logprobs(each_ND, head, target_RK.flatten())
+            out_RK[places] = logp_N.view(target_RK.shape).to("cpu", out_RK.dtype)
+    return out_RK
+
+
 def batch_of(model: nn.Module, trees: Sequence[Tree] | Batch, *, keep_last: bool = False) -> Batch:
     """Check and lay out trees for a model, on its device."""
     if isinstance(trees, Batch):

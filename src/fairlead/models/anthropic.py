@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fairlead.exchange import Message, Refusal, Text
 from fairlead.models import wire
 from fairlead.models.access import Transient, Who, key_from, remote_lineage, scrub, status_error
 from fairlead.models.budget import Budget
+from fairlead.models.longest import Longest
 from fairlead.models.prices import Price, price_of
 from fairlead.models.protocol import CapabilityError, Finish, Prompt, Reply, Sampling, Usage
 from fairlead.models.remote import DEFAULT_MAX_TOKENS, Answer, Limits, RemoteModel, close_with
@@ -59,6 +60,7 @@ class Messages:
     def __init__(self, who: Who, key: str | None) -> None:
         self._who, self._key = who, key
         self._client: Any = None
+        self._longest = Longest(who.model, "/v1/models", official=who.url == OFFICIAL)
 
     def __repr__(self) -> str:
         return f"Messages({self._who})"
@@ -105,7 +107,15 @@ class Messages:
             raise Transient(f"{url} answered in another shape ({error})", billed=True) from None
         return Answer((reply,), reply.usage)
 
-    async def score(self, prompt: Prompt, continuation: str, timeout: float) -> tuple[float, Usage]:
+    async def longest(self) -> int | None:
+        """Longest prompt plus reply, where a server of one's own says it."""
+        import anthropic
+
+        return await self._longest(self._client, anthropic)
+
+    async def score(
+        self, prompt: Prompt, continuations: Sequence[str], timeout: float
+    ) -> tuple[tuple[float, ...], Usage]:
         raise CapabilityError(f"model {self._who.name} cannot do 'logprobs'")
 
 

@@ -121,16 +121,28 @@ def _chat_events(head: dict[str, Any], replies: Sequence[Reply], usage: dict[str
 def _completions(backend: Backend, body: dict[str, Any], headers: Mapping[str, str]) -> dict[str, Any]:
     """Log-probs of a prompt of token ids, as vLLM gives them; continuing plain text is not a chat model's trade."""
     score = getattr(backend.model, "score_tokens", None)
-    tokens = body.get("prompt")
-    if score is None or body.get("prompt_logprobs") is None or not isinstance(tokens, list) or not tokens:
-        raise HttpError(400, "/v1/completions takes a prompt of token ids with prompt_logprobs, for models with tokens")
+    prompts = _token_prompts(body.get("prompt"))
+    if score is None or body.get("prompt_logprobs") is None or not prompts:
+        raise HttpError(400, "/v1/completions takes prompts of token ids with prompt_logprobs, for models with tokens")
     with backend.lock:
-        values = score([tuple(int(t) for t in tokens)])[0]
-    table = [None, *({str(t): {"logprob": v}} for t, v in zip(tokens[1:], values, strict=True))]
-    choice = {"index": 0, "text": "", "finish_reason": "length", "logprobs": None, "prompt_logprobs": table}
-    usage = {"prompt_tokens": len(tokens), "completion_tokens": 0, "total_tokens": len(tokens)}
+        rows = score(prompts)
+    choices = []
+    for i, (tokens, values) in enumerate(zip(prompts, rows, strict=True)):
+        table = [None, *({str(t): {"logprob": v}} for t, v in zip(tokens[1:], values, strict=True))]
+        choice = {"index": i, "text": "", "finish_reason": "length", "logprobs": None, "prompt_logprobs": table}
+        choices.append(choice)
+    read = sum(map(len, prompts))
+    usage = {"prompt_tokens": read, "completion_tokens": 0, "total_tokens": read}
     head = {"id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time())}
-    return {**head, "model": backend.name, "choices": [choice], "usage": usage}
+    return {**head, "model": backend.name, "choices": choices, "usage": usage}
+
+
+def _token_prompts(prompt: Any) -> list[tuple[int, ...]]:
+    """One list of token ids, or several; empty for anything else."""
+    rows = prompt if isinstance(prompt, list) and prompt and isinstance(prompt[0], list) else [prompt]
+    if not all(isinstance(row, list) and row and all(type(token) is int for token in row) for row in rows):
+        return []
+    return [tuple(row) for row in rows]
 
 
 def _tokenize(backend: Backend, body: dict[str, Any], headers: Mapping[str, str]) -> dict[str, Any]:

@@ -20,9 +20,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from fairlead.engine.checkpoint import atomic_folder, save_model, weights_hash
 from fairlead.engine.decode import generate
 from fairlead.engine.layout import Tree
-from fairlead.engine.logprobs import score
+from fairlead.engine.logprobs import score, score_next
 from fairlead.errors import FairleadError, InputError, MissingResource
 from fairlead.models.render import Ids, prepare
+from fairlead.models.sharing import by_prefix
 from fairlead.models.tokens import Draw, Drawn, TokenModel
 
 WORDINGS = "prompts"
@@ -95,10 +96,22 @@ class LocalModel(TokenModel):
         return [[Drawn(tuple(c.tokens), tuple(c.logprobs), c.finish) for c in group] for group in completions]
 
     def _score(self, prompts: Sequence[Ids], options: Sequence[Sequence[Ids]]) -> list[list[list[float]]]:
+        if len({len(row) for row in options}) == 1 and all(len(option) == 1 for row in options for option in row):
+            return self._score_next(prompts, options)
         trees = [Tree(tuple(p), tuple(tuple(o) for o in row)) for p, row in zip(prompts, options, strict=True)]
         flat = score(self.module, trees)
         values, sizes = iter(flat.logp_N.tolist()), iter(flat.count_R.tolist())
         return [[list(islice(values, next(sizes))) for _ in row] for row in options]
+
+    def _score_next(self, prompts: Sequence[Ids], options: Sequence[Sequence[Ids]]) -> list[list[list[float]]]:
+        """One-token options: neighbours that begin alike (one exchange, many principles) read the beginning once."""
+        whole = [tuple(prompt) for prompt in prompts]
+        trees = []
+        for length, rows in by_prefix(whole):
+            cut = length or len(whole[rows[0]]) - 1
+            trees.append(Tree(whole[rows[0]][:cut], tuple(whole[row][cut:] for row in rows)))
+        logp_RK = score_next(self.module, trees, [[option[0] for option in row] for row in options])
+        return [[[value] for value in row] for row in logp_RK.tolist()]
 
 
 def open_local(

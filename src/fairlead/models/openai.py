@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fairlead.errors import InputError
+from fairlead.errors import InputError, MissingResource
 from fairlead.exchange import Message, Refusal, Text
 from fairlead.models import wire
 from fairlead.models.access import Transient, Who, filtered, key_from, remote_lineage, scrub, status_error
 from fairlead.models.budget import Budget
+from fairlead.models.longest import Longest
 from fairlead.models.prices import Price, price_of
 from fairlead.models.protocol import Finish, Prompt, Reply, Sampling, Usage
-from fairlead.models.remote import Answer, Limits, RemoteModel, close_with
+from fairlead.models.remote import Answer, Limits, RemoteModel, close_with, most_tokens
 
 OFFICIAL = "https://api.openai.com/v1"
 KEYS = {"openai": "OPENAI_API_KEY", "vllm": "VLLM_API_KEY"}
@@ -65,6 +66,9 @@ class ChatCompletions:
     def __init__(self, who: Who, key: str | None, *, vllm: bool, official: bool) -> None:
         self._who, self._key, self._vllm = who, key, vllm
         self._client: Any = None
+        self._longest = Longest(who.model, "/models", official=official)
+        self._pieces: dict[str, list[int]] = {}
+        self._counts = True  # until the server shows that it has no /tokenize
         # OpenAI's newer models know only the second name, many compatible servers only the first
         self._limit_field = "max_completion_tokens" if official else "max_tokens"
         fields = {"max_tokens", "temperature", "top_p", "stop", "seed"}
@@ -92,15 +96,15 @@ class ChatCompletions:
             body["n"] = n
         if self._vllm:
             body |= {"logprobs": True, "return_token_ids": True}
-        limit = {self._limit_field: sampling.max_tokens}
+        room = await self._room(prompt, sampling.max_tokens, timeout)
         try:
-            data = await self._post("/chat/completions", body | limit, timeout)
+            data = await self._post("/chat/completions", body | {self._limit_field: room}, timeout)
         except InputError as error:
             other = {"max_tokens": "max_completion_tokens"}.get(self._limit_field)
             if other is None or other not in str(error):
                 raise
             self._limit_field = other  # the server said so; remembered for the calls to come
-            data = await self._post("/chat/completions", body | {other: sampling.max_tokens}, timeout)
+            data = await self._post("/chat/completions", body | {other: room}, timeout)
         if data is None:
             return Answer((filtered("the provider's content filter refused the prompt", Usage()),) * n, Usage())
         return self._answer(data)
@@ -121,25 +125,67 @@ class ChatCompletions:
             raise Transient(f"{self._who.url} answered in another shape ({error})", billed=True) from None
         return Answer(replies, usage)
 
-    async def score(self, prompt: Prompt, continuation: str, timeout: float) -> tuple[float, Usage]:
-        """Summed log-prob of a continuation: its ids after the prompt's, and vLLM's log-probs of a prompt."""
-        root = self._who.url.rstrip("/").removesuffix("/v1")
-        model = {"model": self._who.model}
-        talk = {"messages": wire.to_openai(prompt), "add_generation_prompt": True}
-        said = await self._post(f"{root}/tokenize", model | talk, timeout)
-        text = {"prompt": continuation, "add_special_tokens": False}
-        more = await self._post(f"{root}/tokenize", model | text, timeout)
-        head, tail = _ids(said, self._who.url), _ids(more, self._who.url)
-        request = {"prompt": head + tail, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 1}
-        data = await self._post("/completions", model | request, timeout)
+    async def longest(self) -> int | None:
+        """Longest prompt plus reply, where the server says it."""
+        import openai
+
+        return await self._longest(self._client, openai)
+
+    async def _room(self, prompt: Prompt, wanted: int | None, timeout: float) -> int | None:
+        """Tokens the reply may take: `wanted`, or what the context leaves, as with local weights.
+
+        vLLM refuses a request whose prompt and `max_tokens` together exceed the context. Only a prompt that may come
+        near it (a token has at least one byte) is counted, which costs a request to `/tokenize`.
+        """
+        longest = await self.longest() if self._counts else None
+        if longest is None or wanted is None or most_tokens(prompt) + wanted <= longest:
+            return wanted
         try:
-            table = (data or {})["choices"][0]["prompt_logprobs"]
-            total = sum(float(table[len(head) + k][str(token)]["logprob"]) for k, token in enumerate(tail))
-        except (KeyError, IndexError, TypeError):
+            size = len(await self._tokens_of(prompt, timeout))
+        except (InputError, MissingResource):
+            self._counts = False  # a server without /tokenize decides itself what is too long
+            return wanted
+        if size >= longest:
+            raise InputError(f"{size:,} tokens, but the model has room for {longest - 1:,}. Shorten it.")
+        return min(wanted, longest - size)
+
+    async def _tokens_of(self, prompt: Prompt, timeout: float) -> list[int]:
+        body = {"model": self._who.model, "messages": wire.to_openai(prompt), "add_generation_prompt": True}
+        return _ids(await self._post(f"{self._root}/tokenize", body, timeout), self._who.url)
+
+    async def _tokens_in(self, text: str, timeout: float) -> list[int]:
+        if text not in self._pieces:
+            body = {"model": self._who.model, "prompt": text, "add_special_tokens": False}
+            self._pieces[text] = _ids(await self._post(f"{self._root}/tokenize", body, timeout), self._who.url)
+        return self._pieces[text]
+
+    @property
+    def _root(self) -> str:
+        return self._who.url.rstrip("/").removesuffix("/v1")
+
+    async def score(
+        self, prompt: Prompt, continuations: Sequence[str], timeout: float
+    ) -> tuple[tuple[float, ...], Usage]:
+        """Summed log-prob of each continuation, all in one call: its ids after the prompt's, vLLM's prompt log-probs."""
+        head = await self._tokens_of(prompt, timeout)
+        tails = [await self._tokens_in(text, timeout) for text in continuations]
+        request = {
+            "model": self._who.model, "prompt": [head + tail for tail in tails],
+            "max_tokens": 1, "temperature": 0, "prompt_logprobs": 1,
+        }  # fmt: skip
+        data = await self._post("/completions", request, timeout)
+        try:
+            choices = sorted((data or {})["choices"], key=lambda choice: int(choice["index"]))
+            tables = [choice["prompt_logprobs"] for choice in choices]
+            totals = tuple(
+                sum(float(table[len(head) + k][str(token)]["logprob"]) for k, token in enumerate(tail))
+                for table, tail in zip(tables, tails, strict=True)
+            )
+        except (KeyError, IndexError, TypeError, ValueError):
             raise InputError(
                 f"{self._who.name}: {self._who.url} gives no prompt_logprobs; it is not a vLLM server"
             ) from None
-        return total, _usage(data or {}) or Usage()
+        return totals, _usage(data or {}) or Usage()
 
     async def _post(self, path: str, body: Mapping[str, Any], timeout: float) -> Mapping[str, Any] | None:
         """The JSON of one request; None where a content filter refused it. Raises Transient or a user's error."""

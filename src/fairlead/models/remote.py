@@ -91,13 +91,14 @@ class Endpoint(Protocol):
 
     def ready(self) -> None: ...  # what takes long once (importing the SDK) happens here, outside every deadline
     async def ask(self, prompt: Prompt, n: int, sampling: Sampling, timeout: float) -> Answer: ...
-    async def score(self, prompt: Prompt, continuation: str, timeout: float) -> tuple[float, Usage]: ...
+    async def score(
+        self, prompt: Prompt, continuations: Sequence[str], timeout: float
+    ) -> tuple[tuple[float, ...], Usage]: ...
+    async def longest(self) -> int | None: ...  # longest prompt plus reply in tokens, where the server says it
 
 
 class RemoteModel:
     """A model behind an API. Made by `open_model`; `spent` counts calls, tokens and money of this model."""
-
-    context: int | None = None
 
     def __init__(
         self,
@@ -127,6 +128,12 @@ class RemoteModel:
     @property
     def capabilities(self) -> frozenset[str]:
         return self._endpoint.capabilities
+
+    @property
+    def context(self) -> int | None:
+        """Longest prompt plus reply in tokens, where the server says it: vLLM and kin, asked once, free of charge."""
+        self._endpoint.ready()
+        return run(self._endpoint.longest())
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling = Sampling()) -> list[tuple[Reply, ...]]:  # noqa: B008
         """`sampling.n` replies for each prompt, in order.
@@ -160,9 +167,11 @@ class RemoteModel:
     def _bounded(self, sampling: Sampling) -> Sampling:
         return sampling if sampling.max_tokens is not None else replace(sampling, max_tokens=DEFAULT_MAX_TOKENS)
 
-    def _worst(self, prompt: Prompt, n: int, max_tokens: int) -> Spend:
-        """An upper bound for one call: tokens are at most as many as bytes, plus the frame of each turn."""
-        prompt_tokens = sum(_size(prompt)) + 16 * len(prompt) + 32
+    def _worst(self, prompt: Prompt, n: int, max_tokens: int, after: Sequence[str] = ()) -> Spend:
+        """An upper bound for one call; with `after`, for one that scores these continuations of the prompt."""
+        prompt_tokens = most_tokens(prompt)
+        if after:
+            prompt_tokens = sum(prompt_tokens + len(text.encode()) for text in after)
         reply_tokens = n * max_tokens
         return Spend(
             1, prompt_tokens, reply_tokens, self.price.cost(prompt_tokens, reply_tokens) if self.price else None
@@ -212,20 +221,18 @@ class RemoteModel:
         return tuple(replies)
 
     async def _scores(self, prompts: Sequence[Prompt], continuations: Sequence[Sequence[str]]) -> list[list[float]]:
-        out = [[0.0] * len(texts) for texts in continuations]
+        out: list[list[float]] = [[] for _ in prompts]
 
-        async def one(i: int, k: int) -> None:
-            worst = self._worst(prompts[i], 1, len(continuations[i][k].encode()) + 8)
+        async def one(i: int) -> None:
+            worst = self._worst(prompts[i], len(continuations[i]), 1, continuations[i])
+            ask = partial(self._endpoint.score, prompts[i], continuations[i])
             try:
-                out[i][k], _ = await self._call(
-                    lambda timeout: self._endpoint.score(prompts[i], continuations[i][k], timeout),
-                    lambda r: r[1],
-                    worst,
-                )
+                values, _ = await self._call(ask, lambda r: r[1], worst)
             except Transient as error:
                 raise MissingResource(f"{self.name}: no log-probs for prompt {i}: {error}") from None
+            out[i] = list(values)
 
-        await _together([one(i, k) for i, texts in enumerate(continuations) for k in range(len(texts))])
+        await _together([one(i) for i, texts in enumerate(continuations) if texts])
         return out
 
     async def _call(self, ask: Callable[[float], Awaitable[T]], usage: Callable[[T], Usage | None], worst: Spend) -> T:
@@ -294,6 +301,11 @@ async def _together(jobs: Sequence[Coroutine[Any, Any, None]]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def most_tokens(prompt: Prompt) -> int:
+    """An upper bound for the tokens of a prompt: as many as bytes, plus the frame of each turn."""
+    return sum(_size(prompt)) + 16 * len(prompt) + 32
 
 
 def _size(prompt: Prompt) -> list[int]:
