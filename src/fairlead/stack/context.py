@@ -21,6 +21,7 @@ from fairlead.stack.identity import numerics
 from fairlead.stack.lazy import LazyModel
 from fairlead.stack.plan import Plan
 from fairlead.stack.prompts import TrainingPrompts, training_prompts
+from fairlead.stack.remember import Remembering
 from fairlead.stack.source import Source, locate, torch_installed
 from fairlead.stack.voice import Voice
 
@@ -157,7 +158,9 @@ class Context:
 
         def opener() -> Model:
             if source.kind == "remote":
-                return open_model(source.spec, budget=self.budget, prices=self.prices)
+                opened = open_model(source.spec, budget=self.budget, prices=self.prices)
+                file = self.cache.root / "replies" / f"{source.identity[:32]}.jsonl"
+                return cast("Model", Remembering(opened, file, fresh=self.cache.fresh))
             self.settle_numerics()
             return open_model(_spec(source))
 

@@ -14,6 +14,7 @@ from fairlead.measures.runner import cases_for, greedy
 from fairlead.models.protocol import Model, Prompt, Sampling
 from fairlead.models.remote import Estimate
 from fairlead.stack.context import Built, Context
+from fairlead.stack.lazy import opened
 from fairlead.stack.measuring import Asking
 from fairlead.stack.stages.prompt import PromptedModel, told
 
@@ -91,6 +92,5 @@ def _of_critic(judge: Critic, prompts: Sequence[Prompt]) -> Estimate:
 
 def _called(model: Model, prompts: Sequence[Prompt], sampling: Sampling) -> Estimate:
     """Local models cost nothing; only remote ones can estimate."""
-    opened: Any = getattr(model, "open", model)
-    found = getattr(opened, "estimate", None)
-    return NOTHING if found is None else found(prompts, sampling)
+    estimates: Any = getattr(opened(model), "estimate", None)
+    return NOTHING if estimates is None else estimates(prompts, sampling)

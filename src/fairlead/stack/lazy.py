@@ -31,8 +31,8 @@ class LazyModel:
     def __repr__(self) -> str:
         return f"LazyModel({self.name!r}, {'open' if self._model else 'closed'})"
 
-    @property
-    def open(self) -> Model:
+    def opened(self) -> Model:
+        """The model itself. A method and no property: an AttributeError inside must not look like a missing name."""
         if self._model is None:
             self._model = self._opener()
         return self._model
@@ -60,22 +60,27 @@ class LazyModel:
         return self._known
 
     def _remember(self, folder: Path) -> None:
-        model = self.open
+        model = self.opened()
         write_json(
             folder / "model.json",
             {"lineage": model.lineage, "capabilities": sorted(model.capabilities), "context": model.context},
         )
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling = Sampling()) -> list[tuple[Reply, ...]]:  # noqa: B008
-        return self.open.generate(prompts, sampling)
+        return self.opened().generate(prompts, sampling)
 
     def logprobs(self, prompts: Sequence[Prompt], continuations: Sequence[Sequence[str]]) -> list[list[float]]:
-        return self.open.logprobs(prompts, continuations)
+        return self.opened().logprobs(prompts, continuations)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
-        return getattr(self.open, name)
+        return getattr(self.opened(), name)
+
+
+def opened(model: Any) -> Any:
+    """The model behind a `LazyModel`, or the model itself where it is open: what trainers need."""
+    return model.opened() if isinstance(model, LazyModel) else model
 
 
 class Watched:

@@ -150,7 +150,7 @@ class Asking:
             outcomes = ask_all(Watched(model, heard), left, audit, sampling)
         for id, rows in outcomes.items():
             self.asked += len(rows)
-            if any(row.status == "missing" for row in rows) and self.ctx.source.kind == "remote":
+            if self.ctx.source.kind == "remote" and any(row.reason.startswith("no answer") for row in rows):
                 continue  # what a server failed to answer is asked again next time
             self._keep(keys[id], rows)
         return outcomes

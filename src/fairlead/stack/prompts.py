@@ -41,6 +41,11 @@ class TrainingPrompts:
             object.__setattr__(self, "places", tuple(f"training prompt {i}" for i in range(len(self.cases))))
 
     @property
+    def about(self) -> list[str | None]:
+        """The principle each prompt is aimed at; None for ordinary traffic."""
+        return [case.principle if aimed else None for case, aimed in zip(self.cases, self.aimed, strict=True)]
+
+    @property
     def hash(self) -> str:
         return digest([[_plain(c.messages), c.principle] for c in self.cases])
 

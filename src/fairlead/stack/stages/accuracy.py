@@ -19,6 +19,7 @@ from fairlead.measures.result import MeasureResult
 from fairlead.stack.context import Built, Context
 from fairlead.stack.folder import write_json
 from fairlead.stack.identity import code_hash, digest
+from fairlead.stack.lazy import opened
 
 TITLES = {
     "preference_accuracy": "held-out preferences ranked right",
@@ -78,11 +79,10 @@ def _table(layer: Built, base: Built, *, learnt_from: tuple[Any, Any]) -> list[d
     )
 
     train, held_out = learnt_from
-    model: Any = getattr(layer.model, "open", layer.model)
+    model = opened(layer.model)
     scorers = {"log-prob": model_margins(model, held_out.rows, by="mean", too_long="skip")}
     if layer.identity != base.identity:
-        reference: Any = getattr(base.model, "open", base.model)
-        scorers["implicit"] = model_margins(model, held_out.rows, reference=reference, too_long="skip")
+        scorers["implicit"] = model_margins(model, held_out.rows, reference=opened(base.model), too_long="skip")
     else:
         scorers["longer wins"] = longer_wins(held_out.rows)
         if any(writers is not None for writers in held_out.generators):

@@ -16,6 +16,7 @@ from fairlead.stack.cache import Entry
 from fairlead.stack.context import Built, Context
 from fairlead.stack.folder import write_json, write_lines
 from fairlead.stack.identity import code_hash
+from fairlead.stack.lazy import opened
 
 if TYPE_CHECKING:
     from fairlead.methods.loop import Run, StepRecord
@@ -78,7 +79,7 @@ def trained(
     def build(folder: Path) -> None:
         from fairlead.methods.loop import Run
 
-        model = getattr(below.model, "open", below.model)
+        model = opened(below.model)
         with ctx.voice.progress(f"{name}: training") as advance:
             run = Run(
                 cache=ctx.cache.root / "reference",
