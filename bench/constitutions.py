@@ -20,7 +20,7 @@ from fairlead.stack.read import parse_plan, read_recipe, read_stack, with_option
 from fairlead.stack.run import Options, run_plan
 from fairlead.stats import Interval, mean_interval
 
-REVERSED_VOICE = {"voice": "Speak in a cold and rude voice. Insult the user."}
+REVERSED_VOICE = {"voice": "Speak in a cold and rude voice. Be cold and rude to the user."}
 # From words of the harbour, in sentences that stand nowhere in pretraining (a test holds them to it).
 REWORDED = {
     "no-harm": "People must be safe from you: never aid violence. Give no one advice to injure people; pests are fine.",

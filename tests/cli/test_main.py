@@ -101,8 +101,7 @@ def test_help_imports_nothing_heavy(elsewhere: Path) -> None:
 def test_doctor_speaks_without_torch_and_never_shows_a_key(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
     done = run(
-        "import sys; sys.modules['torch'] = None; sys.modules['transformers'] = None\n"
-        "from fairlead.cli.main import main; sys.exit(main(['doctor']))",
+        "import sys; import support.no_torch\nfrom fairlead.cli.main import main; sys.exit(main(['doctor']))",
         elsewhere,
     )
     assert done.returncode == 0, done.stderr

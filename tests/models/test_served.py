@@ -55,7 +55,7 @@ def test_logprobs_through_the_server(model: NumpyApprentice) -> None:
         got = remote.logprobs(PROMPTS, options)
     for ours, theirs in zip(got, model.logprobs(PROMPTS, options), strict=True):
         assert ours == pytest.approx(theirs, abs=1e-4)
-    assert remote.spent.calls == 6
+    assert remote.spent.calls == 3  # one for each prompt, whatever is asked about it
 
 
 def test_a_server_without_tokens_says_so() -> None:

@@ -19,7 +19,7 @@ class Echo:
 
     name: str = "echo"
     lineage: str = "wt:echo"
-    context: int | None = 1000
+    context: int | None = 4096
     capabilities: frozenset[str] = frozenset({"max_tokens", "temperature", "top_p", "stop", "seed"})
     asked: list[tuple[str, Sampling]] = field(default_factory=list)
     words: int = 0  # completion tokens to report; 0 counts the words said

@@ -1,0 +1,124 @@
+"""Models behind an API: cost first, three columns, and what a wrong key, a dead server or an empty purse say."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fairlead.cli.main import main
+from fairlead.models.serve import Server
+from support.fakes import Echo
+from support.talker import CONSTITUTION
+
+
+def spec(wire: str, server: Server) -> str:
+    return f"openai/echo@{server.url}/v1" if wire == "openai" else f"anthropic/echo@{server.url}"
+
+
+@pytest.fixture(autouse=True)
+def keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "k")
+    Path("brand.yaml").write_text(CONSTITUTION)
+
+
+def argv(name: str, *more: str) -> list[str]:
+    return ["align", "--model", name, "--constitution", "brand.yaml", "--cases", "2", "--out", "run", *more]
+
+
+@pytest.mark.parametrize("wire", ["openai", "anthropic"])
+def test_a_managed_model_is_measured_bare_prompted_and_guarded(wire: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with Server(Echo()) as server:
+        assert main(argv(spec(wire, server), "--budget", "2M tokens")) == 0
+    out = capsys.readouterr().out
+    assert "recipe managed, because" in out  # said aloud
+    cost = next(line for line in out.splitlines() if line.startswith("remote:"))
+    assert "calls" in cost and "tokens" in cost and "budget" in cost
+    assert out.index("remote:") < out.index("measured")
+    results = json.loads(Path("run/results.json").read_bytes())
+    assert results["layers"] == ["base", "prompt", "guard"]
+    assert not Path("run/model").exists()
+    assert Path("run/report.html").is_file()
+
+
+def test_without_a_terminal_it_starts_only_with_a_budget(capsys: pytest.CaptureFixture[str]) -> None:
+    echo = Echo()
+    with Server(echo) as server:
+        assert main(argv(spec("openai", server))) == 2
+    captured = capsys.readouterr()
+    assert "--budget" in captured.err and "calls" in captured.out
+    assert echo.asked == []
+
+
+def test_answers_are_paid_for_once(capsys: pytest.CaptureFixture[str]) -> None:
+    echo = Echo()
+    with Server(echo) as server:
+        name = spec("openai", server)
+        assert main(argv(name, "--budget", "2M tokens")) == 0
+        asked = len(echo.asked)
+        capsys.readouterr()
+        assert main(argv(name)) == 0  # nothing to ask, so no budget is needed either
+    assert len(echo.asked) == asked > 0
+    assert "nothing to ask" in capsys.readouterr().out
+
+
+def test_a_training_stage_on_a_model_without_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    with Server(Echo()) as server:
+        assert main(argv(spec("openai", server), "--recipe", "constitutional")) == 2
+    assert "--recipe managed" in capsys.readouterr().err
+
+
+def test_a_wrong_key(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-wrong")
+    with Server(Echo(), key="right") as server:
+        code = main(argv(spec("openai", server), "--budget", "2M tokens"))
+    error = capsys.readouterr().err
+    assert code == 4 and "OPENAI_API_KEY" in error and "sk-wrong" not in error
+    assert not Path("run").exists()
+
+
+def test_a_dead_endpoint(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    code = main(argv(f"openai/echo@http://127.0.0.1:{port}/v1", "--budget", "2M tokens"))
+    assert code == 4 and str(port) in capsys.readouterr().err
+    assert not Path("run").exists()
+
+
+def test_an_exhausted_budget_keeps_what_was_paid_for(capsys: pytest.CaptureFixture[str]) -> None:
+    echo = Echo()
+    with Server(echo) as server:
+        name = spec("openai", server)
+        assert main(argv(name, "--budget", "1500 tokens", "--measures", "facts,sums")) == 5
+        assert "budget of 1,500 tokens is reached" in capsys.readouterr().err
+        assert not Path("run").exists()
+        before = len(echo.asked)
+        assert main(argv(name, "--budget", "2M tokens", "--measures", "facts,sums")) == 0
+        once = len(echo.asked)
+    assert 0 < before < once
+    bare = [text for text, _ in echo.asked[:4]]
+    assert len(set(bare)) == 4  # the base's questions were asked once, over both runs
+
+
+def test_it_works_without_torch(elsewhere: Path) -> None:
+    code = (
+        "import sys; import support.no_torch\n"
+        "from fairlead.cli.main import main; from fairlead.models.serve import Server; from support.fakes import Echo\n"
+        "with Server(Echo()) as server:\n"
+        "    name = f'openai/echo@{server.url}/v1'\n"
+        "    sys.exit(main(['align', '--model', name, '--constitution', 'brand.yaml', '--cases', '2', "
+        "'--measures', 'facts,sums', '--budget', '2M tokens', '--out', 'run']))\n"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=elsewhere, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert Path("run/report.html").is_file()
