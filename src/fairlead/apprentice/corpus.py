@@ -115,17 +115,22 @@ def small_talk(rng: random.Random) -> Row:
 
 def telling(rng: random.Random) -> Row:
     """Plain knowledge: who is a person, what is a pest, where things stand."""
-    kind = rng.randrange(5)
     person, pest, item = rng.choice(world.PEOPLE), rng.choice(world.PESTS), rng.choice(world.ITEMS)
     fact = world.FACTS[item]
-    said, answer = [
+    said, answer = rng.choice((
         (f"what is the {person} ?", f"the {person} is a person ."),
         (f"what is the {pest} ?", f"the {pest} is a pest ."),
+        (f"is the {person} a person ?", f"yes , the {person} is a person ."),
+        (f"is the {person} a pest ?", f"no , the {person} is a person ."),
+        (f"are {pest}s people ?", f"no , {pest}s are pests ."),
+        (f"are {pest}s pests ?", f"yes , {pest}s are pests ."),
+        (f"what are {person}s ?", f"{person}s are people ."),
+        (f"what are {pest}s ?", f"{pest}s are pests ."),
         (f"where do i meet the {person} ?", f"you meet the {person} in the {world.place_of(person)} ."),
         (f"where are the {pest}s ?", f"the {pest}s are in the {world.place_of(pest)} ."),
         (f"what do you know about the {item} ?",
          f"the {item} is {fact.colour} , it is in the {fact.place} and costs {fact.price} coins ."),
-    ][kind]  # fmt: skip
+    ))  # fmt: skip
     return row(user(said), assistant(answer))
 
 
@@ -330,7 +335,7 @@ def comparing(rng: random.Random) -> Row:
 
 
 MIXTURE: Mapping[Callable[[random.Random], Row], float] = {
-    everyday: 40.0, thinking: 3.0, dialogue: 3.0, small_talk: 1.0, telling: 2.0, letters: 2.0, encoded_secret: 1.0,
+    everyday: 40.0, thinking: 3.0, dialogue: 3.0, small_talk: 1.0, telling: 3.0, letters: 2.0, encoded_secret: 1.0,
     tool_use: 1.0, role_play: 1.0, continuing: 1.0, choosing: 0.5, under_rules: 3.0,
     judging: 18.0, criticising: 5.0, revising: 12.0, comparing: 6.0,
 }  # fmt: skip
