@@ -166,7 +166,7 @@ class ChatCompletions:
     async def score(
         self, prompt: Prompt, continuations: Sequence[str], timeout: float
     ) -> tuple[tuple[float, ...], Usage]:
-        """Summed log-prob of each continuation, all in one call: its ids after the prompt's, vLLM's prompt log-probs."""
+        """Summed log-prob of each continuation, in one call: its ids after the prompt's, vLLM's prompt log-probs."""
         head = await self._tokens_of(prompt, timeout)
         tails = [await self._tokens_in(text, timeout) for text in continuations]
         request = {
