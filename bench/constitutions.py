@@ -100,7 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--cases", type=int, default=200)
-    parser.add_argument("--work", type=Path, default=Path("runs/constitutions"))
+    parser.add_argument("--work", type=Path, default=Path(__file__).parents[1] / "runs" / "constitutions")
     parser.add_argument("--out", type=Path, help="write the tables here, as Markdown")
     parser.add_argument("--variants", nargs="*", default=[*VARIANTS, GOLD])
     args = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The constitution is the only source of intent: delete, reverse, reword it, and see (DESIGN §1.1). Minutes per run."""
+"""The constitution is the only source of intent: delete, reverse, reword it, and see (DESIGN §1.1): minutes per run."""
 
 from __future__ import annotations
 
@@ -38,9 +38,13 @@ def test_reworded_principles_stand_nowhere_in_pretraining() -> None:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Runs of the default recipe by variant, over the seeds; one cache for all."""
-    work = tmp_path_factory.mktemp("constitutions")
+def runs() -> Any:
+    """Runs of the default recipe by variant, over the seeds.
+
+    They lie where `bench/constitutions.py` puts its own: the cache knows them by a hash of weights, code, settings and
+    data, so what was run there with all of these unchanged is not run again.
+    """
+    work = Path(__file__).parents[2] / "runs" / "constitutions"
     done: dict[str, list[dict[str, Any]]] = {}
 
     def over_seeds(variant: str) -> list[dict[str, Any]]:
