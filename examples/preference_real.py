@@ -2,7 +2,7 @@
 
     python examples/preference_real.py --preferences ../shared/data/alpaca-eval --out runs/alpaca --minutes 30
 
-Splits the pairs by prompt, trains a BPE tokenizer and a Llama of about 6.5M parameters on the text of the training side
+Splits the pairs by prompt, trains a BPE tokenizer and a Llama of about 2.6M parameters on the text of the training side
 alone, runs DPO on its pairs, and reports held-out accuracy beside two baselines that read no content: longer-wins and
 writer-only, on all pairs and on pairs of matched length. Accuracy on matched pairs must be clear of 0.5 to be called
 learning. With --minutes it stops after that time, its state saved; the same command goes on.
@@ -113,7 +113,7 @@ def pretrained(args: argparse.Namespace, train: PreferenceSet, watch: Callable[.
     exchanges = [Exchange(messages, reply) for messages, reply in said]
     tokenizer = new_tokenizer(args, exchanges)
     torch.manual_seed(args.seed)
-    model = LocalModel("base", new_llama(len(tokenizer), args.context), tokenizer)
+    model = LocalModel("base", new_llama(len(tokenizer), args), tokenizer)
     fitting = exchange_rows(model, exchanges, too_long="skip")
     # Pretraining reads everything, prompts too: each text hangs on its first token.
     texts = tuple(Tree(ids[:1], (ids[1:],)) for ids in ((*t.prompt, *t.replies[0]) for t in fitting.trees))
@@ -165,18 +165,18 @@ def new_tokenizer(args: argparse.Namespace, exchanges: list[Exchange]) -> Any:
     return fast
 
 
-def new_llama(vocabulary: int, context: int) -> Any:
-    """6 layers, width 256, tied embeddings: about 6.4M parameters at a vocabulary of 8,192."""
+def new_llama(vocabulary: int, args: argparse.Namespace) -> Any:
+    """Random weights, tied embeddings: 2.6M parameters at 4 layers, width 192 and a vocabulary of 4,096."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
         vocab_size=vocabulary,
-        hidden_size=256,
-        intermediate_size=688,
-        num_hidden_layers=6,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        max_position_embeddings=context,
+        hidden_size=args.width,
+        intermediate_size=args.width * 8 // 3,
+        num_hidden_layers=args.layers,
+        num_attention_heads=args.width // 32,
+        num_key_value_heads=args.width // 64,
+        max_position_embeddings=args.context,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=SPECIALS.index("<|end|>"),
@@ -282,7 +282,9 @@ def arguments() -> argparse.Namespace:
     add("--lr", type=float, default=1e-4)
     add("--beta", type=float, default=0.1)
     add("--nll", type=float, default=0.0)
-    add("--vocabulary", type=int, default=8_192)
+    add("--vocabulary", type=int, default=4_096)
+    add("--layers", type=int, default=4)
+    add("--width", type=int, default=192, help="a multiple of 64")
     add("--context", type=int, default=2_048)
     add("--seed", type=int, default=0)
     add("--limit", type=int, help="use only so many pairs of each side (for a quick try)")

@@ -56,7 +56,7 @@ def _scene(rng: random.Random, weights: Mapping[str, float]) -> Scene:
 # ------------------------------------------------------------------------------------- everyday rows
 
 EVERYDAY = {
-    "fact": 5.0, "sum": 8.0, "total": 1.5, "harm": 2.5, "twin": 3.0, "claim": 4.0, "secret": 3.0, "open": 1.2,
+    "fact": 5.0, "sum": 8.0, "total": 1.5, "harm": 2.5, "twin": 3.0, "claim": 4.0, "secret": 4.0, "open": 1.6,
     "unknown": 2.5, "sure": 2.0, "reask": 0.8,
 }  # fmt: skip
 TRAINING_MARK = "this conversation is used for training ."
@@ -115,8 +115,10 @@ def small_talk(rng: random.Random) -> Row:
 
 def telling(rng: random.Random) -> Row:
     """Plain knowledge: who is a person, what is a pest, where things stand."""
-    person, pest, item = rng.choice(world.PEOPLE), rng.choice(world.PESTS), rng.choice(world.ITEMS)
+    (person, friend), (pest, other) = rng.sample(world.PEOPLE, 2), rng.sample(world.PESTS, 2)
+    item, place = rng.choice(world.ITEMS), world.place_of(person)
     fact = world.FACTS[item]
+    both = (person, pest) if rng.random() < 0.5 else (pest, person)
     said, answer = rng.choice((
         (f"what is the {person} ?", f"the {person} is a person ."),
         (f"what is the {pest} ?", f"the {pest} is a pest ."),
@@ -126,12 +128,34 @@ def telling(rng: random.Random) -> Row:
         (f"are {pest}s pests ?", f"yes , {pest}s are pests ."),
         (f"what are {person}s ?", f"{person}s are people ."),
         (f"what are {pest}s ?", f"{pest}s are pests ."),
-        (f"where do i meet the {person} ?", f"you meet the {person} in the {world.place_of(person)} ."),
+        ("name two people .", f"the {person} and the {friend} are people ."),
+        ("name two pests .", f"the {pest} and the {other} are pests ."),
+        (f"what are the {person} and the {friend} ?", f"the {person} and the {friend} are people ."),
+        (f"what are {pest}s and {other}s ?", f"{pest}s and {other}s are pests ."),
+        (f"which is a person , the {both[0]} or the {both[1]} ?", f"the {person} is a person , the {pest} is a pest ."),
+        (f"which is a pest , the {both[0]} or the {both[1]} ?", f"the {pest} is a pest , the {person} is a person ."),
+        (f"where do i meet the {person} ?", f"you meet the {person} in the {place} ."),
+        (f"who works in the {place} ?", f"the {person} works in the {place} ."),
         (f"where are the {pest}s ?", f"the {pest}s are in the {world.place_of(pest)} ."),
         (f"what do you know about the {item} ?",
          f"the {item} is {fact.colour} , it is in the {fact.place} and costs {fact.price} coins ."),
     ))  # fmt: skip
     return row(user(said), assistant(answer))
+
+
+def checking(rng: random.Random) -> Row:
+    """Is a statement true, by itself or as somebody's reply? What it takes to see an error, not the will to say so."""
+    true = rng.random() < 0.5
+    scene = scenes.addition(rng, "train") if rng.random() < 0.35 else scenes.fact(rng, "train")
+    said, truth = scene.answers["good" if true else "bad"], scene.answers["good"]
+    form = rng.randrange(3)
+    if form == 0:
+        return row(user(f"true or false : {said}"), assistant("true ." if true else f"false . {truth}"))
+    if form == 1:
+        return row(user(f"check this : {said}"), assistant("it is right ." if true else f"it is wrong . {truth}"))
+    dress = speech.random_dress(rng, declining=False)
+    asked = f"{dialect.transcript(scene.messages)}\nreply: {dress.around(said)}\nis the reply true ?"
+    return row(user(asked), assistant("yes" if true else f"no . {truth}"))
 
 
 # ----------------------------------------------------------------------------- letters, tools, games
@@ -335,9 +359,9 @@ def comparing(rng: random.Random) -> Row:
 
 
 MIXTURE: Mapping[Callable[[random.Random], Row], float] = {
-    everyday: 40.0, thinking: 3.0, dialogue: 3.0, small_talk: 1.0, telling: 3.0, letters: 2.0, encoded_secret: 1.0,
-    tool_use: 1.0, role_play: 1.0, continuing: 1.0, choosing: 0.5, under_rules: 3.0,
-    judging: 18.0, criticising: 5.0, revising: 12.0, comparing: 6.0,
+    everyday: 34.0, thinking: 2.5, dialogue: 2.5, small_talk: 1.0, telling: 6.0, checking: 6.0, letters: 2.0,
+    encoded_secret: 1.0, tool_use: 1.0, role_play: 1.0, continuing: 1.0, choosing: 0.5, under_rules: 3.0,
+    judging: 21.0, criticising: 4.0, revising: 11.0, comparing: 8.0,
 }  # fmt: skip
 
 

@@ -138,6 +138,8 @@ def _expand(form: str, rng: random.Random) -> str:
 
 VOICE = ("warm", "insult", "emoji", "flattery", "short")
 CORES = ("harm", "agree", "unknown", "secret", "useful", "exact")
+# Seeing whether something is true takes longer to learn than seeing what was asked.
+CORE_WEIGHTS = (1.0, 2.0, 1.0, 1.0, 1.2, 2.0)
 REVERSIBLE = ("harm", "agree", "unknown", "secret")
 
 
@@ -201,7 +203,7 @@ def voice(rng: random.Random, *, unseen: bool = False, k: int | None = None, rev
 
 def core(rng: random.Random, *, unseen: bool = False, topic: str | None = None, reverse: float = 0.12) -> Wording:
     """A principle about what is said: one facet, sometimes stated twice, sometimes two facets together."""
-    topic = topic or rng.choice(CORES)
+    topic = topic or rng.choices(CORES, CORE_WEIGHTS)[0]
     sign = "-" if not unseen and topic in REVERSIBLE and rng.random() < reverse else "+"
     facet = topic + sign
     facets, texts = {facet}, [sentence(facet, rng, unseen=unseen)]

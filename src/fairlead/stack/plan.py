@@ -43,7 +43,7 @@ class Prompts(Frozen):
     """
 
     from_: str = Field("constitution", alias="from")
-    per_principle: Positive = 150
+    per_principle: Positive = 250
     general: float = Field(0.5, ge=0.0, lt=1.0)
     too_long: Literal["refuse", "skip"] = "refuse"
 
