@@ -170,7 +170,8 @@ def discopop(chosen_B: Tensor, rejected_B: Tensor, *, beta: float, tau: float = 
     """DiscoPOP (log-ratio modulated loss), Lu et al. 2024 (arXiv 2406.08414), eq. 5: found by a language model.
 
     With z = beta (chosen - rejected) and s = sigma(z / tau): (1 - s) (-log sigma(z)) + s exp(-z), [B]. Logistic for
-    pairs ranked wrongly, exponential for those ranked rightly; not convex. exp(-z) is multiplied out as
+    pairs ranked wrongly, exponential for those ranked rightly. Not convex: with the published tau it slopes the wrong
+    way at z = 0, where an untrained policy stands, into a hollow just below. exp(-z) is multiplied out as
     exp(log s - z), which stays finite for very negative z where s is 0.
     """
     z_B = beta * (chosen_B - rejected_B)
