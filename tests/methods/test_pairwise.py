@@ -87,7 +87,8 @@ def test_chosen_replies_gain_on_rejected_ones(model: Tiny, name: str) -> None:
     assert gain(got.model) > gain(model) + 0.01  # type: ignore[arg-type]
     assert torch.equal(weights(model), before)
     last = got.metrics()
-    assert last["accuracy"] > 0.5 and last["margin"] > got.records[0].mean("margin", "pairs")
+    assert last["margin"] > got.records[0].mean("margin", "pairs")
+    assert last["accuracy"] > 0.5 or not config.needs_reference  # without one, lengths decide who leads at first
     assert math.isfinite(last["chosen_drift"]) and math.isfinite(last["rejected_drift"])
 
 
