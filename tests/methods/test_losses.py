@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from fairlead.methods.losses import chosen_nll, dpo, preference_metrics, sft_nll  # noqa: E402
+from fairlead.methods import losses  # noqa: E402
+from fairlead.methods.losses import chosen_nll, divergence_score, dpo, log_odds, sft_nll, soft  # noqa: E402
+
+BETA = 0.3
 
 
 def pairs(n: int = 50, scale: float = 8.0) -> list[torch.Tensor]:
@@ -83,12 +88,234 @@ def test_chosen_nll_is_per_token() -> None:
     assert chosen_nll(torch.tensor([-6.0, -1.0]), torch.tensor([3, 1])).tolist() == [2.0, 1.0]
 
 
-def test_preference_metrics() -> None:
-    pc, pr = torch.tensor([-1.0, -4.0, -2.0]), torch.tensor([-3.0, -1.0, -2.0])
-    rc, rr = torch.tensor([-2.0, -2.0, -2.0]), torch.tensor([-2.0, -2.0, -2.0])
-    got = preference_metrics(pc, pr, rc, rr, beta=0.5, label_B=torch.tensor([1.0, 0.9, 0.5]))
-    assert (got["pairs"], got["decided"], got["accurate"]) == (3, 2, 1)
-    assert got["margin"] == pytest.approx(0.5 * (2 - 3 + 0))
-    assert (got["chosen_logp"], got["chosen_drift"], got["rejected_drift"]) == (-7, -1, 0)
-    untrained = preference_metrics(rc, rr, rc, rr, beta=0.5, label_B=torch.ones(3))
-    assert untrained["accurate"] == 1.5
+# ------------------------------------------------------- every pairwise loss against its formula, pair by pair
+
+
+def sigma(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def odds(mean_logp: float) -> float:
+    p = math.exp(mean_logp)
+    return p / (1 - p)
+
+
+def naive_exo(c: float, r: float) -> float:
+    q = sigma(BETA * (c - r))
+    return q * math.log(q / 0.95) + (1 - q) * math.log((1 - q) / 0.05)
+
+
+def naive_discopop(c: float, r: float) -> float:
+    z = BETA * (c - r)
+    share = sigma(z / 0.05)
+    return (1 - share) * math.log(1 + math.exp(-z)) + share * math.exp(-z)
+
+
+def naive_robust(c: float, r: float) -> float:
+    right, wrong = -math.log(sigma(BETA * (c - r))), -math.log(sigma(BETA * (r - c)))
+    return (0.9 * right - 0.1 * wrong) / 0.8
+
+
+def naive_nca(c: float, r: float) -> float:
+    up, down = BETA * c, BETA * r
+    return -math.log(sigma(up)) - (math.log(sigma(-up)) + math.log(sigma(-down))) / 2
+
+
+def naive_bco_pair(c: float, r: float) -> float:
+    return -math.log(sigma(BETA * c)) - math.log(1 - sigma(BETA * r))
+
+
+LOSSES: dict[str, tuple[Callable[..., torch.Tensor], Callable[[float, float], float]]] = {
+    "sigmoid": (partial(losses.sigmoid, beta=BETA), lambda c, r: -math.log(sigma(BETA * (c - r)))),
+    "cpo": (partial(losses.cpo, beta=BETA), lambda c, r: -math.log(sigma(BETA * (c - r)))),
+    "hinge": (partial(losses.hinge, beta=BETA), lambda c, r: max(0.0, 1 - BETA * (c - r))),
+    "ipo": (partial(losses.ipo, beta=BETA), lambda c, r: (c - r - 1 / (2 * BETA)) ** 2),
+    "robust": (partial(losses.robust, beta=BETA, noise=0.1), naive_robust),
+    "exo": (partial(losses.exo, beta=BETA, label_B=0.95), naive_exo),
+    "discopop": (partial(losses.discopop, beta=BETA, tau=0.05), naive_discopop),
+    "nca": (partial(losses.nca, beta=BETA), naive_nca),
+    "bco_pair": (partial(losses.bco_pair, beta=BETA), naive_bco_pair),
+    "sppo": (partial(losses.sppo, beta=BETA), lambda c, r: (c - 0.5 / BETA) ** 2 + (r + 0.5 / BETA) ** 2),
+    "apo_zero": (partial(losses.apo_zero, beta=BETA), lambda c, r: 1 - sigma(BETA * c) + sigma(BETA * r)),
+    "apo_down": (partial(losses.apo_down, beta=BETA), lambda c, r: sigma(BETA * c) + 1 - sigma(BETA * (c - r))),
+    "simpo": (partial(losses.simpo, beta=2.0, gamma=0.7), lambda c, r: -math.log(sigma(2 * (c - r) - 0.7))),
+    "orpo": (losses.orpo, lambda c, r: -math.log(sigma(math.log(odds(c) / odds(r))))),
+}
+
+
+def scores(name: str, n: int = 60) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-ratios of both signs; for ORPO log-probs, which are negative."""
+    generator = torch.Generator().manual_seed(2)
+    chosen, rejected = torch.randn(2, n, generator=generator, dtype=torch.float64) * 4
+    return (-chosen.abs(), -rejected.abs()) if name == "orpo" else (chosen, rejected)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_loss_equals_its_formula(name: str) -> None:
+    loss, naive = LOSSES[name]
+    chosen, rejected = scores(name)
+    expected = [naive(float(c), float(r)) for c, r in zip(chosen, rejected, strict=True)]
+    assert torch.allclose(loss(chosen, rejected), torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_gradient_equals_finite_differences_of_the_formula(name: str) -> None:
+    loss, naive = LOSSES[name]
+    chosen, rejected = (side[:20].clone().requires_grad_() for side in scores(name))
+    loss(chosen, rejected).sum().backward()
+    h = 1e-5
+    for i, (c, r) in enumerate(zip(chosen.tolist(), rejected.tolist(), strict=True)):
+        up = (naive(c + h, r) - naive(c - h, r)) / (2 * h)
+        down = (naive(c, r + h) - naive(c, r - h)) / (2 * h)
+        assert chosen.grad[i].item() == pytest.approx(up, rel=1e-5, abs=1e-8)
+        assert rejected.grad[i].item() == pytest.approx(down, rel=1e-5, abs=1e-8)
+
+
+@pytest.mark.parametrize("name", sorted(set(LOSSES) - {"discopop"}))
+def test_a_step_of_sgd_with_rate_1_moves_the_pair_the_right_way(name: str) -> None:
+    """From a pair that the policy finds alike: chosen gains on rejected (AdamW at a small rate would hide a sign)."""
+    loss, _ = LOSSES[name]
+    pair = torch.full((2,), -1.0, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.SGD([pair], lr=1.0)
+    loss(pair[:1], pair[1:]).sum().backward()
+    optimiser.step()
+    chosen, rejected = pair.tolist()
+    assert chosen > rejected + 1e-3
+    if name not in ("apo_down", "nca"):  # apo_down lowers both, and NCA both of a pair whose rewards are below 0
+        assert chosen > -1.0
+    assert rejected < -1.0 or name in ("nca", "sppo")  # those two have targets of their own for each reply
+
+
+def test_discopop_slopes_the_right_way_but_for_a_hollow_just_below_0() -> None:
+    def slope(z: float) -> float:
+        at = torch.tensor([z / BETA], dtype=torch.float64, requires_grad=True)
+        losses.discopop(at, torch.zeros(1, dtype=torch.float64), beta=BETA).sum().backward()
+        return float(at.grad)
+
+    assert slope(-1.0) < 0 and slope(-0.3) < 0 and slope(0.3) < 0 and slope(1.0) < 0
+    assert slope(0.0) > 0  # where an untrained policy stands: as published
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_soft_labels_are_the_expectation_over_both_readings(name: str) -> None:
+    loss, naive = LOSSES[name]
+    chosen, rejected = scores(name)
+    label = torch.linspace(0.5, 1, len(chosen), dtype=torch.float64)
+    got = soft(loss, chosen, rejected, label)
+    for i, p in enumerate(label.tolist()):
+        c, r = float(chosen[i]), float(rejected[i])
+        assert got[i].item() == pytest.approx(p * naive(c, r) + (1 - p) * naive(r, c), rel=1e-9)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_tie_pulls_neither_way(name: str) -> None:
+    """Where the policy finds both alike and so does the label, a step moves both scores by the same amount."""
+    loss, _ = LOSSES[name]
+    pair = torch.full((2,), -1.0, dtype=torch.float64, requires_grad=True)
+    tie = torch.full((1,), 0.5, dtype=torch.float64)
+    chosen_first = partial(losses.exo, beta=BETA, label_B=0.5) if name == "exo" else loss
+    soft(chosen_first, pair[:1], pair[1:], tie).sum().backward()
+    assert pair.grad[0].item() == pytest.approx(pair.grad[1].item(), abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "robust", "discopop", "nca", "bco_pair", "apo_zero"])
+def test_as_beta_goes_to_0_nothing_pulls(name: str) -> None:
+    more = {"noise": 0.1} if name == "robust" else {}
+    chosen, rejected = (side.requires_grad_() for side in scores(name))
+    getattr(losses, name)(chosen, rejected, beta=1e-9, **more).sum().backward()
+    assert chosen.grad.abs().max() < 1e-8 and rejected.grad.abs().max() < 1e-8
+
+
+def test_limits_that_tie_the_losses_to_each_other() -> None:
+    chosen, rejected = scores("sigmoid")
+    plain = losses.sigmoid(chosen, rejected, beta=BETA)
+    assert torch.equal(losses.robust(chosen, rejected, beta=BETA, noise=0.0), plain)
+    assert torch.allclose(losses.simpo(chosen, rejected, beta=BETA, gamma=0.0), plain)
+    zero = torch.zeros_like(chosen)
+    assert torch.allclose(dpo(chosen, rejected, zero, zero, beta=BETA), plain)
+    # the minimum of IPO lies at a reward margin of one half
+    assert losses.ipo(torch.tensor([0.5 / BETA]), torch.zeros(1), beta=BETA).item() == pytest.approx(0, abs=1e-12)
+    # EXO's minimum lies where the policy's preference is the label
+    at = math.log(0.8 / 0.2) / BETA
+    assert losses.exo(torch.tensor([at]), torch.zeros(1), beta=BETA, label_B=0.8).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_dpo_with_a_margin_asks_for_a_lead() -> None:
+    chosen, rejected = scores("sigmoid")
+    zero, margin = torch.zeros_like(chosen), torch.linspace(0, 2, len(chosen), dtype=torch.float64)
+    got = dpo(chosen, rejected, zero, zero, beta=BETA, margin_B=margin)
+    expected = [
+        -math.log(sigma(BETA * float(c - r) - float(m))) for c, r, m in zip(chosen, rejected, margin, strict=True)
+    ]
+    assert torch.allclose(got, torch.tensor(expected, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_stays_finite_far_out(name: str) -> None:
+    far = torch.tensor([-3000.0, -700.0, -1e-12, 0.0], dtype=torch.float64)
+    if name not in ("orpo",):
+        far = torch.cat([far, -far])
+    chosen, rejected = (t.flatten().clone().requires_grad_() for t in torch.meshgrid(far, far, indexing="ij"))
+    loss = LOSSES[name][0](chosen, rejected)
+    loss.sum().backward()
+    assert torch.isfinite(loss).all()
+    assert torch.isfinite(chosen.grad).all() and torch.isfinite(rejected.grad).all()
+
+
+def test_labels_and_rates_without_meaning_are_refused() -> None:
+    one = torch.ones(1)
+    for noise in (0.5, 0.7, -0.1):
+        with pytest.raises(ValueError, match="rate of wrong labels"):
+            losses.robust(one, one, beta=BETA, noise=noise)
+    for label in (0.0, 1.0):
+        with pytest.raises(ValueError, match="smooth the labels"):
+            losses.exo(one, one, beta=BETA, label_B=label)
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.5, 0.9])
+def test_f_divergence_scores_are_the_derivatives_of_their_f(alpha: float) -> None:
+    """f' by differences of each f, up to the constant that cancels between two replies."""
+    generators: dict[str, Callable[[float], float]] = {
+        "reverse_kl": lambda u: u * math.log(u),
+        "forward_kl": lambda u: -math.log(u),
+        "js": lambda u: u * math.log(u) - (1 + u) * math.log((1 + u) / 2),
+        "alpha": lambda u: (u ** (1 - alpha) - (1 - alpha) * u - alpha) / (alpha * (alpha - 1)),
+    }
+    ratios = torch.tensor([-1.5, -0.2, 0.4, 1.3], dtype=torch.float64)
+    h = 1e-6
+    for divergence, f in generators.items():
+        score = divergence_score(ratios, divergence, alpha=alpha).tolist()
+        slope = [(f(u + h) - f(u - h)) / (2 * h) for u in (math.exp(x) for x in ratios.tolist())]
+        for i in range(3):
+            assert score[i + 1] - score[i] == pytest.approx(slope[i + 1] - slope[i], rel=1e-6, abs=1e-8), divergence
+
+
+def test_alpha_divergence_runs_from_reverse_to_forward_kl() -> None:
+    ratios = torch.tensor([-1.0, 0.5], dtype=torch.float64)
+
+    def gap(*args: object, **more: float) -> float:
+        low, high = divergence_score(ratios, *args, **more).tolist()
+        return high - low
+
+    assert gap("alpha", alpha=1e-7) == pytest.approx(gap("reverse_kl"), rel=1e-5)
+    assert gap("alpha", alpha=1.0) == pytest.approx(gap("forward_kl"), rel=1e-12)
+    for wrong in (0.0, -0.5, 1.5):
+        with pytest.raises(ValueError, match="alpha is"):
+            divergence_score(ratios, "alpha", alpha=wrong)
+
+
+def test_log_odds_keep_their_digits_at_both_ends() -> None:
+    near_one = torch.tensor([-1e-12, -1e-6, -0.5, -0.7, -20.0, -800.0], dtype=torch.float64)
+    expected = [x - math.log(-math.expm1(x)) for x in near_one.tolist()]
+    assert torch.allclose(log_odds(near_one), torch.tensor(expected, dtype=torch.float64), rtol=1e-12)
+    certain = torch.zeros(1, requires_grad=True)
+    log_odds(certain).sum().backward()
+    assert torch.isfinite(certain.grad).all()
+
+
+def test_aot_compares_rank_by_rank() -> None:
+    chosen, rejected = torch.tensor([3.0, -1.0, 0.5]), torch.tensor([0.0, 2.0, -4.0])
+    got = losses.aot(chosen, rejected, beta=BETA)
+    ranks = zip(sorted(chosen.tolist()), sorted(rejected.tolist()), strict=True)
+    assert got.tolist() == pytest.approx([-math.log(sigma(BETA * (c - r))) for c, r in ranks], rel=1e-6)
+    assert torch.equal(losses.aot(chosen[[2, 0, 1]], rejected, beta=BETA), got)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Training(BaseModel):
@@ -47,21 +48,219 @@ class Training(BaseModel):
 
 
 class SFTConfig(Training):
-    """Supervised fine-tuning; see `Training` for the fields."""
+    """Supervised fine-tuning; see `Training` for the other fields.
+
+    loss_on   reply: the model's own tokens and their end of turn. text: every token after the first, the prompt's too
+    neftune   alpha of the noise on the embeddings (Jain et al. 2023; the paper: 5 to 15); 0 for none
+    """
+
+    loss_on: Literal["reply", "text"] = "reply"
+    neftune: NotNegative = 0.0
 
 
-class DPOConfig(Training):
-    """Direct preference optimisation; see `Training` for the other fields.
+# ------------------------------------------------------------------------------------------------------ pairs
 
-    beta          strength of the pull to the reference (nats of reward per nat of log-ratio)
+
+class PairwiseConfig(Training):
+    """What every method that learns from pairs shares; see `Training` for the other fields.
+
     nll           weight of the chosen reply's NLL per token; 0 for none
+    nll_mean      over what: each reply's own mean (`replies`), or all chosen tokens of the step (`tokens`)
     identical     pairs whose two replies are the same: keep (they move nothing but the NLL), skip (counted) or refuse
-    drift_alarm   raise the alarm when the chosen replies' mean log-prob falls by more than this, nats per token
+    drift_alarm   raise the alarm when the chosen replies' mean log-prob falls, or the rejected ones' rises no less than
+                  the chosen ones', by more than this, nats per token
+    kl_samples    replies drawn after training for the KL estimate; 0 for none
+    """
+
+    nll: NotNegative = 0.0
+    nll_mean: Literal["replies", "tokens"] = "replies"
+    identical: Literal["keep", "skip", "refuse"] = "skip"
+    drift_alarm: Positive = 0.1
+    kl_samples: Annotated[int, Field(ge=0)] = 128
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss reads the log-probs of the model that came in."""
+        return True
+
+
+DIFFERENCE = ("sigmoid", "hinge", "robust", "exo", "discopop")
+"""Losses of DPO's family that read nothing but the difference of the two scores."""
+
+
+class DPOConfig(PairwiseConfig):
+    """Direct preference optimisation and its family; see `PairwiseConfig` for the other fields.
+
+    beta             strength of the pull to the reference (nats of reward per nat of log-ratio)
+    loss             what becomes of the two rewards: the functions of `losses.py`
+    label_smoothing  share of labels taken to be wrong. With sigmoid: conservative DPO; robust and exo need it
+    margin           weight of each row's own margin, in units of reward; 0 for none (sigmoid and hinge)
+    reference_free   scores are the policy's log-probs, as if the reference were uniform
+    length           sum: a reply's whole log-ratio; mean: per token (length-normalised DPO; beta about 5)
+    ld_alpha         LD-DPO: weight of the tokens by which the longer reply is longer; 1 for plain DPO
+    divergence       f-divergence DPO: what keeps the policy near the reference
+    alpha            of divergence: alpha; near 0 reverse KL, near 1 forward KL
+    tau              of discopop
+    """
+
+    beta: Positive = 0.1
+    loss: Literal[
+        "sigmoid", "hinge", "robust", "exo", "discopop",
+        "nca", "bco_pair", "sppo", "apo_zero", "apo_down", "aot", "aot_unpaired",
+    ] = "sigmoid"  # fmt: skip
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    margin: NotNegative = 0.0
+    reference_free: bool = False
+    length: Literal["sum", "mean"] = "sum"
+    ld_alpha: Annotated[float, Field(ge=0, le=1)] = 1.0
+    divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"] = "reverse_kl"
+    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    tau: Annotated[float, Field(gt=0, lt=1)] = 0.05
+
+    @model_validator(mode="after")
+    def _of_its_loss(self) -> Self:
+        given = self.model_fields_set
+        if self.loss == "robust" and not self.label_smoothing:
+            raise ValueError("loss: robust without label_smoothing is plain DPO: give the share of wrong labels")
+        if self.loss == "exo" and not self.label_smoothing:
+            raise ValueError("loss: exo is infinite for certain labels: give label_smoothing (the paper: 0.001)")
+        if "tau" in given and self.loss != "discopop":
+            raise ValueError(f"tau belongs to loss: discopop; loss is {self.loss}")
+        if "alpha" in given and self.divergence != "alpha":
+            raise ValueError(f"alpha belongs to divergence: alpha; divergence is {self.divergence}")
+        if self.margin and self.loss not in ("sigmoid", "hinge"):
+            raise ValueError(f"margin belongs to loss: sigmoid or hinge; loss is {self.loss}")
+        if self.loss not in DIFFERENCE:
+            changed = [
+                name
+                for name, plain in (("reference_free", False), ("length", "sum"), ("divergence", "reverse_kl"))
+                if getattr(self, name) != plain
+            ]
+            if changed:
+                raise ValueError(
+                    f"{changed[0]} changes the score that loss: {self.loss} reads by itself, not in a difference; it "
+                    f"belongs to loss: {', '.join(DIFFERENCE)}"
+                )
+        if self.reference_free and self.divergence != "reverse_kl":
+            raise ValueError("reference_free leaves nothing to diverge from: take one of reference_free, divergence")
+        if self.length == "mean" and self.ld_alpha != 1:
+            raise ValueError("length: mean and ld_alpha both correct for length: take one")
+        return self
+
+    @property
+    def needs_reference(self) -> bool:
+        return not self.reference_free
+
+    @property
+    def coupled(self) -> bool:
+        """Whether the loss of a pair depends on the other pairs of its step."""
+        return self.loss in ("aot", "aot_unpaired")
+
+
+class IPOConfig(PairwiseConfig):
+    """Identity preference optimisation; see `PairwiseConfig` for the other fields.
+
+    beta     the paper's tau: the margin of log-ratios is drawn to 1 / (2 beta)
+    length   sum: the equation as printed. mean: per token, as in the paper's experiments and in TRL
+    """
+
+    beta: Positive = 0.1
+    length: Literal["sum", "mean"] = "sum"
+
+
+class SimPOConfig(PairwiseConfig):
+    """SimPO: mean log-prob per token as the reward, and a margin; no reference. See `PairwiseConfig`.
+
+    beta    reward per nat per token (the paper: 2 to 2.5)
+    gamma   reward by which chosen should lead (the paper: 0.3 to 1.6)
+    """
+
+    beta: Positive = 2.0
+    gamma: NotNegative = 1.0
+
+    @property
+    def needs_reference(self) -> bool:
+        return False
+
+
+class ORPOConfig(PairwiseConfig):
+    """ORPO: SFT on the chosen reply plus an odds ratio; no reference. See `PairwiseConfig` for the other fields.
+
+    odds   the paper's lambda, weight of the odds-ratio term (TRL calls it beta)
+    nll    weight of the SFT term, 1 in the paper; the odds ratio alone has nothing that keeps the model a model
+    """
+
+    odds: Positive = 0.1
+    nll: Positive = 1.0
+
+    @property
+    def needs_reference(self) -> bool:
+        return False
+
+
+class CPOConfig(PairwiseConfig):
+    """CPO: reference-free DPO plus SFT on the chosen reply. See `PairwiseConfig` for the other fields.
+
+    beta   reward per nat of log-prob
+    nll    weight of the SFT term, 1 in the paper
+    """
+
+    beta: Positive = 0.1
+    nll: NotNegative = 1.0
+
+    @property
+    def needs_reference(self) -> bool:
+        return False
+
+
+# ---------------------------------------------------------------------------------------------- single replies
+
+
+class RatedConfig(Training):
+    """What every method that learns from thumbs shares; see `Training` for the other fields.
+
+    beta          reward per nat of log-ratio
+    good, bad     weights of good and of bad replies; raise the rarer kind's until good x n_good / (bad x n_bad) is in
+                  [1, 4/3]. The alarm `thumbs-unbalanced` says where it is not
+    drift_alarm   raise the alarm when the good replies' mean log-prob falls by more than this, nats per token
     kl_samples    replies drawn after training for the KL estimate; 0 for none
     """
 
     beta: Positive = 0.1
-    nll: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    identical: Literal["keep", "skip", "refuse"] = "skip"
+    good: Positive = 1.0
+    bad: Positive = 1.0
     drift_alarm: Positive = 0.1
     kl_samples: Annotated[int, Field(ge=0)] = 128
+
+
+class KTOConfig(RatedConfig):
+    """Kahneman-Tversky optimisation; see `RatedConfig` for the other fields.
+
+    loss   kto: rewards against the step's reference point (replies under prompts of other rows of the step: the more
+           rows_per_step, the better it is known). apo_zero: against 0
+    """
+
+    loss: Literal["kto", "apo_zero"] = "kto"
+
+    @model_validator(mode="after")
+    def _others_in_the_step(self) -> Self:
+        if self.loss == "kto" and self.rows_per_step == 1:
+            raise ValueError("rows_per_step is 1: KTO's reference point needs the reply of another row of the step")
+        return self
+
+
+class BCOConfig(RatedConfig):
+    """Binary classifier optimisation; see `RatedConfig` for the other fields.
+
+    match          weigh bad replies so that good and bad ones cover the same prompts (underlying distribution matching)
+    match_limits   bounds of that weight
+    """
+
+    match: bool = False
+    match_limits: tuple[Positive, Positive] = (0.5, 10.0)
+
+    @model_validator(mode="after")
+    def _limits(self) -> Self:
+        if self.match_limits[0] > self.match_limits[1]:
+            raise ValueError(f"match_limits {self.match_limits}: the lower bound comes first")
+        return self

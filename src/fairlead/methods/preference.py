@@ -1,6 +1,6 @@
-"""Learning from pairs of replies: direct preference optimisation, read top to bottom in `train_dpo`.
+"""Learning from pairs of replies: DPO and its kin, IPO, SimPO, ORPO, CPO, read top to bottom in `train_pairs`.
 
-Axes: B pairs of a micro-batch, R replies (2 per pair: chosen, rejected).
+Axes: B pairs of a micro-batch, S pairs of a step, P pairs of the data set, R replies (2 per pair: chosen, rejected).
 """
 
 from __future__ import annotations
@@ -9,34 +9,49 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
-import torch
+from torch import Tensor
 
 from fairlead.engine.logprobs import reply_logprobs
 from fairlead.errors import InputError
 from fairlead.exchange import Preference
-from fairlead.methods.config import DPOConfig
+from fairlead.methods.config import DPOConfig, PairwiseConfig
+from fairlead.methods.coupled import Slopes, slopes_of_step
+from fairlead.methods.drift import (
+    Alarm,
+    Drift,
+    chosen_drift_alarm,
+    drift_alarms,
+    preference_metrics,
+    probe,
+    probe_alarms,
+)
 from fairlead.methods.kl import KL, kl_to_reference
-from fairlead.methods.loop import Run, StepRecord, Updates, batches
-from fairlead.methods.losses import chosen_nll, dpo, preference_metrics
+from fairlead.methods.loop import Run, StepRecord, Updates, batches, step_rows
+from fairlead.methods.pairs import (
+    Pairs,
+    labels_of,
+    nll_loss,
+    pairs_of,
+    preference_loss,
+    reply_sums,
+    reward_margin,
+    tail_weight,
+)
 from fairlead.methods.reference import cached_logprobs
 from fairlead.methods.resume import resumable
-from fairlead.methods.rows import Trainable, folder_key, pair_rows
+from fairlead.methods.rows import Rows, Trainable, folder_key, pair_rows, reply_tokens
 
-
-@dataclass(frozen=True, slots=True)
-class Alarm:
-    """Something a run should not have done, by name: what was seen, when first, and what to do."""
-
-    name: str
-    step: int
-    value: float
-    message: str
+__all__ = ["Alarm", "Preferred", "chosen_drift_alarm", "train_dpo", "train_pairs"]
 
 
 @dataclass(frozen=True, slots=True)
 class Preferred:
-    """A model trained on preferences, what each step did, what became of the rows, and what to worry about."""
+    """A model trained on preferences, what each step did, what became of the rows, and what to worry about.
+
+    `drift` is measured after training, and only where the loss reads no reference; elsewhere the records hold it.
+    """
 
     model: Trainable
     records: tuple[StepRecord, ...]
@@ -47,89 +62,112 @@ class Preferred:
     cut: int
     kl: KL | None
     alarms: tuple[Alarm, ...]
+    drift: Drift | None = None
 
     def metrics(self) -> dict[str, float]:
-        """Means over the last tenth of the steps: margin, accuracy, log-probs and drifts of both sides (nats)."""
+        """Means over the last tenth of the steps: margin, accuracy, log-probs and drifts of both sides (nats).
+
+        Without a reference the drifts are those of `drift`, after the last step.
+        """
         last = self.records[-max(1, len(self.records) // 10) :]
         sums = {name: sum(r.sums[name] for r in last) for name in last[0].sums}
         names = ("margin", "chosen_logp", "rejected_logp", "chosen_drift", "rejected_drift")
-        means = {name: sums[name] / sums["pairs"] for name in names}
+        means = {name: sums[name] / sums["pairs"] for name in names if name in sums}
+        if self.drift is not None:
+            means |= {"chosen_drift": self.drift.chosen, "rejected_drift": self.drift.rejected}
         return means | {"accuracy": sums["accurate"] / sums["decided"] if sums["decided"] else math.nan}
 
 
-def train_dpo(
+def train_pairs(
     model: Trainable,
     preferences: Sequence[Preference],
-    config: DPOConfig,
+    config: PairwiseConfig,
     run: Run | None = None,
     *,
     places: Sequence[str] | None = None,
 ) -> Preferred:
-    """Train a copy of the model on the pairs; the reference is the model as it comes in, and is left as it was.
+    """Train a copy of the model on the pairs, by the loss that `config` means; the input model is left as it was.
 
-    A tie (strength 0.5) is kept as a soft label: it pulls the two replies' rewards together. Raises `InputError`
-    naming the rows that do not fit, and `TrainingStopped` where the loss or gradient is not a number.
+    Where the loss reads a reference, it is the model as it comes in. A tie (strength 0.5) is kept as a soft label: it
+    pulls the two replies' rewards together. Raises `InputError` naming the rows that do not fit, and
+    `TrainingStopped` where the loss or gradient is not a number.
     """
     run = run or Run()
     preferences, places, identical = _without_identical(preferences, places, config)
     rows = pair_rows(model, preferences, too_long=config.too_long, places=places)  # refuses what does not fit, by row
-    reference = cached_logprobs(model, rows, config.tokens_per_batch, run.cache)  # once, before the first update
-    strength = torch.tensor([preferences[i].strength for i in rows.source], dtype=reference.dtype)
+    labels = labels_of(preferences, rows, config)
+    reference = _reference(model, rows, config, run) if config.needs_reference else None
     policy = copy.deepcopy(model.module)
     updates = Updates(policy, rows, config, run)
-    key = folder_key("dpo", model.lineage, rows.digest, strength.tolist(), config.model_dump_json())
-    with resumable(updates, key) as start:
+    chosen_tokens = [reply_tokens(tree)[0] for tree in rows.trees]
+    steps = step_rows(rows, config)
+    slopes: Slopes | None = None  # of the step under way, where its loss couples all its pairs
+    facts = (rows.digest, labels.strength_P.tolist(), labels.margin_P.tolist(), config.model_dump_json())
+    with resumable(updates, folder_key("pairs", type(config).__name__, model.lineage, *facts)) as start:
         for batch in batches(rows, config, start=start):
             logp = reply_logprobs(policy, batch.trees)
-            chosen_B, rejected_B = logp.sum_R().view(-1, 2).unbind(1)
-            pairs = list(batch.rows)
-            ref_chosen_B, ref_rejected_B = reference[pairs].to(chosen_B).unbind(1)
-            label_B = strength[pairs].to(chosen_B)
-            loss_B = dpo(chosen_B, rejected_B, ref_chosen_B, ref_rejected_B, beta=config.beta, label_B=label_B)
+            pairs = pairs_of(logp, batch.rows, labels, reference, config)
+            if isinstance(config, DPOConfig) and config.coupled and reference is not None:
+                if slopes is None or slopes.step != batch.step:
+                    slopes = slopes_of_step(policy, rows, steps[batch.step], batch.step, reference, config)
+                loss = slopes.share(batch, pairs)
+            else:
+                loss = preference_loss(pairs, config).sum() / batch.step_rows
             if config.nll:
-                loss_B = loss_B + config.nll * chosen_nll(chosen_B, logp.count_R.view(-1, 2)[:, 0])
-            sums = preference_metrics(
-                chosen_B, rejected_B, ref_chosen_B, ref_rejected_B, beta=config.beta, label_B=label_B
-            )
-            sums["chosen_tokens"] = float(logp.count_R.view(-1, 2)[:, 0].sum())
-            updates.step(loss_B.sum() / batch.step_rows, batch, sums)
+                step_tokens = sum(chosen_tokens[row] for row in steps[batch.step])
+                loss = loss + config.nll * nll_loss(pairs, config, step_rows=batch.step_rows, step_tokens=step_tokens)
+            updates.step(loss, batch, _metrics(pairs, config))
     trained = model.with_weights(policy)
-    prompts = [tree.prompt for tree in rows.trees]
+    drift = None if config.needs_reference else probe(trained, model, rows, config.tokens_per_batch)
     return Preferred(
         model=trained,
         records=tuple(updates.records),
         pairs=len(rows.trees),
-        ties=int((strength == 0.5).sum()),
+        ties=labels.ties,
         identical=identical,
         skipped_too_long=rows.skipped_too_long,
         cut=rows.cut,
-        kl=kl_to_reference(trained, model, prompts, config.kl_samples, config.seed) if config.kl_samples else None,
-        alarms=chosen_drift_alarm(updates.records, config.drift_alarm),
+        kl=_kl(trained, model, rows, config),
+        alarms=drift_alarms(updates.records, config.drift_alarm)
+        if drift is None
+        else probe_alarms(drift, updates.done, config.drift_alarm),
+        drift=drift,
     )
 
 
-def chosen_drift_alarm(records: Sequence[StepRecord], limit: float) -> tuple[Alarm, ...]:
-    """The alarm `chosen-log-prob-falls`: DPO lowered the chosen replies together with the rejected ones.
+train_dpo = train_pairs
 
-    Read off a running mean over eight steps, in nats per chosen token against the reference; `limit` is positive.
-    """
-    for end in range(1, len(records) + 1):
-        window = records[max(0, end - 8) : end]
-        tokens = sum(r.sums["chosen_tokens"] for r in window)
-        drift = sum(r.sums["chosen_drift"] for r in window) / tokens
-        if drift < -limit and (end >= 8 or end == len(records)):
-            final = records[-8:]
-            now = sum(r.sums["chosen_drift"] for r in final) / sum(r.sums["chosen_tokens"] for r in final)
-            message = (
-                f"the chosen replies' log-prob fell by {-drift:.3f} nats per token at step {end} (limit {limit}), "
-                f"{-now:.3f} at the end: the model is unlearning good replies too. Raise nll or beta, or lower lr"
-            )
-            return (Alarm("chosen-log-prob-falls", end, drift, message),)
-    return ()
+
+def _reference(model: Trainable, rows: Rows, config: PairwiseConfig, run: Run) -> Tensor:
+    """Reply log-probs [P, 2] of the model that comes in: once, before the first update."""
+    tail = tail_weight(config)
+    if tail == 1.0:
+        return cached_logprobs(model, rows, config.tokens_per_batch, run.cache)
+    weighed = partial(reply_sums, tail=tail)
+    return cached_logprobs(model, rows, config.tokens_per_batch, run.cache, weighed, f"tail {tail}")
+
+
+def _metrics(pairs: Pairs, config: PairwiseConfig) -> dict[str, float]:
+    return preference_metrics(
+        pairs.chosen_B,
+        pairs.rejected_B,
+        pairs.ref_chosen_B,
+        pairs.ref_rejected_B,
+        margin_B=reward_margin(pairs, config),
+        label_B=pairs.label_B,
+        chosen_tokens_B=pairs.chosen_tokens_B,
+        rejected_tokens_B=pairs.rejected_tokens_B,
+    )
+
+
+def _kl(trained: Trainable, model: Trainable, rows: Rows, config: PairwiseConfig) -> KL | None:
+    if not config.kl_samples:
+        return None
+    return kl_to_reference(trained, model, [tree.prompt for tree in rows.trees], config.kl_samples, config.seed)
 
 
 def _without_identical(
-    preferences: Sequence[Preference], places: Sequence[str] | None, config: DPOConfig
+    preferences: Sequence[Preference], places: Sequence[str] | None, config: PairwiseConfig
 ) -> tuple[Sequence[Preference], Sequence[str], int]:
     """The pairs to train on, their places, and how many had two identical replies."""
     names = list(places) if places is not None else [f"row {i}" for i in range(len(preferences))]

@@ -1,4 +1,4 @@
-"""Summed log-probs of both replies of each pair under the reference: computed once, kept on disk.
+"""Summed log-probs of each row's replies under the reference: computed once, kept on disk.
 
 The key is what determines them: the weights, and the token ids (which data, template and tokenizer went into). A file
 that is damaged or of another shape is computed again, and the log says so.
@@ -8,24 +8,44 @@ from __future__ import annotations
 
 import io
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from fairlead.engine.checkpoint import atomic_write
-from fairlead.engine.logprobs import score
+from fairlead.engine.logprobs import ReplyLogprobs, score
 from fairlead.methods.rows import Rows, Trainable, beside, folder_key
 
 log = logging.getLogger(__name__)
 
 
-def cached_logprobs(model: Trainable, rows: Rows, tokens_per_batch: int, cache: Path | None) -> torch.Tensor:
-    """Summed reply log-probs [pairs, replies] in nats under the model's weights, from `cache` where they lie there."""
+def _whole(logp: ReplyLogprobs) -> torch.Tensor:
+    return logp.sum_R()
+
+
+def cached_logprobs(
+    model: Trainable,
+    rows: Rows,
+    tokens_per_batch: int,
+    cache: Path | None,
+    sums: Callable[[ReplyLogprobs], torch.Tensor] = _whole,
+    what: str = "",
+) -> torch.Tensor:
+    """Summed reply log-probs [rows, replies] in nats under the model's weights, from `cache` where they lie there.
+
+    `sums` adds up each reply's tokens, where not plainly, and `what` then names the way in the cache's key.
+    """
     if cache is None:
-        return logprob_sums(model, rows, tokens_per_batch)
+        return logprob_sums(model, rows, tokens_per_batch, sums)
     dtype = str(next(model.module.parameters()).dtype)
-    file = beside(cache, "reference", folder_key("reference 1", model.lineage, dtype, rows.digest), ".npy")
+    file = beside(
+        cache,
+        "reference",
+        folder_key("reference 1", model.lineage, dtype, rows.digest, *([what] if what else [])),
+        ".npy",
+    )
     if file.exists():
         try:
             known = torch.from_numpy(np.load(file, allow_pickle=False))
@@ -34,14 +54,16 @@ def cached_logprobs(model: Trainable, rows: Rows, tokens_per_batch: int, cache: 
             log.warning("%s has another shape than the data: computed again", file)
         except (ValueError, OSError, EOFError) as error:
             log.warning("%s is damaged (%s): computed again", file, error)
-    sums = logprob_sums(model, rows, tokens_per_batch)
+    made = logprob_sums(model, rows, tokens_per_batch, sums)
     buffer = io.BytesIO()
-    np.save(buffer, sums.numpy(), allow_pickle=False)
+    np.save(buffer, made.numpy(), allow_pickle=False)
     cache.mkdir(parents=True, exist_ok=True)
     atomic_write(file, buffer.getvalue())
-    return sums
+    return made
 
 
-def logprob_sums(model: Trainable, rows: Rows, tokens_per_batch: int) -> torch.Tensor:
+def logprob_sums(
+    model: Trainable, rows: Rows, tokens_per_batch: int, sums: Callable[[ReplyLogprobs], torch.Tensor] = _whole
+) -> torch.Tensor:
     """Summed reply log-probs [rows, replies per row] in nats, on the CPU, without gradients or dropout."""
-    return score(model.module, rows.trees, tokens_per_batch).sum_R().view(len(rows.trees), -1)
+    return sums(score(model.module, rows.trees, tokens_per_batch)).view(len(rows.trees), -1)

@@ -1,14 +1,14 @@
 """Exchanges and preferences become token trees, or are refused by row: nothing is cut, dropped or emptied silently.
 
-A preference is one prompt with two replies, an exchange one prompt with one. What does not fit the model's context is
-an error that names its row, unless the caller asks for it to be left out or cut, and then it is counted.
+A preference is one prompt with two replies, an exchange or a rated reply one prompt with one. What does not fit the
+model's context is an error that names its row, unless the caller asks for it to be left out or cut, and then counted.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
@@ -16,7 +16,7 @@ import torch
 
 from fairlead.engine.layout import Tree
 from fairlead.errors import InputError
-from fairlead.exchange import Exchange, Message, Preference
+from fairlead.exchange import Exchange, Message, Preference, Rated
 from fairlead.models.render import render_exchange, render_prompts
 
 TooLong: TypeAlias = Literal["refuse", "skip", "cut"]
@@ -80,6 +80,19 @@ def pair_rows(
 ) -> Rows:
     """One tree per pair: the prompt once, then chosen and rejected as its two branches."""
     return _rows(model, pairs, lambda p: (p.messages, (p.chosen, p.rejected)), too_long, places)
+
+
+def rated_rows(
+    model: Trainable, rated: Sequence[Rated], *, too_long: TooLong = "refuse", places: Sequence[str] | None = None
+) -> Rows:
+    """One tree per rated reply: its prompt and the reply."""
+    return _rows(model, rated, lambda r: (r.messages, (r.reply,)), too_long, places)
+
+
+def whole_texts(rows: Rows) -> Rows:
+    """The same rows with every token but the first of each text scored, the prompt's and tool results' too."""
+    trees = tuple(Tree(t.prompt[:1], tuple(t.prompt[1:] + reply for reply in t.replies)) for t in rows.trees)
+    return replace(rows, trees=trees)
 
 
 def _rows(
@@ -154,11 +167,15 @@ def _too_long_message(
     )
 
 
+def reply_tokens(tree: Tree) -> list[int]:
+    """How many tokens of each reply of a tree count."""
+    masks = tree.masks or (None,) * len(tree.replies)
+    return [len(reply) if mask is None else sum(mask) for reply, mask in zip(tree.replies, masks, strict=True)]
+
+
 def scored_tokens(tree: Tree) -> int:
     """How many reply tokens of a tree count."""
-    if tree.masks is None:
-        return sum(len(reply) for reply in tree.replies)
-    return sum(len(reply) if mask is None else sum(mask) for reply, mask in zip(tree.replies, tree.masks, strict=True))
+    return sum(reply_tokens(tree))
 
 
 def folder_key(*parts: object) -> str:

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on demonstrations: the loss is on the reply alone, its end of turn included."""
+"""Supervised fine-tuning on demonstrations: the loss is on the reply and its end of turn, or the whole text."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fairlead.engine.logprobs import reply_logprobs
+from fairlead.engine.logprobs import batch_of, reply_logprobs
 from fairlead.exchange import Exchange
 from fairlead.methods.config import SFTConfig
 from fairlead.methods.loop import Run, StepRecord, Updates, batches
 from fairlead.methods.losses import sft_nll
+from fairlead.methods.neftune import noisy_embeddings
 from fairlead.methods.resume import resumable
-from fairlead.methods.rows import Trainable, exchange_rows, folder_key
+from fairlead.methods.rows import Trainable, exchange_rows, folder_key, whole_texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class Tuned:
 
     @property
     def final_loss(self) -> float:
-        """Mean loss per reply token over the last tenth of the steps, nats."""
+        """Mean loss per learnt token over the last tenth of the steps, nats."""
         last = self.records[-max(1, len(self.records) // 10) :]
         return sum(r.loss for r in last) / len(last)
 
@@ -40,19 +41,25 @@ def train_sft(
     *,
     places: Sequence[str] | None = None,
 ) -> Tuned:
-    """Train a copy of the model on the exchanges' replies; the input model is left as it was.
+    """Train a copy of the model on the exchanges' replies (or whole texts); the input model is left as it was.
 
+    Rows are packed without padding and never see each other, so a step of many short rows costs their tokens alone.
     Raises `InputError` naming the rows that do not fit the context (`places[i]` names row i, else its index), and
     `TrainingStopped` where the loss or gradient is not a number.
     """
     run = run or Run()
     rows = exchange_rows(model, exchanges, too_long=config.too_long, places=places)  # refuses what does not fit, by row
+    if config.loss_on == "text":
+        rows = whole_texts(rows)
     module = copy.deepcopy(model.module)
     updates = Updates(module, rows, config, run)
     key = folder_key("sft", model.lineage, rows.digest, config.model_dump_json())
     with resumable(updates, key) as start:
         for batch in batches(rows, config, start=start):
-            logp = reply_logprobs(module, batch.trees)
+            layout = batch_of(module, batch.trees)
+            seeds = [(config.seed % 2**63, batch.step, row) for row in batch.rows]  # of no micro-batch
+            with noisy_embeddings(module, layout, batch.trees, config.neftune, seeds):
+                logp = reply_logprobs(module, layout)
             updates.step(sft_nll(logp.logp_N, tokens=batch.step_tokens), batch)
     trained = model.with_weights(module)
     return Tuned(trained, tuple(updates.records), len(rows.trees), rows.skipped_too_long, rows.cut)

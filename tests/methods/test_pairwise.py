@@ -1,0 +1,245 @@
+"""`train_pairs` under every pairwise configuration: one function trains them all, splits change nothing, settings that cannot work are refused."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from pydantic import ValidationError  # noqa: E402
+from tests.methods.trainable import Tiny, pairs, tiny_model, weights  # noqa: E402
+
+from fairlead.engine.logprobs import score  # noqa: E402
+from fairlead.errors import InputError  # noqa: E402
+from fairlead.methods import preference  # noqa: E402
+from fairlead.methods.config import (  # noqa: E402
+    CPOConfig,
+    DPOConfig,
+    IPOConfig,
+    ORPOConfig,
+    PairwiseConfig,
+    SimPOConfig,
+)
+from fairlead.methods.loop import Run, StepRecord  # noqa: E402
+from fairlead.methods.preference import train_pairs  # noqa: E402
+from fairlead.methods.rows import pair_rows  # noqa: E402
+
+SHORT: dict[str, Any] = {"epochs": 2, "rows_per_step": 4, "lr": 1e-3, "kl_samples": 0}
+CONFIGS: dict[str, PairwiseConfig] = {
+    "ipo": IPOConfig(**SHORT),
+    "ipo per token": IPOConfig(**SHORT, length="mean"),
+    "simpo": SimPOConfig(**SHORT),
+    "orpo": ORPOConfig(**SHORT),
+    "orpo per token": ORPOConfig(**SHORT, nll_mean="tokens"),
+    "cpo": CPOConfig(**SHORT, nll_mean="tokens"),
+    "cdpo": DPOConfig(**SHORT, label_smoothing=0.1),
+    "hinge": DPOConfig(**SHORT, loss="hinge"),
+    "robust": DPOConfig(**SHORT, loss="robust", label_smoothing=0.1),
+    "exo": DPOConfig(**SHORT, loss="exo", label_smoothing=1e-3),
+    "discopop": DPOConfig(**SHORT, loss="discopop"),
+    "nca": DPOConfig(**SHORT, loss="nca"),
+    "sppo": DPOConfig(**SHORT, loss="sppo"),
+    "bco_pair": DPOConfig(**SHORT, loss="bco_pair"),
+    "apo_zero": DPOConfig(**SHORT, loss="apo_zero"),
+    "apo_down": DPOConfig(**SHORT, loss="apo_down"),
+    "aot": DPOConfig(**SHORT, loss="aot"),
+    "aot_unpaired": DPOConfig(**SHORT, loss="aot_unpaired"),
+    "length-normalised": DPOConfig(**SHORT, length="mean", beta=5.0),
+    "length-desensitised": DPOConfig(**SHORT, ld_alpha=0.5, nll=0.2),
+    "reference-free": DPOConfig(**SHORT, reference_free=True),
+    "js": DPOConfig(**SHORT, divergence="js"),
+    "alpha": DPOConfig(**SHORT, divergence="alpha", alpha=0.7),
+}
+
+
+@pytest.fixture(scope="module")
+def model() -> Tiny:
+    return tiny_model()
+
+
+def gain(model: Tiny) -> float:
+    sums = score(model.module, pair_rows(model, pairs()).trees).mean_R().view(-1, 2)
+    return float((sums[:, 0] - sums[:, 1]).mean())
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_splits_into_micro_batches_give_equal_weights(model: Tiny, name: str) -> None:
+    config = CONFIGS[name]
+    whole, pieces = (
+        weights(train_pairs(model, pairs(), config.model_copy(update={"tokens_per_batch": tokens})).model)  # type: ignore[arg-type]
+        for tokens in (4096, 60)
+    )
+    assert (whole - weights(model)).abs().max() > 1e-3
+    assert (whole - pieces).abs().max() < 1e-7
+
+
+@pytest.mark.parametrize("name", sorted(set(CONFIGS) - {"discopop", "apo_down", "aot", "sppo"}))
+def test_chosen_replies_gain_on_rejected_ones(model: Tiny, name: str) -> None:
+    config = CONFIGS[name].model_copy(update={"epochs": 6})
+    before = weights(model).clone()
+    got = train_pairs(model, pairs(), config)
+    assert gain(got.model) > gain(model) + 0.01  # type: ignore[arg-type]
+    assert torch.equal(weights(model), before)
+    last = got.metrics()
+    assert last["margin"] > got.records[0].mean("margin", "pairs")
+    assert last["accuracy"] > 0.5 or not config.needs_reference  # without one, lengths decide who leads at first
+    assert math.isfinite(last["chosen_drift"]) and math.isfinite(last["rejected_drift"])
+
+
+def test_the_split_of_a_step_shows_in_nothing_but_the_number_of_calls(model: Tiny, monkeypatch: Any) -> None:
+    """4x1, 2x2 and 1x4: the gradients themselves, for a loss that couples the step (AOT) and one with a step's count."""
+    seen: list[torch.Tensor] = []
+
+    def keep(self: Any, batch: Any) -> None:
+        seen.append(torch.cat([p.grad.flatten() for p in self.parameters.values()]))
+        real(self, batch)
+
+    real = preference.Updates._update
+    monkeypatch.setattr(preference.Updates, "_update", keep)
+    sizes = sorted((tree.tokens for tree in pair_rows(model, pairs(4)).trees), reverse=True)
+    for config in (CONFIGS["aot"], CONFIGS["orpo per token"], CONFIGS["ipo"]):
+        seen.clear()
+        for budget in (sum(sizes), sizes[0] + sizes[1], sizes[0]):
+            few = config.model_copy(update={"epochs": None, "steps": 1, "tokens_per_batch": budget})
+            train_pairs(model, pairs(4), few)
+        assert len(seen) == 3 and seen[0].norm() > 1e-6
+        assert (seen[1] - seen[0]).abs().max() < 1e-9 and (seen[2] - seen[0]).abs().max() < 1e-9
+
+
+def test_a_coupled_loss_knows_a_row_that_its_step_holds_twice(model: Tiny) -> None:
+    """Three rows in steps of two: the seam of two epochs falls inside a step."""
+    config = CONFIGS["aot_unpaired"].model_copy(update={"epochs": 3, "rows_per_step": 2})
+    rows = pairs(3)
+    whole, pieces = (
+        weights(train_pairs(model, rows, config.model_copy(update={"tokens_per_batch": tokens})).model)  # type: ignore[arg-type]
+        for tokens in (4096, 40)
+    )
+    assert (whole - pieces).abs().max() < 1e-7
+
+
+def test_the_reference_is_asked_only_where_the_loss_reads_it(model: Tiny, monkeypatch: Any, tmp_path: Path) -> None:
+    run = Run(cache=tmp_path)
+    for name in ("simpo", "orpo", "cpo", "reference-free"):
+        train_pairs(model, pairs(), CONFIGS[name], run)
+    assert not list(tmp_path.iterdir())
+    train_pairs(model, pairs(), CONFIGS["ipo"], run)
+    train_pairs(model, pairs(), CONFIGS["hinge"], run)  # the same log-probs
+    assert len(list(tmp_path.iterdir())) == 1
+    train_pairs(model, pairs(), CONFIGS["length-desensitised"], run)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_reference_free_methods_are_watched_too(model: Tiny) -> None:
+    config = CONFIGS["simpo"].model_copy(update={"epochs": 20, "lr": 3e-3, "drift_alarm": 0.01})
+    got = train_pairs(model, pairs(), config)
+    assert got.drift is not None and got.drift.pairs == 8
+    now, was = (score(m.module, pair_rows(model, pairs()).trees).sum_R().view(-1, 2) for m in (got.model, model))
+    assert got.drift.chosen == pytest.approx(float((now - was)[:, 0].mean()), abs=1e-9)
+    assert got.metrics()["rejected_drift"] == pytest.approx(float((now - was)[:, 1].mean()), abs=1e-9)
+    named = {alarm.name for alarm in got.alarms}
+    assert ("chosen-log-prob-falls" in named) == (got.drift.chosen_per_token < -0.01)
+
+
+def test_ties_pull_nothing_apart_whatever_the_loss(model: Tiny) -> None:
+    for name in ("ipo", "simpo", "hinge", "exo", "robust"):
+        config = CONFIGS[name].model_copy(update={"epochs": 8, "nll": 0.0})
+        got = train_pairs(model, pairs(strength=0.5), config)
+        assert got.ties == 8
+        if name == "simpo":  # no reference: a tie draws the two mean log-probs themselves together
+            assert abs(gain(got.model)) < abs(gain(model))  # type: ignore[arg-type]
+        else:
+            assert abs(got.metrics()["margin"]) < 1e-2
+
+
+def test_margins_are_read_from_the_rows_or_missed_by_name(model: Tiny) -> None:
+    config = DPOConfig(**SHORT, margin=0.5)
+    with pytest.raises(InputError, match=r"row 0: margin is 0\.5, but 8 rows have no margin"):
+        train_pairs(model, pairs(), config)
+    led = [dataclasses.replace(p, margin=2.0) for p in pairs()]
+    got = train_pairs(model, led, config)
+    assert got.records[0].loss == pytest.approx(-math.log(1 / (1 + math.exp(1.0))), abs=1e-9)  # -log sigma(0 - 0.5 x 2)
+    unread = train_pairs(model, led, DPOConfig(**SHORT))
+    assert unread.records[0].loss == pytest.approx(math.log(2), abs=1e-9)
+
+
+def test_aot_refuses_soft_labels_by_row(model: Tiny) -> None:
+    rows = [*pairs(3), *pairs(2, strength=0.8)]
+    with pytest.raises(InputError, match=r"row 3: strength 0\.8 \(and 1 more below 1\), but loss: aot"):
+        train_pairs(model, rows, CONFIGS["aot"])
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ({"loss": "robust"}, "label_smoothing is plain DPO"),
+        ({"loss": "exo"}, "infinite for certain labels"),
+        ({"label_smoothing": 0.5}, "less than 0.5"),
+        ({"tau": 0.1}, "tau belongs to loss: discopop"),
+        ({"alpha": 0.3}, "alpha belongs to divergence: alpha"),
+        ({"divergence": "alpha", "alpha": 1.0}, "less than 1"),
+        ({"loss": "nca", "reference_free": True}, "reference_free changes the score"),
+        ({"loss": "sppo", "length": "mean"}, "length changes the score"),
+        ({"loss": "apo_zero", "divergence": "js"}, "divergence changes the score"),
+        ({"loss": "exo", "label_smoothing": 0.01, "margin": 1.0}, "margin belongs to loss: sigmoid or hinge"),
+        ({"reference_free": True, "divergence": "js"}, "nothing to diverge from"),
+        ({"length": "mean", "ld_alpha": 0.5}, "both correct for length"),
+        ({"ld_alpha": 1.5}, "less than or equal to 1"),
+        ({"beta": 0.0}, "greater than 0"),
+        ({"loss": "best"}, "Input should be"),
+        ({"gamma": 1.0}, "Extra inputs"),
+    ],
+)
+def test_dpo_settings_that_cannot_work_are_refused(bad: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        DPOConfig(**bad)
+
+
+@pytest.mark.parametrize(
+    ("config", "bad"),
+    [
+        (ORPOConfig, {"nll": 0.0}),
+        (ORPOConfig, {"odds": 0.0}),
+        (SimPOConfig, {"gamma": -0.1}),
+        (SimPOConfig, {"beta": math.inf}),
+        (CPOConfig, {"nll": -1.0}),
+        (IPOConfig, {"length": "median"}),
+        (IPOConfig, {"loss": "hinge"}),
+    ],
+)
+def test_other_settings_that_cannot_work_are_refused(config: type[PairwiseConfig], bad: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        config(**bad)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("name", ["orpo", "aot"])
+def test_a_killed_run_goes_on_to_the_same_weights(model: Tiny, tmp_path: Path, name: str) -> None:
+    def die(r: StepRecord) -> None:
+        if r.step == 1:
+            raise Killed
+
+    whole = train_pairs(model, pairs(), CONFIGS[name])
+    with pytest.raises(Killed):
+        train_pairs(model, pairs(), CONFIGS[name], Run(checkpoint=tmp_path, every=1, progress=die))
+    went_on = train_pairs(model, pairs(), CONFIGS[name], Run(checkpoint=tmp_path, every=1))
+    assert torch.equal(weights(whole.model), weights(went_on.model))  # type: ignore[arg-type]
+    assert [r.loss for r in whole.records] == [r.loss for r in went_on.records]
+
+
+def test_another_loss_does_not_take_over_a_checkpoint(model: Tiny, tmp_path: Path) -> None:
+    def die(r: StepRecord) -> None:
+        raise Killed
+
+    with pytest.raises(Killed):
+        train_pairs(model, pairs(), CONFIGS["ipo"], Run(checkpoint=tmp_path, every=1, progress=die))
+    fresh = train_pairs(copy.copy(model), pairs(), CONFIGS["hinge"], Run(checkpoint=tmp_path, every=1))
+    assert torch.equal(weights(fresh.model), weights(train_pairs(model, pairs(), CONFIGS["hinge"]).model))  # type: ignore[arg-type]
