@@ -1,7 +1,8 @@
 """Attention over a packed forest, registered with transformers' attention interface.
 
-Every token of a tree sees its own prompt and the earlier tokens of its own branch, nothing else. Layers work on packed
-tokens; only inside attention are trees of similar shape brought into blocks, so that one SDPA call serves many trees:
+Every token of a tree sees its own prompt and the earlier tokens of its own branch, nothing else. On the CPU plain
+softmax attention runs by the pieces of `cascade.py`. What those do not know (windows, soft caps, dropout, other
+devices) runs in blocks: trees of similar shape are brought together, so that one SDPA call serves many trees:
 
     a tree with one branch       one causal sequence; blocks (n, H, L, h) need no mask
     a tree with several          the prompt attends causally once; every branch is a row whose keys are
@@ -17,6 +18,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from fairlead.engine import cascade
 from fairlead.engine.layout import Shape
 
 # A block is closed before its padding would cost more than another SDPA call. Measured forward and backward on 2 CPU
@@ -53,18 +56,43 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How the packed tokens of one batch fall into blocks. Masks are made once per plan and kept, not per layer."""
+class Blocks:
+    """How the packed tokens of one batch fall into blocks. Masks are made once per batch and kept, not per layer."""
 
     blocks: tuple[Block, ...]
-    longest: int
     slot_T: torch.Tensor | None = None
     token_S: torch.Tensor | None = None
     padding: torch.Tensor | None = None
     masks: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Plan:
+    """The forest of one batch, as every layer's attention reads it. What a layer needs is made once, on first use."""
+
+    shapes: tuple[Shape, ...]
+    device: torch.device
+    groups: dict[torch.dtype, tuple[cascade.Group, ...]] = field(default_factory=dict)
+
+    @cached_property
+    def longest(self) -> int:
+        return max(s.prompt + max(s.branches, default=0) for s in self.shapes)
+
+    @cached_property
+    def blocks(self) -> Blocks:
+        return blocks(self.shapes, self.device)
+
+    def pieces(self, dtype: torch.dtype) -> tuple[cascade.Group, ...]:
+        if dtype not in self.groups:
+            self.groups[dtype] = cascade.groups(cascade.pieces(self.shapes), dtype)
+        return self.groups[dtype]
+
+
 def plan(shapes: tuple[Shape, ...], device: torch.device | str = "cpu") -> Plan:
+    return Plan(shapes, torch.device(device))
+
+
+def blocks(shapes: tuple[Shape, ...], device: torch.device | str = "cpu") -> Blocks:
     """Group neighbouring trees of similar shape into blocks and index packed tokens against block slots."""
     blocks: list[Block] = []
     slot_of: list[np.ndarray] = []
@@ -85,15 +113,14 @@ def plan(shapes: tuple[Shape, ...], device: torch.device | str = "cpu") -> Plan:
         blocks.append(block)
         slots += block.slots
     slot_T = np.concatenate(slot_of)
-    longest = max(s.prompt + max(s.branches, default=0) for s in shapes)
     if slots == len(slot_T):
-        return Plan(tuple(blocks), longest)
+        return Blocks(tuple(blocks))
     token_S = np.zeros(slots, dtype=np.int64)  # padding repeats token 0: finite, never attended to, gradient zero
     token_S[slot_T] = np.arange(len(slot_T))
     filled = np.zeros(slots, dtype=bool)
     filled[slot_T] = True
     slot, token, pad = (torch.as_tensor(array).to(device) for array in (slot_T, token_S, np.flatnonzero(~filled)))
-    return Plan(tuple(blocks), longest, slot, token, pad)
+    return Blocks(tuple(blocks), slot, token, pad)
 
 
 def _groups(shapes: tuple[Shape, ...]) -> Iterator[list[Shape]]:
@@ -122,7 +149,7 @@ class _ToSlots(torch.autograd.Function):
     """(T, w) -> (S, w). A gather both ways: each token has exactly one slot, so no gradient needs to be added up."""
 
     @staticmethod
-    def forward(ctx: Any, x_Tw: torch.Tensor, plan: Plan) -> torch.Tensor:
+    def forward(ctx: Any, x_Tw: torch.Tensor, plan: Blocks) -> torch.Tensor:
         assert plan.token_S is not None
         ctx.plan = plan
         return x_Tw.index_select(0, plan.token_S)
@@ -136,7 +163,7 @@ class _ToTokens(torch.autograd.Function):
     """(S, w) -> (T, w), dropping what attention computed for padding."""
 
     @staticmethod
-    def forward(ctx: Any, y_Sw: torch.Tensor, plan: Plan) -> torch.Tensor:
+    def forward(ctx: Any, y_Sw: torch.Tensor, plan: Blocks) -> torch.Tensor:
         assert plan.slot_T is not None
         ctx.plan = plan
         return y_Sw.index_select(0, plan.slot_T)
@@ -148,8 +175,8 @@ class _ToTokens(torch.autograd.Function):
 
 
 # torch leaves Function.apply untyped.
-_to_slots: Callable[[torch.Tensor, Plan], torch.Tensor] = _ToSlots.apply
-_to_tokens: Callable[[torch.Tensor, Plan], torch.Tensor] = _ToTokens.apply
+_to_slots: Callable[[torch.Tensor, Blocks], torch.Tensor] = _ToSlots.apply
+_to_tokens: Callable[[torch.Tensor, Blocks], torch.Tensor] = _ToTokens.apply
 
 
 def forest_attention(
@@ -164,8 +191,25 @@ def forest_attention(
     softcap: float | None = None,
 ) -> torch.Tensor:
     """Attention of a packed forest. query (1, H, T, h), key and value (1, K, T, h); returns (1, T, H, h)."""
-    _, heads, tokens, width = query.shape
     window = window if window is not None and window < forest.longest else None
+    plain = window is None and softcap is None and not dropout and query.shape[-1] == value.shape[-1]
+    if plain and query.device.type == "cpu":
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+        return cascade.attend(q, k, v, forest.pieces(query.dtype), scale)[None]
+    return _by_blocks(query, key, value, forest.blocks, scale, dropout, window, softcap)
+
+
+def _by_blocks(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    forest: Blocks,
+    scale: float,
+    dropout: float,
+    window: int | None,
+    softcap: float | None,
+) -> torch.Tensor:
+    _, heads, tokens, width = query.shape
     sizes = [block.slots for block in forest.blocks]
 
     def blocks(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -229,7 +273,7 @@ def _attend(
     return (weights @ v).transpose(1, 2)
 
 
-def _mask(forest: Plan, number: int, part: str, window: int | None, like: torch.Tensor) -> torch.Tensor:
+def _mask(forest: Blocks, number: int, part: str, window: int | None, like: torch.Tensor) -> torch.Tensor:
     """Additive mask of one block, kept for the other layers of the same forward and backward pass."""
     name = (number, part, window, like.dtype, like.device)
     if name not in forest.masks:

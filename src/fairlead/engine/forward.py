@@ -1,9 +1,10 @@
 """From a batch of trees to hidden states, by the path a model allows.
 
-`packed` runs the forest as one unpadded sequence with forest attention. `padded` runs every branch as its own row, for
-models whose layers mix tokens in other ways (recurrent, hybrid) or whose attention cannot be routed. The choice is made
-once per model by trying it: a small forest goes down the packed path and row by row through the untouched model, and
-only agreement earns the packed path. The log says once which path was taken and why.
+`packed` runs the forest as one unpadded sequence with forest attention: Llama-shaped models on the tight pass of
+`tight.py`, others through their own modules. `padded` runs every branch as its own row, for models whose layers mix
+tokens in other ways (recurrent, hybrid) or whose attention cannot be routed. The choice is made once per model by
+trying it: a small forest goes down the paths and row by row through the untouched model, and only agreement earns a
+path. The log says once which was taken and why.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from fairlead.engine import attention
+from fairlead.engine import attention, tight
+from fairlead.engine.dense import matmul
 from fairlead.engine.layout import Batch, Tree, lay_out
 
 log = logging.getLogger(__name__)
@@ -40,8 +42,11 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Path:
+    """`tight`: the packed path may use the tight pass wherever `tight.read` allows it."""
+
     packed: bool
     reason: str
+    tight: bool = False
 
 
 _paths: WeakKeyDictionary[nn.Module, Path] = WeakKeyDictionary()
@@ -107,7 +112,7 @@ def head_of(model: nn.Module) -> Head:
 def logits(head: Head, hidden_ND: torch.Tensor) -> torch.Tensor:
     """Logits in float32 (float64 for a float64 model), as the model itself would give them."""
     dtype = torch.promote_types(hidden_ND.dtype, torch.float32)
-    z_NV = hidden_ND.to(dtype) @ head.weight_VD.to(dtype).t()
+    z_NV = matmul(hidden_ND.to(dtype), head.weight_VD.to(dtype).t())
     if head.bias_V is not None:
         z_NV += head.bias_V.to(dtype)
     if head.scale != 1.0:
@@ -115,14 +120,23 @@ def logits(head: Head, hidden_ND: torch.Tensor) -> torch.Tensor:
     return z_NV if head.cap is None else head.cap * torch.tanh(z_NV / head.cap)
 
 
-def hidden_states(model: nn.Module, batch: Batch, *, packed: bool | None = None) -> torch.Tensor:
+def hidden_states(
+    model: nn.Module, batch: Batch, *, rows: torch.Tensor | None = None, packed: bool | None = None
+) -> torch.Tensor:
     """Last hidden states (T, D) of a batch in packed order, after the final norm; gradients flow.
 
-    `packed` forces a path; by default `path_of` decides.
+    rows     packed positions; only their states (N, D) are returned, which saves most of the last layer
+    packed   forces a path; by default `path_of` decides
     """
-    if packed is None:
-        packed = path_of(model).packed
-    return _packed(model, batch) if packed else _padded(model, batch)
+    path = path_of(model)
+    if packed if packed is not None else path.packed:
+        weights = tight.read(causal_lm(model)) if path.tight else ""
+        if isinstance(weights, tight.Weights):
+            return _tight(weights, batch, rows)
+        hidden_TD = _packed(model, batch)
+    else:
+        hidden_TD = _padded(model, batch)
+    return hidden_TD if rows is None else hidden_TD.index_select(0, rows)
 
 
 def path_of(model: nn.Module) -> Path:
@@ -141,6 +155,11 @@ def path_of(model: nn.Module) -> Path:
                 f"{type(causal_lm(model)).__name__}: padded rows instead of a packed forest, slower: {path.reason}",
             )
     return _paths[model]
+
+
+def _tight(weights: tight.Weights, batch: Batch, rows: torch.Tensor | None = None) -> torch.Tensor:
+    forest = attention.plan(batch.shapes, batch.ids_T.device)
+    return tight.hidden_states(weights, batch.ids_T, batch.position_T, forest, rows)
 
 
 def _packed(model: nn.Module, batch: Batch) -> torch.Tensor:
@@ -204,14 +223,21 @@ def _try(model: nn.Module) -> Path:
             raise ValueError(f"{type(inner).__name__}: its logits are not finite; the weights are damaged")
         packed_reason = f"packed, {_kernel(device)}"
         try:
-            hidden = _packed(model, batch)
-            far = _distance(head_of(model), hidden, batch, truth)
+            head = head_of(model)
+            far = _distance(head, _packed(model, batch), batch, truth)
             if far is not None:
                 packed_reason = f"a packed forest gives other logits than the model's own (off by {far:.1e})"
         except (ValueError, TypeError, RuntimeError, AttributeError) as error:
             far, packed_reason = float("nan"), str(error)
         if far is None:
-            return Path(True, packed_reason)
+            weights = tight.read(inner)
+            if isinstance(weights, str):
+                return Path(True, f"{packed_reason}, through its own modules: {weights}")
+            off = _distance(head, _tight(weights, batch), batch, truth)
+            if off is None:
+                return Path(True, f"{packed_reason}, tight pass", tight=True)
+            say_once(logging.WARNING, f"{type(inner).__name__}: the tight pass is off by {off:.1e}, so it is not used")
+            return Path(True, f"{packed_reason}, through its own modules")
         attention.uninstall(inner)
         off = _distance(head_of(model), _padded(model, batch), batch, truth)
     if off is not None:
@@ -223,8 +249,7 @@ def _try(model: nn.Module) -> Path:
 
 
 def _kernel(device: torch.device) -> str:
-    # torch.nn.attention.varlen belongs here for CUDA; the blocks below serve every device.
-    return f"one SDPA call per block of same-shape trees on {device.type}"
+    return f"attention by {'pieces' if device.type == 'cpu' else 'blocks'} of like trees on {device.type}"
 
 
 def _row_by_row(model: nn.Module, trees: Sequence[Tree], device: torch.device) -> list[torch.Tensor]:

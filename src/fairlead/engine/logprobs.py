@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fairlead.engine.dense import matmul
 from fairlead.engine.forward import (
     Head,
     context_of,
@@ -75,10 +76,8 @@ def reply_logprobs(
     Raises ValueError naming the row for what cannot be scored (see layout.check).
     """
     batch = batch_of(model, trees)
-    hidden_TD = hidden_states(model, batch, packed=packed)
-    logp_N, entropy_N = token_logprobs(
-        hidden_TD.index_select(0, batch.source_N), head_of(model), batch.target_N, temperature, entropy, chunk
-    )
+    hidden_ND = hidden_states(model, batch, rows=batch.source_N, packed=packed)
+    logp_N, entropy_N = token_logprobs(hidden_ND, head_of(model), batch.target_N, temperature, entropy, chunk)
     return ReplyLogprobs(logp_N, batch.reply_N, batch.count_R, entropy_N)
 
 
@@ -167,7 +166,7 @@ def score_next(
         head = head_of(model)
         for rows in pack(trees, max([token_budget, *(tree.tokens for tree in trees)])):
             batch = batch_of(model, [trees[row] for row in rows], keep_last=True)
-            last_RD = hidden_states(model, batch).index_select(0, batch.last_R)
+            last_RD = hidden_states(model, batch, rows=batch.last_R)
             places = [place for row in rows for place in range(first[row], first[row + 1])]
             target_RK = wanted_RK[places].to(last_RD.device)
             each_ND = last_RD.repeat_interleave(target_RK.shape[1], dim=0)
@@ -220,66 +219,73 @@ class _TokenLogprobs(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         head = Head(weight_VD, bias_V, *shape)
         dtype = torch.promote_types(hidden_ND.dtype, torch.float32)
-        logz_N = hidden_ND.new_empty(len(target_N), dtype=dtype)
-        logp_N = torch.empty_like(logz_N)
-        entropy_N = torch.empty_like(logz_N) if entropy else logz_N.new_empty(0)
-        for part in _chunks(len(target_N), chunk):
-            z_CV = logits(head, hidden_ND[part])
-            if temperature != 1.0:
-                z_CV /= temperature
-            picked_C = z_CV.gather(1, target_N[part, None])[:, 0]
-            top_C = z_CV.amax(1)
-            z_CV -= top_C[:, None]
-            e_CV = z_CV.exp()  # two buffers per chunk are alive at once, never more
-            sum_C = e_CV.sum(1)
-            logz_N[part] = top_C + sum_C.log()
-            logp_N[part] = picked_C - logz_N[part]
+        logp_N = hidden_ND.new_empty(len(target_N), dtype=dtype)
+        entropy_N = torch.empty_like(logp_N) if entropy else logp_N.new_empty(0)
+        parts = _chunks(len(target_N), chunk)
+        logp_CV = None
+        for part in parts:
+            logp_CV = _log_softmax(head, hidden_ND[part], temperature)
+            logp_N[part] = logp_CV.gather(1, target_N[part, None])[:, 0]
             if entropy:
-                entropy_N[part] = sum_C.log() - e_CV.mul_(z_CV).sum(1) / sum_C
-        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, target_N, logz_N, entropy_N)
+                entropy_N[part] = -(logp_CV.exp().mul_(logp_CV)).sum(1)
+        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, target_N, entropy_N)
         ctx.settings = (shape, temperature, entropy, chunk)
+        # Backward begins here, so the last chunk may stay as it is: no more memory than backward needs for it anyway.
+        ctx.kept = logp_CV if any(ctx.needs_input_grad[:3]) else None
         return logp_N, entropy_N
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
-        hidden_ND, weight_VD, bias_V, target_N, logz_N, entropy_N = ctx.saved_tensors
+        hidden_ND, weight_VD, bias_V, target_N, entropy_N = ctx.saved_tensors
         shape, temperature, entropy, chunk = ctx.settings
         head, (scale, cap) = Head(weight_VD, bias_V, *shape), shape
         grad_N, grad_entropy_N = grads
-        dtype = logz_N.dtype
+        dtype = grad_N.dtype
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         weight = weight_VD.to(dtype)
         d_hidden = torch.empty_like(hidden_ND) if needs_hidden else None
-        d_weight = torch.zeros_like(weight) if needs_weight else None
+        d_weight: torch.Tensor | None = None
         d_bias = torch.zeros(len(weight), dtype=dtype, device=weight.device) if needs_bias else None
-        for part in _chunks(len(target_N), chunk):
-            raw_CV = logits(head, hidden_ND[part])
-            z_CV = raw_CV / temperature if cap is not None else raw_CV.div_(temperature)
-            z_CV -= logz_N[part, None]
-            # logp = z[y] - logsumexp(z): d/dz = onehot(y) - p.   H = -sum p logp: d/dz = -p (logp + H).
+        for part in reversed(_chunks(len(target_N), chunk)):
+            logp_CV, ctx.kept = ctx.kept, None  # the last chunk's, in the first round only; a second backward has none
+            if logp_CV is None:
+                logp_CV = _log_softmax(head, hidden_ND[part], temperature)
+            slope_CV = None
+            if cap is not None:  # z = cap tanh(raw / cap), so dz/draw = 1 - (z / cap)^2
+                slope_CV = logits(head, hidden_ND[part]).div_(cap).square_().neg_().add_(1)
+            # logp[y] = z[y] - logsumexp(z): d/dz = onehot(y) - p.   H = -sum p logp: d/dz = -p (logp + H).
             if entropy:
-                p_CV = z_CV.exp()
-                d_CV = z_CV.add_(entropy_N[part, None]).mul_(grad_entropy_N[part, None]).add_(grad_N[part, None])
+                p_CV = logp_CV.exp()
+                d_CV = logp_CV.add_(entropy_N[part, None]).mul_(grad_entropy_N[part, None]).add_(grad_N[part, None])
                 d_CV.mul_(p_CV).neg_()
                 del p_CV
             else:
-                d_CV = z_CV.exp_().mul_(-grad_N[part, None])
+                d_CV = logp_CV.exp_().mul_(-grad_N[part, None])
             d_CV.scatter_add_(1, target_N[part, None], grad_N[part, None])
-            if cap is not None:
-                d_CV *= 1 - (raw_CV / cap) ** 2
+            if slope_CV is not None:
+                d_CV *= slope_CV
             if scale != temperature:
                 d_CV *= scale / temperature
             if d_hidden is not None:
-                d_hidden[part] = (d_CV @ weight).to(hidden_ND.dtype)
-            if d_weight is not None:
-                d_weight.addmm_(d_CV.t(), hidden_ND[part].to(dtype))
+                d_hidden[part] = matmul(d_CV, weight).to(hidden_ND.dtype)
+            if needs_weight:
+                d_part = matmul(d_CV.t(), hidden_ND[part].to(dtype))
+                d_weight = d_part if d_weight is None else d_weight.add_(d_part)
             if d_bias is not None:
                 d_bias += d_CV.sum(0)
-        if d_weight is not None:
+        if needs_weight:
+            d_weight = torch.zeros_like(weight) if d_weight is None else d_weight
             d_weight = d_weight.to(weight_VD.dtype)
         if d_bias is not None:
             d_bias = d_bias.to(bias_V.dtype)
         return d_hidden, d_weight, d_bias, None, None, None, None, None
+
+
+def _log_softmax(head: Head, hidden_CD: torch.Tensor, temperature: float) -> torch.Tensor:
+    z_CV = logits(head, hidden_CD)
+    if temperature != 1.0:
+        z_CV /= temperature
+    return torch.log_softmax(z_CV, -1)  # two buffers per chunk are alive at once, never more
 
 
 _apply: Callable[..., tuple[torch.Tensor, torch.Tensor]] = _TokenLogprobs.apply  # torch leaves it untyped

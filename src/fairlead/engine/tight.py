@@ -1,0 +1,264 @@
+"""A tight forward and backward pass for training Llama-shaped models (Llama, Mistral, Qwen2, Qwen3).
+
+It reads the weights of a transformers module and computes what the module computes on a packed forest, with fewer
+passes over memory: what is cheap is computed again in backward instead of kept, products run through `dense.py`, and
+of the last layer only the rows that anybody asks for are finished. Gradients arrive in the module's own parameters.
+`read` says why a module does not qualify; `forward.path_of` checks the result against the module before it is used.
+
+Axes: T packed tokens, N rows asked for, D width, F width of the MLP, H query heads, K key heads, h head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fairlead.engine.attention import Plan, forest_attention
+from fairlead.engine.dense import matmul
+
+CLASSES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+
+Maybe = torch.Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    norm_in: torch.Tensor
+    query: tuple[torch.Tensor, Maybe]
+    key: tuple[torch.Tensor, Maybe]
+    value: tuple[torch.Tensor, Maybe]
+    norm_query: Maybe
+    norm_key: Maybe
+    out: torch.Tensor
+    norm_mlp: torch.Tensor
+    gate: torch.Tensor
+    up: torch.Tensor
+    down: torch.Tensor
+    scale: float
+    window: int | None
+    dropout: float
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    embedding: nn.Embedding
+    rotary: nn.Module
+    layers: tuple[Layer, ...]
+    norm: torch.Tensor
+    epsilon: float
+    head_width: int
+
+
+def read(model: nn.Module) -> Weights | str:
+    """The module's weights as they are now, or the reason why this forward pass does not fit it."""
+    inner: Any = model
+    if type(model).__name__ not in CLASSES:
+        return f"{type(model).__name__} has no tight pass"
+    config = inner.config
+    if config.hidden_act not in ("silu", "swish"):
+        return f"its activation is {config.hidden_act}"
+    if getattr(inner, "is_activation_checkpointing", False):
+        return "gradient checkpointing is on"
+    for name, module in inner.model.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+            return f"{name or 'the model'} carries hooks or another forward, which must run"
+        if name.endswith("_proj") and type(module) is not nn.Linear:
+            return f"{name} is {type(module).__name__}, not a plain linear layer"
+    weights = [parameter for parameter in inner.model.parameters() if type(parameter) is not nn.Parameter]
+    if weights:
+        return f"its weights are {type(weights[0]).__name__}, not plain parameters"
+    layers = []
+    for block in inner.model.layers:
+        attention, mlp = block.self_attn, block.mlp
+        if any(linear.bias is not None for linear in (attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)):
+            return "its output projections have biases"
+        own = hasattr(attention, "sliding_window")
+        layers.append(
+            Layer(
+                norm_in=block.input_layernorm.weight,
+                query=(attention.q_proj.weight, attention.q_proj.bias),
+                key=(attention.k_proj.weight, attention.k_proj.bias),
+                value=(attention.v_proj.weight, attention.v_proj.bias),
+                norm_query=attention.q_norm.weight if hasattr(attention, "q_norm") else None,
+                norm_key=attention.k_norm.weight if hasattr(attention, "k_norm") else None,
+                out=attention.o_proj.weight,
+                norm_mlp=block.post_attention_layernorm.weight,
+                gate=mlp.gate_proj.weight,
+                up=mlp.up_proj.weight,
+                down=mlp.down_proj.weight,
+                scale=attention.scaling,
+                window=attention.sliding_window if own else getattr(config, "sliding_window", None),
+                dropout=attention.attention_dropout if attention.training else 0.0,
+            )
+        )
+    body = inner.model
+    return Weights(body.embed_tokens, body.rotary_emb, tuple(layers), body.norm.weight, config.rms_norm_eps,
+                   inner.model.layers[0].self_attn.head_dim)  # fmt: skip
+
+
+def hidden_states(
+    w: Weights, ids_T: torch.Tensor, position_T: torch.Tensor, forest: Plan, rows_N: Maybe = None
+) -> torch.Tensor:
+    """Hidden states (T, D) after the final norm, or (N, D) of the packed positions `rows_N`; gradients flow."""
+    x = w.embedding(ids_T)
+    cos, sin = (part[0, :, None] for part in w.rotary(x, position_T[None]))
+    half = cos.shape[-1] // 2
+    sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)  # so that rotation is a roll
+    for number, layer in enumerate(w.layers):
+        q, k, v = _project(x, layer.norm_in, w.epsilon, *layer.query, *layer.key, *layer.value)
+        q, k, v = (y.unflatten(1, (-1, w.head_width)) for y in (q, k, v))
+        if layer.norm_query is not None and layer.norm_key is not None:
+            q, k = _norm(q, layer.norm_query, w.epsilon), _norm(k, layer.norm_key, w.epsilon)
+        q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+        q, k, v = (y.transpose(0, 1)[None] for y in (q, k, v))
+        y = forest_attention(q, k, v, forest, scale=layer.scale, dropout=layer.dropout, window=layer.window)
+        rows = rows_N if number == len(w.layers) - 1 else None
+        x = _finish(x, y[0].flatten(1), layer.out, layer.norm_mlp, w.epsilon, layer.gate, layer.up, layer.down, rows)
+    return _norm(x, w.norm, w.epsilon)
+
+
+# ------------------------------------------------------------------------------------------------- RMSNorm
+
+
+def _scaled(x: torch.Tensor, epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """x / rms(x) over the last axis, and 1 / rms(x); computed in float32 at least, as the modules do."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    inverse = wide.square().mean(-1, keepdim=True).add_(epsilon).rsqrt_()
+    return (wide * inverse).to(x.dtype), inverse
+
+
+def _norm_backward(
+    d_y: torch.Tensor, x: torch.Tensor, inverse: torch.Tensor, weight: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of `x / rms(x) * weight` with respect to x and weight."""
+    wide = inverse.dtype
+    unit = x.to(wide) * inverse
+    share = d_y.to(wide) * unit
+    d_weight = share.flatten(0, -2).sum(0)
+    mean = (share @ weight.to(wide))[..., None] / x.shape[-1]
+    d_x = (d_y.to(wide) * weight).addcmul_(unit, mean, value=-1.0).mul_(inverse)
+    return d_x.to(x.dtype), d_weight.to(weight.dtype)
+
+
+class _Norm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+        unit, inverse = _scaled(x, epsilon)
+        ctx.save_for_backward(x, inverse, weight)
+        return unit.mul_(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Maybe, ...]:
+        return *_norm_backward(grads[0], *ctx.saved_tensors), None
+
+
+# ---------------------------------------------------------------------------------- the parts of one layer
+
+
+class _Project(torch.autograd.Function):
+    """Norm, then the projections to queries, keys and values: (T, D) -> (T, H * h), (T, K * h), (T, K * h)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, norm: torch.Tensor, epsilon: float, *weights: Maybe
+    ) -> tuple[torch.Tensor, ...]:
+        unit, inverse = _scaled(x, epsilon)
+        unit.mul_(norm)
+        ctx.save_for_backward(x, inverse, norm, *weights[::2])
+        out = []
+        for weight, bias in zip(weights[::2], weights[1::2], strict=True):
+            assert weight is not None
+            y = matmul(unit, weight.t())
+            out.append(y if bias is None else y.add_(bias))
+        return tuple(out)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Maybe, ...]:
+        x, inverse, norm, *weights = ctx.saved_tensors
+        unit = (x * inverse).to(x.dtype).mul_(norm)
+        d_unit: Maybe = None
+        d_weights: list[Maybe] = []
+        for number, (grad, weight) in enumerate(zip(grads, weights, strict=True)):
+            needs_weight, needs_bias = ctx.needs_input_grad[3 + 2 * number : 5 + 2 * number]
+            part = matmul(grad, weight)
+            d_unit = part if d_unit is None else d_unit.add_(part)
+            d_weights.append(matmul(grad.t(), unit) if needs_weight else None)
+            d_weights.append(grad.sum(0) if needs_bias else None)
+        assert d_unit is not None
+        d_x, d_norm = _norm_backward(d_unit, x, inverse, norm)
+        return d_x, d_norm, None, *d_weights
+
+
+class _Rotate(torch.autograd.Function):
+    """Rotary positions: x cos + roll(x) sin over the last axis, (T, H, h). `sin` carries the signs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(cos, sin)
+        return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Maybe, ...]:
+        cos, sin = ctx.saved_tensors
+        back = grads[0].roll(cos.shape[-1] // 2, -1)
+        return torch.addcmul(grads[0] * cos, back, sin, value=-1.0), None, None
+
+
+class _Finish(torch.autograd.Function):
+    """Output projection, residual, norm, gated MLP, residual: attention's (T, H * h) and x (T, D) -> (T or N, D)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        out: torch.Tensor,
+        norm: torch.Tensor,
+        epsilon: float,
+        gate: torch.Tensor,
+        up: torch.Tensor,
+        down: torch.Tensor,
+        rows_N: Maybe,
+    ) -> torch.Tensor:
+        ctx.tokens = len(x)
+        if rows_N is not None:
+            x, y = x.index_select(0, rows_N), y.index_select(0, rows_N)
+        middle = matmul(y, out.t()).add_(x)
+        unit, inverse = _scaled(middle, epsilon)
+        unit.mul_(norm)
+        g, u = matmul(unit, gate.t()), matmul(unit, up.t())
+        ctx.save_for_backward(y, middle, inverse, g, u, out, norm, gate, up, down, rows_N)
+        return matmul(F.silu(g).mul_(u), down.t()).add_(middle)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Maybe, ...]:
+        y, middle, inverse, g, u, out, norm, gate, up, down, rows_N = ctx.saved_tensors
+        _, _, needs_out, _, _, needs_gate, needs_up, needs_down, _ = ctx.needs_input_grad
+        grad = grads[0]
+        d_inner = matmul(grad, down)
+        silu = F.silu(g)
+        d_down = matmul(grad.t(), silu * u) if needs_down else None
+        d_u = silu.mul_(d_inner)
+        d_g = torch.ops.aten.silu_backward(d_inner.mul_(u), g)
+        unit = (middle * inverse).to(middle.dtype).mul_(norm)
+        d_gate = matmul(d_g.t(), unit) if needs_gate else None
+        d_up = matmul(d_u.t(), unit) if needs_up else None
+        d_middle, d_norm = _norm_backward(matmul(d_g, gate).add_(matmul(d_u, up)), middle, inverse, norm)
+        d_middle += grad
+        d_out = matmul(d_middle.t(), y) if needs_out else None
+        d_x, d_y = d_middle, matmul(d_middle, out)
+        if rows_N is not None:
+            d_x, d_y = (d.new_zeros(ctx.tokens, d.shape[1]).index_add_(0, rows_N, d) for d in (d_x, d_y))
+        return d_x, d_y, d_out, d_norm, None, d_gate, d_up, d_down, None
+
+
+# torch leaves Function.apply untyped.
+_norm: Callable[..., torch.Tensor] = _Norm.apply
+_project: Callable[..., tuple[torch.Tensor, ...]] = _Project.apply
+_rotate: Callable[..., torch.Tensor] = _Rotate.apply
+_finish: Callable[..., torch.Tensor] = _Finish.apply
