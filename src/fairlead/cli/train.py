@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -102,5 +103,30 @@ def _train(
     found = train_stage(method, model, data, out, settings, seed, skip_bad_rows, threads, terminal)
     if as_json:
         print_json(found)
+        return
+    for line in told(found):
+        terminal.say(line)
+    typer.echo(f"{out}")
+
+
+COUNTED = (
+    ("ties", "ties kept"),
+    ("identical", "pairs of identical replies"),
+    ("skipped_too_long", "too long, left out"),
+    ("cut", "cut to fit the context"),
+)
+
+
+def told(found: Mapping[str, Any]) -> list[str]:
+    """What came of a training in words: what was learnt, what became of the other rows, and what to worry about."""
+    pairs = found["method"] == "dpo"
+    counts = [f"{found[key]:,} {words}" for key, words in COUNTED if found.get(key)]
+    learnt = f"{found['pairs']:,} pairs" if pairs else f"{found['rows']:,} rows"
+    lines = ["; ".join([f"{learnt}, {found['steps']:,} steps", *counts])]
+    if pairs:
+        kl = found["kl"]
+        far = f"; KL to the start {kl['value']:.2f} ± {kl['error']:.2f} nats per reply (n = {kl['n']})" if kl else ""
+        lines.append(f"preferred the chosen reply in {found['accuracy']:.0%} of its last training pairs{far}")
     else:
-        typer.echo(f"{out}")
+        lines.append(f"loss at the end {found['final_loss']:.3f} nats per token")
+    return lines + [f"warning: {text}" for text in found.get("warnings", ())]

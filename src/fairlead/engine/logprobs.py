@@ -150,6 +150,7 @@ def score_next(
 ) -> torch.Tensor:
     """Log-probs (R, K) of K one-token options as the next token after each branch, over the whole vocabulary.
 
+    float32 (float64 for a float64 model), on the CPU.
     For questions that share a beginning: the root is what they share, every branch the rest of one question, and
     `options` holds one row of K token ids per branch, in the order of the trees. No gradients.
     """
@@ -161,9 +162,9 @@ def score_next(
     check(trees, context=context_of(model), vocabulary=vocabulary_of(model))
     first = torch.tensor([0, *sizes]).cumsum(0).tolist()
     wanted_RK = torch.tensor([list(row) for row in options])
-    out_RK = torch.empty(wanted_RK.shape)
+    head = head_of(model)
+    out_RK = torch.empty(wanted_RK.shape, dtype=torch.promote_types(head.weight_VD.dtype, torch.float32))
     with torch.no_grad(), evaluating(model):
-        head = head_of(model)
         for rows in pack(trees, max([token_budget, *(tree.tokens for tree in trees)])):
             batch = batch_of(model, [trees[row] for row in rows], keep_last=True)
             last_RD = hidden_states(model, batch, rows=batch.last_R)
@@ -171,7 +172,7 @@ def score_next(
             target_RK = wanted_RK[places].to(last_RD.device)
             each_ND = last_RD.repeat_interleave(target_RK.shape[1], dim=0)
             logp_N, _ = token_logprobs(each_ND, head, target_RK.flatten())
-            out_RK[places] = logp_N.view(target_RK.shape).to("cpu", out_RK.dtype)
+            out_RK[places] = logp_N.view(target_RK.shape).cpu()
     return out_RK
 
 
