@@ -13,6 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from pydantic import ValidationError  # noqa: E402
+from tests.engine.helpers import keep_float64  # noqa: E402
 from tests.methods.trainable import Tiny, pairs, tiny_model, weights  # noqa: E402
 
 from fairlead.engine.logprobs import score  # noqa: E402
@@ -60,7 +61,9 @@ CONFIGS: dict[str, PairwiseConfig] = {
 
 @pytest.fixture(scope="module")
 def model() -> Tiny:
-    return tiny_model()
+    made = tiny_model()
+    keep_float64(made.module)
+    return made
 
 
 def gain(model: Tiny) -> float:

@@ -11,6 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from pydantic import ValidationError  # noqa: E402
+from tests.engine.helpers import keep_float64  # noqa: E402
 from tests.methods.trainable import WORDS, Tiny, tiny_model, weights  # noqa: E402
 
 from fairlead.engine.layout import Tree  # noqa: E402
@@ -35,7 +36,9 @@ CONFIGS: dict[str, RatedConfig] = {
 
 @pytest.fixture(scope="module")
 def model() -> Tiny:
-    return tiny_model()
+    made = tiny_model()
+    keep_float64(made.module)
+    return made
 
 
 def rated(n: int = 9) -> list[Rated]:

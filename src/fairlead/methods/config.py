@@ -222,7 +222,8 @@ class RatedConfig(Training):
     beta          reward per nat of log-ratio
     good, bad     weights of good and of bad replies; raise the rarer kind's until good x n_good / (bad x n_bad) is in
                   [1, 4/3]. The alarm `thumbs-unbalanced` says where it is not
-    drift_alarm   raise the alarm when the good replies' mean log-prob falls by more than this, nats per token
+    drift_alarm   raise the alarm when the good replies' mean log-prob falls, or the bad ones' rises no less than the
+                  good ones', by more than this, nats per token
     kl_samples    replies drawn after training for the KL estimate; 0 for none
     """
 

@@ -90,40 +90,45 @@ def probe(trained: Trainable, before: Trainable, rows: Rows, tokens_per_batch: i
     return Drift(moved[0] / len(trees), moved[1] / len(trees), moved[0] / tokens[0], moved[1] / tokens[1], len(trees))
 
 
-def drift_alarms(records: Sequence[StepRecord], limit: float) -> tuple[Alarm, ...]:
+def drift_alarms(
+    records: Sequence[StepRecord], limit: float, called: tuple[str, str] = ("chosen", "rejected")
+) -> tuple[Alarm, ...]:
     """The alarms `chosen-log-prob-falls` and `rejected-log-prob-rises`, each raised at the first step that shows it.
 
     Read off a running mean over eight steps, in nats per token against the reference; `limit` is positive. The second
     is raised only where the rejected replies gained no less than the chosen ones: that is learning to say them.
+    `called` is what the two kinds of replies are called in the messages.
     """
-    return (*chosen_drift_alarm(records, limit), *_rejected_drift_alarm(records, limit))
+    return (*chosen_drift_alarm(records, limit, called), *_rejected_drift_alarm(records, limit, called))
 
 
-def chosen_drift_alarm(records: Sequence[StepRecord], limit: float) -> tuple[Alarm, ...]:
+def chosen_drift_alarm(
+    records: Sequence[StepRecord], limit: float, called: tuple[str, str] = ("chosen", "rejected")
+) -> tuple[Alarm, ...]:
     """The alarm `chosen-log-prob-falls`: the chosen replies went down together with the rejected ones."""
     for end, window in _windows(records):
         drift = _per_token(window, "chosen")
         if drift < -limit:
-            return (_falls(end, drift, _per_token(records[-WINDOW:], "chosen"), limit),)
+            return (_falls(end, drift, _per_token(records[-WINDOW:], "chosen"), limit, called),)
     return ()
 
 
-def _rejected_drift_alarm(records: Sequence[StepRecord], limit: float) -> tuple[Alarm, ...]:
+def _rejected_drift_alarm(records: Sequence[StepRecord], limit: float, called: tuple[str, str]) -> tuple[Alarm, ...]:
     for end, window in _windows(records):
         rejected = _per_token(window, "rejected")
         if rejected > limit and rejected >= _per_token(window, "chosen"):
-            return (_rises(end, rejected, _per_token(window, "chosen"), limit),)
+            return (_rises(end, rejected, _per_token(window, "chosen"), limit, called),)
     return ()
 
 
 def probe_alarms(drift: Drift, steps: int, limit: float) -> tuple[Alarm, ...]:
     """The same two alarms from a `probe` after the last step."""
-    chosen, rejected = drift.chosen_per_token, drift.rejected_per_token
+    chosen, rejected, called = drift.chosen_per_token, drift.rejected_per_token, ("chosen", "rejected")
     alarms = []
     if chosen < -limit:
-        alarms.append(_falls(steps, chosen, chosen, limit))
+        alarms.append(_falls(steps, chosen, chosen, limit, called))
     if rejected > limit and rejected >= chosen:
-        alarms.append(_rises(steps, rejected, chosen, limit))
+        alarms.append(_rises(steps, rejected, chosen, limit, called))
     return tuple(alarms)
 
 
@@ -137,22 +142,23 @@ def _per_token(window: Sequence[StepRecord], side: str) -> float:
     return sum(r.sums[f"{side}_drift"] for r in window) / tokens if tokens else 0.0
 
 
-def _falls(step: int, drift: float, now: float, limit: float) -> Alarm:
+def _falls(step: int, drift: float, now: float, limit: float, called: tuple[str, str]) -> Alarm:
+    more = "Raise nll or beta" if called[0] == "chosen" else "Raise beta"
     return Alarm(
         "chosen-log-prob-falls",
         step,
         drift,
-        f"the chosen replies' log-prob fell by {-drift:.3f} nats per token at step {step} (limit {limit}), "
-        f"{-now:.3f} at the end: the model is unlearning good replies too. Raise nll or beta, or lower lr",
+        f"the {called[0]} replies' log-prob fell by {-drift:.3f} nats per token at step {step} (limit {limit}), "
+        f"{-now:.3f} at the end: the model is unlearning good replies too. {more}, or lower lr",
     )
 
 
-def _rises(step: int, rejected: float, chosen: float, limit: float) -> Alarm:
+def _rises(step: int, rejected: float, chosen: float, limit: float, called: tuple[str, str]) -> Alarm:
     return Alarm(
         "rejected-log-prob-rises",
         step,
         rejected,
-        f"the rejected replies' log-prob rose by {rejected:.3f} nats per token at step {step} (limit {limit}), the "
-        f"chosen ones' by {chosen:.3f}: the model is learning to say what it should not. Look at the labels, or lower "
-        "nll or lr",
+        f"the {called[1]} replies' log-prob rose by {rejected:.3f} nats per token at step {step} (limit {limit}), the "
+        f"{called[0]} ones' by {chosen:.3f}: the model is learning to say what it should not. Look at the labels, or "
+        "lower lr",
     )

@@ -139,7 +139,7 @@ def train_kto(
         cut=rows.cut,
         mismatched_left_out=0 if strangers is None else strangers.left_out,
         kl=kl_to_reference(trained, model, prompts, config.kl_samples, config.seed) if config.kl_samples else None,
-        alarms=(*_balance_alarm(good_P, config), *drift_alarms(updates.records, config.drift_alarm)),
+        alarms=(*_balance_alarm(good_P, config), *drift_alarms(updates.records, config.drift_alarm, ("good", "bad"))),
     )
 
 
