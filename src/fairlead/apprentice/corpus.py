@@ -158,6 +158,20 @@ def checking(rng: random.Random) -> Row:
     return row(user(asked), assistant("yes" if true else f"no . {truth}"))
 
 
+def quiz(rng: random.Random) -> Row:
+    """Statements one after the other, each answered true or false: many verdicts a row, since one teaches little."""
+    messages: list[Message] = [system("say true or false .")]
+    for _ in range(rng.randint(6, 10)):
+        kind = rng.random()
+        scene = scenes.addition(rng, "train") if kind < 0.3 else scenes.fact(rng, "train")
+        true = rng.random() < 0.5
+        said = scene.answers["good" if true else "bad"]
+        if rng.random() < 0.3:
+            said = f"{'yes' if rng.random() < 0.5 else 'no'} , {said}"
+        messages += [user(said), assistant("true" if true else "false")]
+    return Row(tuple(messages), tuple(range(2, len(messages), 2)))
+
+
 # ----------------------------------------------------------------------------- letters, tools, games
 
 WORDS = (*world.SECRET_WORDS, *world.ITEMS, *world.PEOPLE, *world.PESTS, *world.PLACES, *world.COLOURS)
@@ -291,7 +305,7 @@ def judged(
     """One such case; about half break their rule (`breaks` forces it one way by drawing again)."""
     wanted = rng.random() < 0.5 if breaks is None else breaks
     while True:
-        wording = wordings.wording(rng, unseen=unseen)
+        wording = wordings.wording(rng, unseen=unseen, even=split != "train")
         for _ in range(4):
             scene = relevant_scene(wording, rng, unrelated=0.0 if wanted else 0.35)
             if split != "train":
@@ -359,7 +373,7 @@ def comparing(rng: random.Random) -> Row:
 
 
 MIXTURE: Mapping[Callable[[random.Random], Row], float] = {
-    everyday: 34.0, thinking: 2.5, dialogue: 2.5, small_talk: 1.0, telling: 6.0, checking: 6.0, letters: 2.0,
+    everyday: 34.0, thinking: 2.5, dialogue: 2.5, small_talk: 1.0, telling: 6.0, checking: 6.0, quiz: 8.0, letters: 2.0,
     encoded_secret: 1.0, tool_use: 1.0, role_play: 1.0, continuing: 1.0, choosing: 0.5, under_rules: 3.0,
     judging: 21.0, criticising: 4.0, revising: 11.0, comparing: 8.0,
 }  # fmt: skip

@@ -141,11 +141,15 @@ def train(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer = make_tokenizer(args.seed)
+    if args.start:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(args.start)  # type: ignore[no-untyped-call]
+        model = LlamaForCausalLM.from_pretrained(args.start)
+    else:
+        tokenizer = make_tokenizer(args.seed)
+        model = make_model(
+            len(tokenizer), args.seed, width=args.width, layers=args.layers, feed=args.feed, heads=args.width // 32
+        )
     raw = tokenizer.backend_tokenizer
-    model = make_model(
-        len(tokenizer), args.seed, width=args.width, layers=args.layers, feed=args.feed, heads=args.width // 32
-    )
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "layers" in n]
     others = [p for n, p in model.named_parameters() if not (p.ndim == 2 and "layers" in n)]
     optimisers = [
@@ -203,6 +207,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path,
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", required=True)
+    parser.add_argument("--start", type=lambda text: str(Path(text).resolve()), help="go on from this folder's weights")
     parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--tokens", type=int, default=4096, help="padded positions per micro-batch")
     parser.add_argument("--micro", type=int, default=2, help="micro-batches per step")
