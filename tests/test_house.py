@@ -86,6 +86,15 @@ def test_every_room_has_its_place_in_the_import_contract() -> None:
         assert {m.removeprefix("fairlead.") for m in contract["forbidden_modules"]} == built - allowed
 
 
+def test_the_import_contracts_hold() -> None:
+    """What `make lint` asks, so that a wrong import fails the tests too."""
+    pytest.importorskip("importlinter")
+    done = _python("import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True))")
+    assert done.returncode == 0, done.stdout
+    kept = re.search(r"Contracts: (\d+) kept, 0 broken", done.stdout)
+    assert kept and int(kept[1]) == len(PROJECT["tool"]["importlinter"]["contracts"])
+
+
 def test_files_stay_readable() -> None:
     long = {str(p.relative_to(ROOT)): n for p in SRC.rglob("*.py") if (n := len(p.read_text().splitlines())) > 450}
     assert not long, f"split these, by what they do: {long}"

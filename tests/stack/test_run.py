@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -273,39 +274,81 @@ def test_a_run_without_a_folder_to_write_to_is_refused_plainly(plan: Plan, cache
         run_plan(plan, options(cache, "file"))
 
 
-KILL_AT = ("revisions", "weights", "measured")  # the first entry of this kind is there: kill
+def align_command(out: str, cache: Path) -> list[str]:
+    given = ["align", "--out", out, "--cache", str(cache), "--threads", "1"]
+    return [sys.executable, "-m", "fairlead.cli.main", *given]
+
+
+ENV = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+def test_two_processes_of_one_seed_agree_byte_for_byte(plan: Plan, tmp_path: Path) -> None:
+    """Each with its own hashes of strings, so that the order of a set shows, and its own cache."""
+    Path("fairlead.yaml").write_text(STACK.format(model=plan.model).replace("cases: 3", "cases: 2"))
+    started = [
+        subprocess.Popen(
+            align_command(seed, tmp_path / seed),
+            env={**ENV, "PYTHONHASHSEED": seed}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for seed in ("1", "2")
+    ]  # fmt: skip
+    for process in started:
+        said, _ = process.communicate(timeout=600)
+        assert process.returncode == 0, said
+    assert without_times("1") == without_times("2")
+    kept = [
+        sorted(f.relative_to(run) for f in run.rglob("*") if f.is_file() and f.parent.name in ("exchanges", "model"))
+        + sorted(f.relative_to(run) for f in (run / "layers").rglob("data.jsonl"))
+        for run in (Path("1"), Path("2"))
+    ]
+    assert kept[0] == kept[1] and len(kept[0]) > 8
+    for name in kept[0]:
+        assert (Path("1") / name).read_bytes() == (Path("2") / name).read_bytes(), name
+
+
+# The first finished entry of this kind is there: kill. `unfinished` holds the state of a training under way.
+KILL_AT = ("revisions", "unfinished", "weights", "measured")
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("moment", KILL_AT)
-def test_a_killed_run_goes_on_to_the_identical_result(plan: Plan, cache: Path, moment: str, tmp_path: Path) -> None:
-    run_plan(plan, options(cache, "whole"))
+def test_a_killed_run_goes_on_to_the_identical_result(model: Path, cache: Path, moment: str, tmp_path: Path) -> None:
+    Path("brand.yaml").write_text(CONSTITUTION)
+    # A state is written every fifty steps, so a kill in the middle needs more than that.
+    stack = STACK.format(model=model)
+    if moment == "unfinished":
+        stack = stack.replace("steps: 2", "steps: 150", 1)
+    Path("fairlead.yaml").write_text(stack)
+    run_plan(parse_plan(parse_yaml(stack, "fairlead.yaml")), options(cache, "whole"))
     own = tmp_path / "own-cache"
-    Path("fairlead.yaml").write_text(STACK.format(model=plan.model))
-    command = [
-        sys.executable,
-        "-m",
-        "fairlead.cli.main",
-        "align",
-        "--out",
-        "killed",
-        "--cache",
-        str(own),
-        "--threads",
-        "1",
-    ]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for(lambda: any(p.name[:1] != "." for p in (own / moment).glob("*")), process)
+    command = align_command("killed", own)
+    process = subprocess.Popen(command, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: reached(own / moment), process)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not Path("killed").exists()
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    if moment == "unfinished":
+        assert not list((own / "weights").glob("[!.]*"))  # it was indeed in the middle
+        cut_off = own / "unfinished" / f"training-0.{process.pid}.tmp"  # as a kill while a state is written leaves it
+        cut_off.write_bytes(b"half a state")
+        os.utime(cut_off, (0, 0))
+    done = subprocess.run(command, env=ENV, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     killed, whole = without_times("killed"), without_times("whole")
     assert killed.pop("recipe") == whole.pop("recipe") == ""
     assert killed == whole
+    assert Path("killed/model/model.safetensors").read_bytes() == Path("whole/model/model.safetensors").read_bytes()
     assert not list(own.rglob(".tmp-*"))
+    went_on = re.findall(r"sft: going on after step (\d+) of 150", done.stdout)
+    assert [int(step) >= 50 for step in went_on] == [True] * (moment == "unfinished")
+    assert not [f for f in (own / "unfinished").rglob("*") if f.is_file()]
+
+
+def reached(place: Path) -> bool:
+    """Whether something finished lies there: an entry, or the tensors of a training state."""
+    if place.name == "unfinished":
+        return any(not any(part.endswith(".tmp") for part in f.parts) for f in place.rglob("*.safetensors"))
+    return any(p.name[:1] != "." for p in place.glob("*"))
 
 
 def wait_for(ready: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
