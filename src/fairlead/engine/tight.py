@@ -125,17 +125,31 @@ def hidden_states(
 # ------------------------------------------------------------------------------------------------- RMSNorm
 
 
-def _scaled(x: torch.Tensor, epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """x / rms(x) over the last axis, and 1 / rms(x); computed in float32 at least, as the modules do."""
+def _norm_forward(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """x / rms(x) * weight over the last axis, and 1 / rms(x), which is float32 at least, as in the modules."""
+    if x.is_cuda:
+        y, inverse = torch.ops.aten._fused_rms_norm(x, [x.shape[-1]], weight, epsilon)
+        return y, inverse
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     inverse = wide.square().mean(-1, keepdim=True).add_(epsilon).rsqrt_()
-    return (wide * inverse).to(x.dtype), inverse
+    return (wide * inverse).to(x.dtype).mul_(weight), inverse
+
+
+def _normed(x: torch.Tensor, inverse: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The norm's output again, from what is kept of its forward pass."""
+    return (x * inverse).to(x.dtype).mul_(weight)
 
 
 def _norm_backward(
     d_y: torch.Tensor, x: torch.Tensor, inverse: torch.Tensor, weight: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients of `x / rms(x) * weight` with respect to x and weight."""
+    if x.is_cuda:
+        both = [True, True]
+        d_x, d_weight = torch.ops.aten._fused_rms_norm_backward(
+            d_y.contiguous(), x, [x.shape[-1]], inverse, weight, both
+        )
+        return d_x, d_weight
     wide = inverse.dtype
     unit = x.to(wide) * inverse
     share = d_y.to(wide) * unit
@@ -148,9 +162,9 @@ def _norm_backward(
 class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
-        unit, inverse = _scaled(x, epsilon)
+        y, inverse = _norm_forward(x, weight, epsilon)
         ctx.save_for_backward(x, inverse, weight)
-        return unit.mul_(weight)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Maybe, ...]:
@@ -167,8 +181,7 @@ class _Project(torch.autograd.Function):
     def forward(
         ctx: Any, x: torch.Tensor, norm: torch.Tensor, epsilon: float, *weights: Maybe
     ) -> tuple[torch.Tensor, ...]:
-        unit, inverse = _scaled(x, epsilon)
-        unit.mul_(norm)
+        unit, inverse = _norm_forward(x, norm, epsilon)
         ctx.save_for_backward(x, inverse, norm, *weights[::2])
         out = []
         for weight, bias in zip(weights[::2], weights[1::2], strict=True):
@@ -180,7 +193,7 @@ class _Project(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Maybe, ...]:
         x, inverse, norm, *weights = ctx.saved_tensors
-        unit = (x * inverse).to(x.dtype).mul_(norm)
+        unit = _normed(x, inverse, norm)
         d_unit: Maybe = None
         d_weights: list[Maybe] = []
         for number, (grad, weight) in enumerate(zip(grads, weights, strict=True)):
@@ -229,8 +242,7 @@ class _Finish(torch.autograd.Function):
         if rows_N is not None:
             x, y = x.index_select(0, rows_N), y.index_select(0, rows_N)
         middle = matmul(y, out.t()).add_(x)
-        unit, inverse = _scaled(middle, epsilon)
-        unit.mul_(norm)
+        unit, inverse = _norm_forward(middle, norm, epsilon)
         g, u = matmul(unit, gate.t()), matmul(unit, up.t())
         ctx.save_for_backward(y, middle, inverse, g, u, out, norm, gate, up, down, rows_N)
         return matmul(F.silu(g).mul_(u), down.t()).add_(middle)
@@ -245,7 +257,7 @@ class _Finish(torch.autograd.Function):
         d_down = matmul(grad.t(), silu * u) if needs_down else None
         d_u = silu.mul_(d_inner)
         d_g = torch.ops.aten.silu_backward(d_inner.mul_(u), g)
-        unit = (middle * inverse).to(middle.dtype).mul_(norm)
+        unit = _normed(middle, inverse, norm)
         d_gate = matmul(d_g.t(), unit) if needs_gate else None
         d_up = matmul(d_u.t(), unit) if needs_up else None
         d_middle, d_norm = _norm_backward(matmul(d_g, gate).add_(matmul(d_u, up)), middle, inverse, norm)
