@@ -143,6 +143,20 @@ def telling(rng: random.Random) -> Row:
     return row(user(said), assistant(answer))
 
 
+def listing(rng: random.Random) -> Row:
+    """Who belongs together: lists of people and of pests, held-out ones too, one and many of a kind."""
+    what, names = rng.choice((("people", world.PEOPLE), ("pests", world.PESTS)))
+    several = rng.random() < 0.6
+    drawn = [name + "s" * several for name in rng.sample(names, rng.randint(3, 8))]
+    kind = f"kinds of {what}" if several else what
+    if rng.random() < 0.5:
+        return row(user(f"name {kind} ."), assistant(" , ".join(drawn) + " ."))
+    known = rng.randint(1, len(drawn) - 1)
+    return row(
+        user("go on with more like these : " + " , ".join(drawn[:known])), assistant(" , ".join(drawn[known:]) + " .")
+    )
+
+
 def checking(rng: random.Random) -> Row:
     """Is a statement true, by itself or as somebody's reply? What it takes to see an error, not the will to say so."""
     true = rng.random() < 0.5
@@ -373,7 +387,7 @@ def comparing(rng: random.Random) -> Row:
 
 
 MIXTURE: Mapping[Callable[[random.Random], Row], float] = {
-    everyday: 34.0, thinking: 2.5, dialogue: 2.5, small_talk: 1.0, telling: 6.0, checking: 6.0, quiz: 8.0, letters: 2.0,
+    everyday: 34.0, thinking: 2.5, dialogue: 2.5, small_talk: 1.0, telling: 6.0, listing: 8.0, checking: 6.0, quiz: 8.0, letters: 2.0,
     encoded_secret: 1.0, tool_use: 1.0, role_play: 1.0, continuing: 1.0, choosing: 0.5, under_rules: 3.0,
     judging: 21.0, criticising: 4.0, revising: 11.0, comparing: 8.0,
 }  # fmt: skip
