@@ -8,6 +8,8 @@ and GPU. The engine knows torch and transformers and knows nothing of alignment.
     layout       Tree, pack, lay_out      a batch is a forest: prompts are roots, replies are branches that share them
     attention    hidden_states            a packed forest through any causal LM, without padding in its layers
     logprobs     reply_logprobs, score    log-probs of reply tokens; only those positions ever reach the LM head
+    heads        head_values, score_values            a scalar read off the hidden states: rewards, values, step labels
+    adapters     with_adapter, merged, quantised      LoRA on shared weights, folded in float32 into a plain model
     decode       generate                 one prefill per prompt, a full batch, replies that ignore what else is in it
     checkpoint   save_model, ...          files and folders that are written whole or not at all
 """

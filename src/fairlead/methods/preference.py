@@ -5,16 +5,17 @@ Axes: B pairs of a micro-batch, R replies (2 per pair: chosen, rejected).
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from fairlead.engine.adapters import Adapter
 from fairlead.engine.logprobs import reply_logprobs
 from fairlead.errors import InputError
 from fairlead.exchange import Preference
+from fairlead.methods.adapters import adapter_of, merged, starting_point, trainable_copy
 from fairlead.methods.config import DPOConfig
 from fairlead.methods.kl import KL, kl_to_reference
 from fairlead.methods.loop import Run, StepRecord, Updates, batches
@@ -47,6 +48,7 @@ class Preferred:
     cut: int
     kl: KL | None
     alarms: tuple[Alarm, ...]
+    adapter: Adapter | None = None
 
     def metrics(self) -> dict[str, float]:
         """Means over the last tenth of the steps: margin, accuracy, log-probs and drifts of both sides (nats)."""
@@ -71,11 +73,12 @@ def train_dpo(
     naming the rows that do not fit, and `TrainingStopped` where the loss or gradient is not a number.
     """
     run = run or Run()
+    model = starting_point(model, config)
     preferences, places, identical = _without_identical(preferences, places, config)
     rows = pair_rows(model, preferences, too_long=config.too_long, places=places)  # refuses what does not fit, by row
     reference = cached_logprobs(model, rows, config.tokens_per_batch, run.cache)  # once, before the first update
     strength = torch.tensor([preferences[i].strength for i in rows.source], dtype=reference.dtype)
-    policy = copy.deepcopy(model.module)
+    policy = trainable_copy(model.module, config)
     updates = Updates(policy, rows, config, run)
     key = folder_key("dpo", model.lineage, rows.digest, strength.tolist(), config.model_dump_json())
     with resumable(updates, key) as start:
@@ -93,7 +96,7 @@ def train_dpo(
             )
             sums["chosen_tokens"] = float(logp.count_R.view(-1, 2)[:, 0].sum())
             updates.step(loss_B.sum() / batch.step_rows, batch, sums)
-    trained = model.with_weights(policy)
+    trained = model.with_weights(merged(policy))
     prompts = [tree.prompt for tree in rows.trees]
     return Preferred(
         model=trained,
@@ -105,6 +108,7 @@ def train_dpo(
         cut=rows.cut,
         kl=kl_to_reference(trained, model, prompts, config.kl_samples, config.seed) if config.kl_samples else None,
         alarms=chosen_drift_alarm(updates.records, config.drift_alarm),
+        adapter=adapter_of(policy, model),
     )
 
 
