@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,9 @@ def with_adapter(module: nn.Module, settings: Mapping[str, Any], *, seed: int = 
             weight = layer.lora_A[NAME].weight
             weight.copy_(torch.from_numpy(generator.uniform(-1, 1, tuple(weight.shape)) / weight.shape[1] ** 0.5))
             if settings.get("lora_dropout"):
-                layer.lora_dropout[NAME] = Dropout(float(settings["lora_dropout"]), seed, number, layer)
+                layer.lora_dropout[NAME] = Dropout(
+                    float(settings["lora_dropout"]), seed, number, layer.lora_B[NAME].weight
+                )
     return adapted
 
 
@@ -110,7 +112,7 @@ def _wrap(module: nn.Module, settings: Mapping[str, Any]) -> Any:
     from peft import LoraConfig, PeftModel
 
     # No task type: peft's generation wrappers are not needed, and the engine unwraps the model anyway.
-    adapted = PeftModel(module, LoraConfig(**settings), adapter_name=NAME)  # type: ignore[arg-type]
+    adapted = PeftModel(module, LoraConfig(**settings), adapter_name=NAME)
     return adapted.eval()
 
 
@@ -122,15 +124,15 @@ class Dropout(nn.Module):
     the same masks again, and so does gradient checkpointing.
     """
 
-    def __init__(self, p: float, seed: int, number: int, layer: Any) -> None:
+    def __init__(self, p: float, seed: int, number: int, b: torch.Tensor) -> None:
         super().__init__()
         self.p, self.seed, self.number = p, seed, number
-        self._b: Callable[[], torch.Tensor] = lambda: layer.lora_B[NAME].weight
+        self.__dict__["b"] = b  # seen and not owned: it is the layer's parameter, and copied with the layer
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not torch.is_grad_enabled():
             return x
-        sums = torch.stack([x.detach().double().sum(), self._b().detach().double().square().sum()])
+        sums = torch.stack([x.detach().double().sum(), self.b.detach().double().square().sum()])
         words = sums.cpu().view(torch.int64).numpy().view(np.uint32).tolist()
         state = int(np.random.SeedSequence([self.seed % 2**32, self.number, *words]).generate_state(1, np.uint64)[0])
         generator = torch.Generator(x.device).manual_seed(state % 2**63)
@@ -296,7 +298,7 @@ def with_saved(module: nn.Module, adapter: Adapter) -> Any:
         raise ValueError(f"the adapter sits on {missing[0]}, which this model does not have")
     adapted = _wrap(shared_copy(module), {**settings, "lora_dropout": 0.0})
     try:
-        told = set_peft_model_state_dict(adapted, dict(adapter.tensors), adapter_name=NAME)
+        told: Any = set_peft_model_state_dict(adapted, dict(adapter.tensors), adapter_name=NAME)
     except RuntimeError as error:  # other shapes
         raise ValueError(f"the adapter does not fit this model: {str(error).splitlines()[-1].strip()}") from error
     left = [name for name in told.missing_keys if "lora_" in name] + list(told.unexpected_keys)

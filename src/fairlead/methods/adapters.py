@@ -5,7 +5,8 @@ A trainer says
     model = starting_point(model, config)             # what the stage starts from, and compares with
     policy = trainable_copy(model.module, config)     # what is trained
     ...
-    trained = model.with_weights(merged(policy))      # a plain model again; adapter_of(policy) is the adapter alone
+    trained = model.with_weights(merged(policy))      # a plain model again
+    adapter = adapter_of(policy, model)               # the adapter alone; models.adapted.with_adapter puts it back
 
 and full weights, LoRA and a quantised base all go the same way. The reference is the stage's input: an earlier adapter
 is folded into it first and stays, so training under a second adapter is compared with the first one's result, never
@@ -17,8 +18,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import logging
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -29,8 +29,6 @@ from fairlead.methods.config import Lora, Training
 from fairlead.methods.rows import Trainable
 
 log = logging.getLogger(__name__)
-
-M = TypeVar("M", bound=Trainable)
 
 
 def starting_point(model: Trainable, config: Training) -> Trainable:
@@ -81,23 +79,6 @@ def adapter_of(module: torch.nn.Module, base: Trainable) -> Adapter | None:
     if not adapters.is_adapted(module):
         return None
     return adapters.adapter_of(module, base=base.lineage)
-
-
-def with_adapter(model: M, adapter: Adapter | Path | str) -> M:
-    """The model with a kept adapter folded in: the same weights, bit for bit, as when it had been trained.
-
-    `adapter` may be its folder. Raises InputError for another base than it was trained on, and for what is no adapter.
-    """
-    try:
-        kept = adapter if isinstance(adapter, Adapter) else adapters.load_adapter(adapter)
-        where = "the adapter" if isinstance(adapter, Adapter) else str(adapter)
-        if kept.base and kept.base != model.lineage:
-            raise InputError(
-                f"{where} was trained on {kept.base}, and {model.name} is {model.lineage}: open the model it belongs on"
-            )
-        return model.with_weights(adapters.merged(adapters.with_saved(model.module, kept)))  # type: ignore[return-value]
-    except (ValueError, FileNotFoundError) as error:
-        raise InputError(str(error)) from error
 
 
 def describe(adapted: Any, lora: Lora) -> str:

@@ -1,7 +1,7 @@
 """Losses of reward models, as pure functions of rewards, labels and counts. No model, no mask, no configuration.
 
-Axes: B pairs, R replies, P prompts, N labelled steps. Rewards are unbounded; a difference of 1 is a log-odds of 1. As in
-`losses.py`, what is a mean over an optimiser step takes its count from outside.
+Axes: B pairs, R replies, P prompts, N labelled steps. Rewards are unbounded; a difference of 1 is a log-odds of 1. As
+in `losses.py`, what is a mean over an optimiser step takes its count from outside.
 """
 
 from __future__ import annotations

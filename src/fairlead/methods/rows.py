@@ -16,7 +16,7 @@ import torch
 
 from fairlead.engine.layout import Tree
 from fairlead.errors import InputError
-from fairlead.exchange import Exchange, Message, Preference
+from fairlead.exchange import Exchange, Message, Preference, Ranking
 from fairlead.models.render import render_exchange, render_prompts
 
 TooLong: TypeAlias = Literal["refuse", "skip", "cut"]
@@ -80,6 +80,22 @@ def pair_rows(
 ) -> Rows:
     """One tree per pair: the prompt once, then chosen and rejected as its two branches."""
     return _rows(model, pairs, lambda p: (p.messages, (p.chosen, p.rejected)), too_long, places)
+
+
+def compared_rows(
+    model: Trainable,
+    values: Sequence[Preference | Ranking],
+    *,
+    too_long: TooLong = "refuse",
+    places: Sequence[str] | None = None,
+) -> Rows:
+    """One tree per prompt: a pair's two replies (chosen, rejected), or a ranking's, in the order given."""
+
+    def sides(value: Preference | Ranking) -> tuple[tuple[Message, ...], tuple[tuple[Message, ...], ...]]:
+        replies = value.replies if isinstance(value, Ranking) else (value.chosen, value.rejected)
+        return value.messages, replies
+
+    return _rows(model, values, sides, too_long, places)
 
 
 def _rows(
