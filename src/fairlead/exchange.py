@@ -235,6 +235,25 @@ class Ranking:
 
 
 @dataclass(frozen=True, slots=True)
+class Stepped:
+    """A reply in steps; `labels` holds P(the step is right) for each, or None where nobody said (process rewards)."""
+
+    messages: tuple[Message, ...]
+    steps: tuple[str, ...]
+    labels: tuple[float | None, ...]
+    principle: str = ""
+    annotator: str = ""
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.steps or len(self.labels) != len(self.steps):
+            raise ValueError(f"{len(self.steps)} steps and {len(self.labels)} labels: give a label, or None, for each")
+        for label in self.labels:
+            if label is not None and not 0.0 <= label <= 1.0:
+                raise ValueError(f"step label {label} lies outside [0, 1]; -1, 0, 1 is written 0, 0.5, 1")
+
+
+@dataclass(frozen=True, slots=True)
 class Case:
     """One question a measure asks. `cluster` names what cases share (template or entity): intervals need it."""
 

@@ -144,7 +144,7 @@ def train(args: argparse.Namespace) -> None:
     before: list[dict[str, object]] = []  # the phases that made the weights it starts from
     if args.start:
         before = json.loads((Path(args.start) / "pretraining.json").read_text(encoding="utf-8"))
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(args.start)  # type: ignore[no-untyped-call]
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(args.start)
         model = LlamaForCausalLM.from_pretrained(args.start)
     else:
         tokenizer = make_tokenizer(args.seed)

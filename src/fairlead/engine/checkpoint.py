@@ -77,9 +77,12 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
 def save_model(module: nn.Module, tokenizer: Any, folder: Path | str) -> str:
     """Save weights, config and tokenizer in Hugging Face format, atomically; returns the weights' hash.
 
-    The folder loads with `AutoModelForCausalLM.from_pretrained`. What stood in the folder before goes.
+    The folder loads with `AutoModelForCausalLM.from_pretrained`. What stood in the folder before goes. Raises
+    ValueError for a model under adapters, of which only those would be written.
     """
     model: Any = module
+    if hasattr(model, "get_base_model"):
+        raise ValueError(f"{folder}: the model carries adapters; fold them in first (engine.adapters.merged)")
     with atomic_folder(folder) as fresh:
         try:
             model.save_pretrained(fresh, safe_serialization=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -92,7 +92,7 @@ def attend(
     if kernel is None:
         from torch.nn.attention.varlen import varlen_attn
 
-        kernel = varlen_attn
+        kernel = cast("Kernel", varlen_attn)
     if found.key_S is not None:
         key, value = _gather(key, found.key_S), _gather(value, found.key_S)
     return kernel(

@@ -5,7 +5,6 @@ Axes: B replies of a micro-batch, S of a step, P of the data set, M mismatched p
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,10 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fairlead.engine.adapters import Adapter
 from fairlead.engine.layout import Tree
 from fairlead.engine.logprobs import reply_logprobs, score
 from fairlead.errors import InputError
 from fairlead.exchange import Rated
+from fairlead.methods.adapters import adapter_of, merged, starting_point, trainable_copy
 from fairlead.methods.config import BCOConfig, KTOConfig, RatedConfig
 from fairlead.methods.density import density_ratios
 from fairlead.methods.drift import Alarm, drift_alarms
@@ -44,6 +45,7 @@ class Rewarded:
     mismatched_left_out: int
     kl: KL | None
     alarms: tuple[Alarm, ...]
+    adapter: Adapter | None = None
 
     def metrics(self) -> dict[str, float]:
         """Means over the last tenth of the steps: rewards (beta x nats) and drifts (nats) of good and bad replies.
@@ -83,6 +85,7 @@ def train_kto(
     the loss or gradient is not a number.
     """
     run = run or Run()
+    model = starting_point(model, config)
     rows = rated_rows(model, rated, too_long=config.too_long, places=places)  # refuses what does not fit, by row
     good_P = torch.tensor([rated[i].good for i in rows.source])
     _both_kinds(good_P)
@@ -93,7 +96,7 @@ def train_kto(
     density_P = None
     if isinstance(config, BCOConfig) and config.match:
         density_P = density_ratios(model, rows, good_P, config.match_limits, config.tokens_per_batch)
-    policy = copy.deepcopy(model.module)
+    policy = trainable_copy(model.module, config)
     updates = Updates(policy, rows, config, run)
     known, baseline = -1, 0.0  # the step whose statistics are known, and what rewards are held against in it
     facts = (rows.digest, good_P.tolist(), config.model_dump_json())
@@ -128,7 +131,7 @@ def train_kto(
             known = batch.step
             sums = _metrics(logp.sum_R(), ratio_B, good_B, logp.count_R, config.beta, baseline)
             updates.step(loss_B.sum() / batch.step_rows, batch, sums)
-    trained = model.with_weights(policy)
+    trained = model.with_weights(merged(policy))
     prompts = [tree.prompt for tree in rows.trees]
     return Rewarded(
         model=trained,
@@ -140,6 +143,7 @@ def train_kto(
         mismatched_left_out=0 if strangers is None else strangers.left_out,
         kl=kl_to_reference(trained, model, prompts, config.kl_samples, config.seed) if config.kl_samples else None,
         alarms=(*_balance_alarm(good_P, config), *drift_alarms(updates.records, config.drift_alarm, ("good", "bad"))),
+        adapter=adapter_of(policy, model),
     )
 
 
