@@ -17,6 +17,8 @@ class Training(BaseModel):
     warmup             share of the steps over which the learning rate rises from near 0
     schedule           what the learning rate does after that: to 0 (linear, cosine) or constant
     grad_clip          largest norm of a step's gradient; None for none
+    shard              under torchrun: split weights, gradients and optimiser state over the processes (FSDP2) instead
+                       of keeping all on each. It changes memory and speed, never the result (beyond rounding)
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -32,6 +34,7 @@ class Training(BaseModel):
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.99)
     grad_clip: Positive | None = 1.0
+    shard: bool = False
     seed: int = 0
     too_long: Literal["refuse", "skip", "cut"] = "refuse"
 
