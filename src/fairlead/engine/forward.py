@@ -171,15 +171,14 @@ def _packed(model: nn.Module, batch: Batch, only_blocks: bool) -> torch.Tensor:
     inner: Any = causal_lm(model)
     attention.install(inner)
     no_mask = torch.empty(attention.NO_MASK_SHAPE, device=batch.ids_T.device)
-    output = inner.base_model(
+    hidden: torch.Tensor = _base(inner)(
         input_ids=batch.ids_T[None],
         position_ids=batch.position_T[None],
         attention_mask=no_mask,
         use_cache=False,
         forest=attention.plan(batch.shapes, batch.ids_T.device, only_blocks=only_blocks),
     )
-    hidden: torch.Tensor = output.last_hidden_state[0]
-    return hidden
+    return hidden[0]
 
 
 def _padded(model: nn.Module, batch: Batch) -> torch.Tensor:
@@ -202,13 +201,18 @@ def _padded(model: nn.Module, batch: Batch) -> torch.Tensor:
     index = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=0).to(device)
     lengths = torch.tensor([len(row) for row in rows], device=device)
     mask = torch.arange(index.shape[1], device=device)[None] < lengths[:, None]
-    output = inner.base_model(
+    hidden: torch.Tensor = _base(inner)(
         input_ids=batch.ids_T[index],
         attention_mask=mask.long(),
         use_cache=False,
     )
-    hidden: torch.Tensor = output.last_hidden_state[place[0].to(device), place[1].to(device)]
-    return hidden
+    return hidden[place[0].to(device), place[1].to(device)]
+
+
+def _base(inner: Any) -> Callable[..., torch.Tensor]:
+    """From a transformers model's inputs to its last hidden states; one whose weights are split gathers them first."""
+    gathered: Callable[..., torch.Tensor] | None = getattr(inner, "gathered_base", None)  # see engine/sharded.py
+    return gathered or (lambda **inputs: inner.base_model(**inputs).last_hidden_state)
 
 
 def _try(model: nn.Module) -> Path:

@@ -39,6 +39,8 @@ class Training(BaseModel):
     schedule           what the learning rate does after that: to 0 (linear, cosine) or constant
     grad_clip          largest norm of a step's gradient; None for none
     lora               train adapters and keep the weights; None trains all weights
+    shard              under torchrun: split weights, gradients and optimiser state over the processes (FSDP2) instead
+                       of keeping all on each. It changes memory and speed, never the result (beyond rounding)
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -54,6 +56,7 @@ class Training(BaseModel):
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.99)
     grad_clip: Positive | None = 1.0
+    shard: bool = False
     seed: int = 0
     too_long: Literal["refuse", "skip", "cut"] = "refuse"
     lora: Lora | None = None
