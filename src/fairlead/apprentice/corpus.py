@@ -144,17 +144,30 @@ def telling(rng: random.Random) -> Row:
 
 
 def listing(rng: random.Random) -> Row:
-    """Who belongs together: lists of people and of pests, held-out ones too, one and many of a kind."""
-    what, names = rng.choice((("people", world.PEOPLE), ("pests", world.PESTS)))
+    """Who belongs together: lists of people and of pests, one and many of a kind, those that are held out too."""
+    what, names, others = rng.choice((("people", world.PEOPLE, world.PESTS), ("pests", world.PESTS, world.PEOPLE)))
     several = rng.random() < 0.6
     drawn = [name + "s" * several for name in rng.sample(names, rng.randint(3, 8))]
-    kind = f"kinds of {what}" if several else what
+    form = rng.randrange(4)
+    if form == 0:
+        return row(user(f"name {what} ."), assistant(" , ".join(drawn) + " ."))
+    if form == 1:
+        known = rng.randint(1, len(drawn) - 1)
+        said = "go on with more like these : " + " , ".join(drawn[:known])
+        return row(user(said), assistant(" , ".join(drawn[known:]) + " ."))
+    if form == 2:
+        mixed = drawn[:4] + [name + "s" * several for name in rng.sample(others, rng.randint(2, 4))]
+        rng.shuffle(mixed)
+        asked = " , ".join(mixed)
+        return row(
+            user(f"which of these are {what} : {asked} ?"), assistant(" , ".join(n for n in mixed if n in drawn) + " .")
+        )
+    one = [name.removesuffix("s") if several else name for name in drawn]
     if rng.random() < 0.5:
-        return row(user(f"name {kind} ."), assistant(" , ".join(drawn) + " ."))
-    known = rng.randint(1, len(drawn) - 1)
-    return row(
-        user("go on with more like these : " + " , ".join(drawn[:known])), assistant(" , ".join(drawn[known:]) + " .")
-    )
+        return row(
+            user("say it for many : " + " , ".join(one)), assistant(" , ".join(f"{name}s" for name in one) + " .")
+        )
+    return row(user("say it for one : " + " , ".join(f"{name}s" for name in one)), assistant(" , ".join(one) + " ."))
 
 
 def checking(rng: random.Random) -> Row:
