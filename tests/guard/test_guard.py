@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from fairlead.constitution.schema import Constitution
-from fairlead.errors import BudgetReached, InputError
+from fairlead.errors import BudgetReached, InputError, MissingResource
 from fairlead.exchange import Exchange, Media, Message, Text, ToolCall, assistant, user
 from fairlead.guard import GuardedModel, Policy, checks_from, guarded, unchecked
 from fairlead.guard.decision import Decision, Span
@@ -203,12 +203,13 @@ def test_a_failed_check_is_not_outvoted() -> None:
     assert guard("bad", checks=checks)[1][0].text == "i will not ."
 
 
-def test_a_budget_ends_the_run_and_is_no_failed_check() -> None:
-    def spent(_: Exchange) -> Decision:
-        raise BudgetReached("100 calls used")
+@pytest.mark.parametrize("error", [BudgetReached, MissingResource, InputError, MemoryError])
+def test_what_the_user_can_mend_ends_the_run_and_is_no_failed_check(error: type[Exception]) -> None:
+    def cannot(_: Exchange) -> Decision:
+        raise error("100 calls used")
 
-    with pytest.raises(BudgetReached):
-        guard("x", checks=[ScriptedCheck(spent)])
+    with pytest.raises(error, match="100 calls used"):
+        guard("x", checks=[ScriptedCheck(cannot, "open")])
 
 
 def test_a_missing_answer_stays_missing_and_is_never_shown_unscanned() -> None:

@@ -3,7 +3,8 @@
 Every reply is looked at by every check, cheap ones first; the most severe decision counts. A changed reply (redacted,
 revised, a call taken out) is looked at again before it leaves, and refused where it still does not pass. A check that
 raises, answers nothing or asks for more of a finished reply has failed, and so has a revision that comes to nothing:
-what then happens is the constitution's `on_error`, and it is counted. All exchanges of a batch are checked together.
+what then happens is the constitution's `on_error`, and it is counted. Errors that a user can mend (`FairleadError`) are
+none of a check's and are raised. All exchanges of a batch are checked together.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fairlead.errors import BudgetReached
+from fairlead.errors import FairleadError
 from fairlead.exchange import Exchange, Message, assistant
 from fairlead.guard.decision import SEVERITY, Check, Decision, most_severe
 from fairlead.guard.log import GuardLog, Record, Released
@@ -186,13 +187,16 @@ class GuardedModel:
         return said
 
     def _ask(self, check: Check, exchanges: Sequence[Exchange]) -> list[Decision]:
-        """The decisions of one check; whatever goes wrong with it is a decision `failed` that says what."""
+        """The decisions of one check; what goes wrong inside it is a decision `failed` that says what.
+
+        What a user can mend ends the run instead: a check that could not be asked at all has refused nothing.
+        """
         if not exchanges:
             return []
         try:
             answers: object = check.decide(exchanges)
-        except BudgetReached:
-            raise  # the run stops here; it is not the check that failed
+        except (FairleadError, MemoryError):
+            raise  # a wrong key, a dead server, an empty purse: for the user to mend, and no word about the reply
         except Exception as problem:  # noqa: BLE001  # becomes a counted `failed`, by default closed: nothing is hidden
             if len(exchanges) > 1 and check.cost == 0:  # one hostile reply must not fail the whole batch
                 return [decision for item in exchanges for decision in self._ask(check, [item])]
