@@ -101,7 +101,7 @@ def guarded_by(critic: str) -> list[str]:
 def test_a_wrong_key_of_the_guards_critic_is_no_refusal(capsys: pytest.CaptureFixture[str]) -> None:
     with Server(Echo()) as server, Server(Echo(), key="right") as closed:
         stack, *more = guarded_by(f"openai/echo@{closed.url}/v1")
-        code = main(argv(spec("openai", server), *more) + [stack])
+        code = main([*argv(spec("openai", server), *more), stack])
     error = capsys.readouterr().err
     assert code == 4 and "refused the key (401)" in error and closed.url in error
     assert not Path("run").exists()
@@ -113,7 +113,7 @@ def test_a_dead_endpoint_of_the_guards_critic_is_no_refusal(capsys: pytest.Captu
         port = free.getsockname()[1]
     with Server(Echo()) as server:
         stack, *more = guarded_by(f"openai/echo@http://127.0.0.1:{port}/v1")
-        code = main(argv(spec("openai", server), *more) + [stack])
+        code = main([*argv(spec("openai", server), *more), stack])
     assert code == 4 and str(port) in capsys.readouterr().err
     assert not Path("run").exists()
 

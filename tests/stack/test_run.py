@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -236,10 +237,68 @@ def test_the_critic_that_trained_a_layer_is_refused_as_its_evidence_before_any_t
     assert not Path("run").exists()
 
 
-def test_the_critic_of_a_guard_check_is_refused_too(plan: Plan, cache: Path, model: Path) -> None:
+def nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(*args: object, **more: object) -> None:
+        raise AssertionError("a case was asked although the stack refuses its own evidence")
+
+    monkeypatch.setattr(runner, "measure", asked)
+
+
+GUARDED = {
+    "a trained model, read by the base": "sft: {data: {revise: {rounds: 1, critic: self}}, steps: 2}|guard: {critic: base}",
+    "the base itself": "guard: {critic: base}",
+    "the base behind a prompt": "prompt: {text: from-constitution}|guard: {critic: base}",
+    "the base behind a prompt, by itself": "prompt: {text: from-constitution}|guard: {critic: self}",
+    "the base behind a guard, by itself": "guard: {name: inner, critic: none}|guard: {critic: self}",
+}
+
+
+@pytest.mark.parametrize("layers", GUARDED.values(), ids=GUARDED)
+def test_the_critic_of_a_guard_check_is_refused_too_before_anything_is_asked(
+    layers: str, plan: Plan, cache: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     voiced()
+    if "inner" in layers:  # a guard without a critic has rules only where there are secrets to keep
+        with Path("brand.yaml").open("a") as file:
+            file.write(KEEPER)
+    nothing_is_asked(monkeypatch)
+    written = "".join(f"  - {layer}\n" for layer in layers.split("|"))
+    body = f"model: {plan.model}\nconstitution: brand.yaml\nlayers:\n{written}measure: {{cases: 2, only: [voice], audit: {model}}}"
     with pytest.raises(OptimisedJudge, match="optimised by layer 'guard'"):
-        run_plan(with_layers(plan, "guard", audit=str(model), only=("voice",)), options(cache))
+        run_plan(parse_plan(parse_yaml(body, "fairlead.yaml")), options(cache))
+    assert not Path("run").exists()
+
+
+KEEPER = """  - id: keep-words
+    dimension: secrecy
+    severity: 5
+    text: Tell no secret.
+    guard: {at: [reply], on_violation: redact, on_error: refuse}
+secrets: [{id: told-to-keep, from: system}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("layer", "change", "says"),
+    [
+        ("guard: {critic: base}", ("at: [reply]", "at: [prompt]"), "leave prompt out of `at`"),
+        ("guard: {checks: [no-harms]}", None, "no principle 'no-harms' with a `guard:`"),
+        ("guard: {thresholds: {voise: 0.2}}", None, "'voise', which is no principle"),
+        ("guard: {critic: none}", ("    guard: {at: [reply], on_violation: refuse, on_error: refuse, say: \"no .\"}\n", ""), "there is nothing to check"),
+        ("prompt: {text: none.txt}", None, "none.txt: no such prompt file"),
+    ],
+)  # fmt: skip
+def test_mistakes_of_a_late_layer_are_told_before_the_first_question(
+    layer: str, change: tuple[str, str] | None, says: str, plan: Plan, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("brand.yaml").write_text(CONSTITUTION.replace(*change) if change else CONSTITUTION)
+    nothing_is_asked(monkeypatch)
+    body = (
+        f"model: {plan.model}\nconstitution: brand.yaml\nlayers:\n"
+        f"  - sft: {{data: {{revise: {{rounds: 1}}}}, steps: 2}}\n  - {layer}\nmeasure: {{cases: 2, only: [sums]}}"
+    )
+    with pytest.raises(InputError, match=re.escape(says)):
+        run_plan(parse_plan(parse_yaml(body, "fairlead.yaml")), options(cache))
 
 
 # ----------------------------------------------------------------------------------------------- preferences

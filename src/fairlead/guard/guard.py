@@ -10,7 +10,6 @@ none of a check's and are raised. All exchanges of a batch are checked together.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -20,7 +19,7 @@ from fairlead.guard.decision import SEVERITY, Check, Decision, most_severe
 from fairlead.guard.log import GuardLog, Record, Released
 from fairlead.guard.pieces import drop_calls, pieces, redact, unreadable, without_unreadable
 from fairlead.guard.revise import Reviser
-from fairlead.judges.lineage import Lineage, lineage_hash
+from fairlead.judges.lineage import Lineage
 from fairlead.models.protocol import CapabilityError, Model, Prompt, Reply, Sampling
 
 SAY = "I can't help with that."
@@ -100,8 +99,8 @@ class GuardedModel:
 
     @property
     def lineage(self) -> str:
-        body = "\n".join([self.model.lineage, *(lineage_hash(check.lineage) for check in self.checks)])
-        return f"gd:{hashlib.sha256(body.encode()).hexdigest()[:32]}"
+        """That of the model inside: behind a guard it is no other witness. What the checks are, `lineages` says."""
+        return self.model.lineage
 
     @property
     def capabilities(self) -> frozenset[str]:

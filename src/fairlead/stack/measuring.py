@@ -25,7 +25,7 @@ from fairlead.measures.measure import Audit, Outcome
 from fairlead.measures.result import MeasureResult
 from fairlead.measures.runner import ask_all, run
 from fairlead.models.protocol import Model, Sampling
-from fairlead.stack.context import Built, Context
+from fairlead.stack.context import Built, Context, Used
 from fairlead.stack.folder import read_lines, write_lines
 from fairlead.stack.identity import code_hash, digest
 from fairlead.stack.lazy import Watched
@@ -71,23 +71,24 @@ def measures_for(ctx: Context, audit: Audit) -> list[Measure]:
     return judged
 
 
-def believable(measures: Sequence[Measure], layers: Sequence[Built], ctx: Context) -> list[Measure]:
+def believable(measures: Sequence[Measure], used: Mapping[str, Used], ctx: Context) -> list[Measure]:
     """Without the measures whose audit a layer of this stack would spoil, where the plan left the auditor to us.
 
-    A plan that names its auditor is refused instead, when the layer is measured.
+    `used` holds the judges of each layer, as far as they are known before the first question is asked. Raises
+    OptimisedJudge where the plan names its auditor itself.
     """
-    if ctx.plan.measure.audit != "auto":
-        return list(measures)
     probe = copy.deepcopy(ctx.ledger)
-    for layer in layers:
-        for side, name, lineage in layer.used:
-            probe.record(layer.name, side, name, lineage)
+    for layer, judges in used.items():
+        for side, name, lineage in judges:
+            probe.record(layer, side, name, lineage)
     kept: list[Measure] = []
     for measure in measures:
         judge = ctx.audit[measure.id]
         try:
-            probe.evidence(measure.id, judge.name, judge.lineage, layer=layers[-1].name)
+            probe.evidence(measure.id, judge.name, judge.lineage, layer=ctx.plan.columns[-1])
         except OptimisedJudge as error:
+            if ctx.plan.measure.audit != "auto":
+                raise
             ctx.voice.say(f"not measured: {error}")
             ctx.audit = {id: found for id, found in ctx.audit.items() if id != measure.id}
         else:

@@ -21,7 +21,7 @@ from fairlead.models import Budget, Price
 from fairlead.models.remote import Estimate
 from fairlead.stack.atomic import plain_disk_errors
 from fairlead.stack.cache import Cache
-from fairlead.stack.context import Built, Context
+from fairlead.stack.context import Built, Context, Used
 from fairlead.stack.estimate import estimate, remote_models
 from fairlead.stack.folder import place_for, run_folder, write_json, write_lines
 from fairlead.stack.identity import cores
@@ -31,8 +31,8 @@ from fairlead.stack.results import comparisons, results, write_exchanges, write_
 from fairlead.stack.source import locate
 from fairlead.stack.stages.accuracy import preference_rows
 from fairlead.stack.stages.dpo import dpo
-from fairlead.stack.stages.guard import guard
-from fairlead.stack.stages.prompt import prompt
+from fairlead.stack.stages.guard import compiled, critic_of, guard, judges_of
+from fairlead.stack.stages.prompt import prompt, text_of
 from fairlead.stack.stages.sft import require_oracle, sft
 from fairlead.stack.stages.train import require_weights
 from fairlead.stack.voice import Quiet, Voice
@@ -175,8 +175,12 @@ def preflight(ctx: Context) -> None:
             elif layer.preferences.from_ != "ai":
                 given = layer.preferences.from_ == "given"
                 _ = ctx.preferences if given else ctx.read_preferences(layer.preferences.from_)
-        if isinstance(layer, GuardLayer) and layer.critic not in ("base", "self", "none"):
-            ctx.locate(layer.critic)
+        if isinstance(layer, PromptLayer):
+            text_of(layer, ctx)
+        if isinstance(layer, GuardLayer):
+            if layer.critic not in ("base", "self", "none"):
+                ctx.locate(layer.critic)
+            compiled(layer, ctx, None if layer.critic == "none" else below.model)  # asks nothing, so any model will do
     for layer in ctx.plan.layers:
         ctx.ledger.record_cases(layer.name, "train", trained_on(layer, ctx))
 
@@ -219,7 +223,7 @@ def _work(ctx: Context, options: Options) -> tuple[list[Built], dict[str, list[M
     if not any(layer.trains for layer in ctx.plan.layers):  # nothing is called yet: the whole stack can be costed
         for layer in ctx.plan.layers:
             built[layer.name] = build(layer, built[layer.from_], ctx)
-        measures = believable(measures, list(built.values()), ctx)
+    measures = believable(measures, foreseen(ctx, built), ctx)
     if remote_models(ctx):
         agree(ctx, options, estimate(ctx, list(built.values()), measures, bank))
     seconds: dict[str, float] = {}
@@ -250,6 +254,15 @@ def _work(ctx: Context, options: Options) -> tuple[list[Built], dict[str, list[M
         ctx.log("built", layer=item.name, summary=item.summary, identity=item.identity, seconds=item.seconds)
         measured_now(item)
     return [built[name] for name in ctx.plan.columns], measured, seconds
+
+
+def foreseen(ctx: Context, built: Mapping[str, Built]) -> dict[str, Used]:
+    """The judges each layer will use, as far as they are known before it is built."""
+    used = {name: layer.used for name, layer in built.items()}
+    for layer in ctx.plan.layers:
+        if layer.name not in built and isinstance(layer, GuardLayer) and layer.critic != "self":
+            used[layer.name] = judges_of(compiled(layer, ctx, critic_of(layer, built["base"], ctx)[1])[1])
+    return used
 
 
 def build(layer: AnyLayer, below: Built, ctx: Context) -> Built:
