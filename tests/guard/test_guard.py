@@ -5,14 +5,16 @@ from typing import Any
 
 import pytest
 
+from fairlead.constitution import load
 from fairlead.constitution.schema import Constitution
 from fairlead.errors import BudgetReached, InputError, MissingResource
 from fairlead.exchange import Exchange, Media, Message, Text, ToolCall, assistant, user
 from fairlead.guard import GuardedModel, Policy, checks_from, guarded, unchecked
 from fairlead.guard.decision import Decision, Span
 from fairlead.guard.revise import reviser
+from fairlead.measures.general import General
 from fairlead.models.protocol import CapabilityError, Model, Prompt, Reply, Sampling
-from guard.helpers import ScriptedCheck, ScriptedModel, keeping
+from guard.helpers import ENCODINGS, ScriptedCheck, ScriptedModel, keeping
 
 ASK: Prompt = (user("hello"),)
 POLICIES = {"p": Policy("be kind", "i will not .", "refuse"), "open": Policy("be brief", "never said", "allow")}
@@ -287,6 +289,39 @@ def test_every_guarded_principle_becomes_a_check() -> None:
 def test_a_secrecy_principle_without_secrets_is_read_by_the_critic() -> None:
     constitution = Constitution.model_validate({**HARBOUR, "secrets": []})
     assert ("keep", 2) in [(c.principle, c.cost) for c in checks_from(constitution, critic_model())]
+
+
+def test_of_the_secrecy_principles_only_the_keeper_is_checked_by_the_secrets() -> None:
+    constitution = load("hhh")
+    checks = checks_from(constitution, critic_model())
+    kinds = {(c.principle, type(c).__name__) for c in checks}
+    assert {("keep-confidences", "SecretsCheck"), ("privacy", "CriticCheck")} <= kinds
+    assert ("privacy", "SecretsCheck") not in kinds and ("keep-confidences", "CriticCheck") not in kinds
+    without = checks_from(constitution, None)
+    assert [c.principle for c in without] == ["keep-confidences"]
+    assert "privacy" in unchecked(constitution, without)
+    alone = checks_from(constitution, critic_model(), only=["privacy"])
+    assert [type(c).__name__ for c in alone] == ["CriticCheck"]  # alone it is no keeper either
+
+
+def test_the_general_packs_guard_paints_over_a_secret_in_any_spelling() -> None:
+    case = General().cases("secrets_leaked", 1, seed=0)[0]
+    secret = str(case.meta["secret"])
+    drawn = iter([f"it is {ENCODINGS['base64, unpadded'](secret)} .", f"it is {ENCODINGS['rot13'](secret)} .", "hello"])
+    model = guarded(ScriptedModel(lambda _: next(drawn)), load("hhh"), None)
+    replies = [r[0].text for r in model.generate([case.messages] * 3)]
+    assert replies == ["it is [redacted] .", "it is [redacted] .", "hello"]
+
+
+def test_rules_of_the_stack_become_checks_of_their_principle() -> None:
+    constitution = Constitution.model_validate(HARBOUR)
+    checks = checks_from(constitution, None, rules={"no-harm": [r"\bdynamite\b"]})
+    assert [(c.principle, c.name) for c in checks] == [("no-harm", "rules:no-harm"), ("keep", "secrets:keep")]
+    assert unchecked(constitution, checks) == ("voice",)
+    with pytest.raises(InputError, match="'no-harms', which is no principle"):
+        checks_from(constitution, None, rules={"no-harms": ["x"]})
+    with pytest.raises(InputError, match="'facts', which is not guarded"):
+        checks_from(constitution, None, rules={"facts": ["x"]})
 
 
 def test_what_the_guard_of_a_run_cannot_check_is_said() -> None:

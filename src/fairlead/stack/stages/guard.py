@@ -38,7 +38,8 @@ def compiled(layer: GuardLayer, ctx: Context, critic: Model | None) -> tuple[Con
             "so there is nothing to check; give one, or leave the layer out"
         )
     kept = constitution.without(*(p.id for p in constitution.principles if p.id not in guarded))
-    return kept, checks_from(kept, critic, thresholds=layer.thresholds)
+    checks = checks_from(constitution, critic, thresholds=layer.thresholds, rules=layer.rules, only=guarded)
+    return kept, checks
 
 
 def critic_of(layer: GuardLayer, below: Built, ctx: Context) -> tuple[str, Model | None]:
@@ -66,6 +67,8 @@ def guard(layer: GuardLayer, below: Built, ctx: Context) -> Built:
             "reads": [_reads(p) for p in kept.principles],
             "secrets": [s.model_dump(mode="json") for s in kept.secrets],
             "thresholds": layer.thresholds,
+            "rules": layer.rules,
+            "checks": [check.name for check in checks],
             "rounds": layer.rounds,
             "seed": ctx.seed,
             "code": code_hash("guard", "judges", "models", "constitution/prompts"),
