@@ -55,6 +55,7 @@ class _Item:
     decisions: list[Decision] = field(default_factory=list)
     waived: set[str] = field(default_factory=set)  # checks whose revisions are given up, as their on_error allows
     withheld: tuple[str, ...] = ()
+    failed: list[tuple[str, str, str]] = field(default_factory=list)  # as in `Record`
 
     @property
     def exchange(self) -> Exchange:
@@ -67,7 +68,10 @@ class _Item:
 
     def record(self, call: int) -> Record:
         assert self.done is not None
-        return Record(call, self.prompt, self.number, self.done, tuple(self.decisions), self.rounds, self.withheld)
+        return Record(
+            call, self.prompt, self.number, self.done, tuple(self.decisions), self.rounds, self.withheld,
+            tuple(self.failed),
+        )  # fmt: skip
 
     def close(self, say: str, how: Released) -> None:
         reply = Reply((assistant(say),), "stop", usage=self.reply.usage)  # an answer, not a missing one
@@ -154,7 +158,7 @@ class GuardedModel:
         """All checks over all open replies, then one act on each reply."""
         if not items:
             return
-        decisions = self._decide([item.exchange for item in items])
+        decisions = self._decide(items)
         to_revise: list[tuple[_Item, Decision]] = []
         for item, answered in zip(items, decisions, strict=True):
             said = [d for d in answered if d.outcome != "revise" or d.check not in item.waived]
@@ -176,13 +180,13 @@ class GuardedModel:
                 self._mend(item, said, worst)
         self._revise(to_revise)
 
-    def _decide(self, exchanges: Sequence[Exchange]) -> list[list[Decision]]:
-        """What each check says of each exchange. Dear checks are not asked where a cheap one already refuses."""
-        said: list[list[Decision]] = [[] for _ in exchanges]
+    def _decide(self, items: Sequence[_Item]) -> list[list[Decision]]:
+        """What each check says of each reply. Dear checks are not asked where a cheap one already refuses."""
+        said: list[list[Decision]] = [[] for _ in items]
         for check in self.checks:
             open_ = [n for n, so_far in enumerate(said) if SEVERITY[most_severe(so_far).outcome] < SEVERITY["escalate"]]
-            for n, decision in zip(open_, self._ask(check, [exchanges[n] for n in open_]), strict=True):
-                said[n].append(self._resolved(check, decision))
+            for n, decision in zip(open_, self._ask(check, [items[n].exchange for n in open_]), strict=True):
+                said[n].append(self._resolved(check, decision, items[n]))
         return said
 
     def _ask(self, check: Check, exchanges: Sequence[Exchange]) -> list[Decision]:
@@ -212,14 +216,14 @@ class GuardedModel:
     def _failed(self, check: Check, why: str) -> Decision:
         return Decision("failed", check.principle, why, (), check.name)
 
-    def _resolved(self, check: Check, decision: Decision) -> Decision:
+    def _resolved(self, check: Check, decision: Decision, item: _Item) -> Decision:
         """A failed check becomes what the constitution says of its errors, and is counted."""
         if decision.outcome == "hold":
             decision = self._failed(check, "asked to hold a reply of which no more is coming")
         if decision.outcome != "failed":
             return decision
         closed = self._policy(decision).on_error == "refuse"
-        self.log.failed[check.name, "closed" if closed else "open"] += 1
+        item.failed.append((check.name, "closed" if closed else "open", decision.evidence))
         told = f"the check failed ({decision.evidence}); {'refused' if closed else 'let through'}, as on_error says"
         return Decision("refuse" if closed else "allow", check.principle, told, (), check.name)
 
@@ -246,7 +250,7 @@ class GuardedModel:
         if self._policy(decision).on_error == "refuse":
             self._refuse(item, decision, why)
             return
-        self.log.failed[decision.check, "open"] += 1
+        item.failed.append((decision.check, "open", why))
         item.waived.add(decision.check)
         told = f"{decision.evidence}; {why}; let through, as on_error says"
         item.decisions.append(Decision("allow", decision.principle, told, (), decision.check))

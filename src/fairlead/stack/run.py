@@ -24,6 +24,7 @@ from fairlead.stack.cache import Cache
 from fairlead.stack.context import Built, Context, Used
 from fairlead.stack.estimate import estimate, remote_models
 from fairlead.stack.folder import place_for, run_folder, write_json, write_lines
+from fairlead.stack.guarded import Row, guard_of, warnings
 from fairlead.stack.identity import cores
 from fairlead.stack.measuring import auditors, bank_for, believable, left_out, measure, measures_for
 from fairlead.stack.plan import AnyLayer, DPOLayer, GuardLayer, Plan, PromptLayer, SFTLayer
@@ -100,18 +101,28 @@ class _Done(Finished):
     layers: tuple[Built, ...] = ()
 
 
+@dataclass
+class _Work:
+    """What the layers came to, in their order: results, seconds, and what guards did, by layer."""
+
+    measured: dict[str, list[MeasureResult]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    guarded: dict[str, list[Row]] = field(default_factory=dict)
+
+
 def _run(ctx: Context, options: Options, place: Path) -> _Done:
     plan = ctx.plan
     with plain_disk_errors(options.cache):
         preflight(ctx)
-        layers, measured, seconds = _work(ctx, options)
+        layers, work = _work(ctx, options)
         accuracy = preference_rows(ctx, layers)
+    measured = work.measured
     for layer, rows in accuracy.rows.items():
         measured[layer] = [*measured[layer], *rows]
     starts = {layer.name: layer.from_ for layer in plan.layers}
     body = results(
-        ctx, layers, measured, accuracy.table, seconds, comparisons(layers, starts),
-        recipe=options.recipe, left_out=left_out(ctx),
+        ctx, layers, measured, accuracy.table, work.seconds, comparisons(layers, starts),
+        recipe=options.recipe, left_out=left_out(ctx), guarded=work.guarded,
     )  # fmt: skip
     return _Done(place, body, measured, tuple(layers))
 
@@ -212,7 +223,7 @@ def trained_on(layer: AnyLayer, ctx: Context) -> list[tuple[Message, ...]]:
 # ----------------------------------------------------------------------------------------------- the work
 
 
-def _work(ctx: Context, options: Options) -> tuple[list[Built], dict[str, list[MeasureResult]], dict[str, float]]:
+def _work(ctx: Context, options: Options) -> tuple[list[Built], _Work]:
     bank = bank_for(ctx.world)
     ctx.audit = auditors(ctx, bank)
     measures = measures_for(ctx, ctx.audit)
@@ -226,19 +237,22 @@ def _work(ctx: Context, options: Options) -> tuple[list[Built], dict[str, list[M
     measures = believable(measures, foreseen(ctx, built), ctx)
     if remote_models(ctx):
         agree(ctx, options, estimate(ctx, list(built.values()), measures, bank))
-    seconds: dict[str, float] = {}
-    measured: dict[str, list[MeasureResult]] = {}
+    work = _Work()
 
     def measured_now(item: Built) -> None:
         began = time.perf_counter()
-        measured[item.name], asking = measure(item, measures, bank, ctx)
+        work.measured[item.name], asking = measure(item, measures, bank, ctx)
         took = time.perf_counter() - began
-        seconds[f"{item.name}, measured"] = round(took, 2)
-        cases = sum(len(row.outcomes) for row in measured[item.name])
+        work.seconds[f"{item.name}, measured"] = round(took, 2)
+        cases = sum(len(row.outcomes) for row in work.measured[item.name])
         ctx.voice.done(
             item.name, f"measured   {len(measures)} measures, {cases:,} cases", took if asking.asked else None
         )
         ctx.log("measured", layer=item.name, asked=asking.asked, known=asking.known, seconds=took)
+        if guard_of(item.model) is not None:
+            work.guarded[item.name] = asking.guarded
+            for warning in warnings({item.name: asking.guarded}):
+                ctx.voice.say(f"warning: {warning}")
 
     measured_now(base)
     for layer in ctx.plan.layers:
@@ -246,14 +260,14 @@ def _work(ctx: Context, options: Options) -> tuple[list[Built], dict[str, list[M
         built[layer.name] = item
         for side, judge, lineage in item.used:
             ctx.ledger.record(layer.name, side, judge, lineage)
-        seconds[layer.name] = round(item.seconds or 0.0, 2)
+        work.seconds[layer.name] = round(item.seconds or 0.0, 2)
         cheap = item.kind in ("guard", "prompt")
         ctx.voice.done(item.name, item.summary, 0.0 if cheap else item.seconds)
         for warning in item.warnings:
             ctx.voice.say(f"warning: {warning}")
         ctx.log("built", layer=item.name, summary=item.summary, identity=item.identity, seconds=item.seconds)
         measured_now(item)
-    return [built[name] for name in ctx.plan.columns], measured, seconds
+    return [built[name] for name in ctx.plan.columns], work
 
 
 def foreseen(ctx: Context, built: Mapping[str, Built]) -> dict[str, Used]:
