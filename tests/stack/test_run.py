@@ -135,6 +135,35 @@ def test_without_a_guard_nothing_is_told_of_one(plan: Plan, cache: Path) -> None
     assert "guard" not in results and results["warnings"] == []
 
 
+def test_what_a_critics_server_left_unanswered_is_asked_again(
+    plan: Plan, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guarded = with_layers(plan, "guard", only=("sums",))
+    own = cache / "unanswered"
+
+    def down(self: CriticCheck, exchanges: Sequence[Exchange]) -> list[Decision]:
+        told = "the critic did not answer: connection lost"
+        return [Decision("failed", self.principle, told, (), self.name)] * len(exchanges)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(CriticCheck, "decide", down)
+        first = run_plan(guarded, options(own)).results
+    assert len(first["warnings"]) == 1 and "connection lost" in first["warnings"][0]
+    assert len(list((own / "measured").iterdir())) == 1  # the base's own answers are whole
+    again = run_plan(guarded, options(own)).results
+    assert again["warnings"] == [] and again["guard"]["failed"] == {}
+
+
+def test_a_judge_that_reads_the_same_rule_the_other_way_has_results_of_its_own(plan: Plan, cache: Path) -> None:
+    values = []
+    for name in ("refusal", "answers"):
+        text = CONSTITUTION.replace("    guard: {at", f"    judges: {{audit: [{name}]}}\n    guard: {{at", 1)
+        Path("brand.yaml").write_text(text)
+        results = run_plan(with_layers(plan, "guard", only=("harmful_compliance",)), options(cache)).results
+        values.append(results["measures"][0]["value"])
+    assert values[0] + values[1] == 1.0  # refuses, or answers: never both
+
+
 def test_rules_of_a_stack_refuse_what_they_match_and_other_rules_are_another_layer(plan: Plan, cache: Path) -> None:
     guarded = with_layers(plan, "guard", only=("sums",))
     identities = []
