@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import pkgutil
 import re
 import subprocess
@@ -94,6 +95,40 @@ def test_the_import_contracts_hold() -> None:
     assert done.returncode == 0, done.stdout
     kept = re.search(r"Contracts: (\d+) kept, 0 broken", done.stdout)
     assert kept and int(kept[1]) == len(PROJECT["tool"]["importlinter"]["contracts"])
+
+
+def test_detectors_that_audit_the_guard_share_no_code_with_it() -> None:
+    """Told by the imports themselves, over any number of steps; the contract of import-linter says the same."""
+    audit = {f"fairlead.judges.{name}" for name in ("secrets", "rules", "verifiers", "gold")}
+    seen: set[str] = set()
+    waiting = [name for name in _modules() if name.startswith("fairlead.guard")]
+    while waiting:
+        name = waiting.pop()
+        if name not in seen:
+            seen.add(name)
+            waiting += _imported(name)
+    assert {"fairlead.guard.told", "fairlead.judges.critic"} <= seen
+    assert not seen & audit
+    contract = next(
+        c for c in PROJECT["tool"]["importlinter"]["contracts"][1:] if c["source_modules"] == ["fairlead.guard"]
+    )
+    assert set(contract["forbidden_modules"]) == audit
+
+
+def _imported(name: str) -> list[str]:
+    """The modules of the house that a module imports, at its head or inside."""
+    place = SRC.parent / name.replace(".", "/")
+    tree = ast.parse(
+        (place.with_suffix(".py") if place.with_suffix(".py").is_file() else place / "__init__.py").read_text()
+    )
+    found: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [item.name for item in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found += [node.module, *(f"{node.module}.{item.name}" for item in node.names)]
+    built = set(_modules())
+    return [item for item in found if item in built]
 
 
 def test_files_stay_readable() -> None:

@@ -92,6 +92,32 @@ def test_a_dead_endpoint(capsys: pytest.CaptureFixture[str]) -> None:
     assert not Path("run").exists()
 
 
+def guarded_by(critic: str) -> list[str]:
+    """A sound model behind a guard whose critic is another one."""
+    Path("stack.yaml").write_text(f"layers: [{{guard: {{critic: '{critic}'}}}}]\n")
+    return ["stack.yaml", "--budget", "2M tokens", "--measures", "over_refusal"]
+
+
+def test_a_wrong_key_of_the_guards_critic_is_no_refusal(capsys: pytest.CaptureFixture[str]) -> None:
+    with Server(Echo()) as server, Server(Echo(), key="right") as closed:
+        stack, *more = guarded_by(f"openai/echo@{closed.url}/v1")
+        code = main([*argv(spec("openai", server), *more), stack])
+    error = capsys.readouterr().err
+    assert code == 4 and "refused the key (401)" in error and closed.url in error
+    assert not Path("run").exists()
+
+
+def test_a_dead_endpoint_of_the_guards_critic_is_no_refusal(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with Server(Echo()) as server:
+        stack, *more = guarded_by(f"openai/echo@http://127.0.0.1:{port}/v1")
+        code = main([*argv(spec("openai", server), *more), stack])
+    assert code == 4 and str(port) in capsys.readouterr().err
+    assert not Path("run").exists()
+
+
 def test_an_exhausted_budget_keeps_what_was_paid_for(capsys: pytest.CaptureFixture[str]) -> None:
     echo = Echo()
     with Server(echo) as server:

@@ -157,7 +157,7 @@ def test_calibration_recovers_a_known_curve() -> None:
     raw = reading("m", lambda item: float(item.reply_text))
     judge = calibrated(raw, [exchange("x", str(value)) for value in values], labels)
     assert judge.judge([exchange("x", "2.0")])[0].score == pytest.approx(0.5, abs=0.03)
-    assert judge.lineage == raw.lineage
+    assert raw.lineage < judge.lineage
 
 
 def test_separable_and_distant_labels_stay_finite() -> None:
@@ -175,3 +175,12 @@ def test_calibration_refuses_rows_without_verdict_or_contrast() -> None:
         calibrated(fixed("a", 0.5, 0.0), [ITEM, ITEM], [True, True])
     with pytest.raises(ValueError, match="2 exchanges but 1 labels"):
         calibrated(fixed("a", 0.5, 0.0), [ITEM, ITEM], [True])
+
+
+def test_the_rows_a_calibration_learnt_from_are_part_of_its_lineage() -> None:
+    child = rules.rule("r", lambda item: (0.9 if "yes" in item.reply_text else 0.2, ""), text="r")
+    rows = [exchange("x", "yes"), exchange("x", "no")]
+    one, same = calibrated(child, rows, [True, False]), calibrated(child, rows, [True, False], name="other")
+    other = calibrated(child, [*rows, exchange("x", "yes yes")], [True, False, True])
+    assert one.lineage == same.lineage != other.lineage
+    assert child.lineage < one.lineage

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,9 +18,12 @@ import pytest
 
 from fairlead.constitution.yaml import parse_yaml
 from fairlead.errors import InputError
+from fairlead.exchange import Exchange
+from fairlead.guard.critic import CriticCheck
+from fairlead.guard.decision import Decision
 from fairlead.judges.lineage import OptimisedJudge
 from fairlead.stack import run as runner
-from fairlead.stack.plan import Plan
+from fairlead.stack.plan import GuardLayer, Plan, PromptLayer
 from fairlead.stack.read import parse_plan
 from fairlead.stack.run import Options, run_plan
 from fairlead.stack.voice import Quiet
@@ -90,6 +94,103 @@ def test_a_run_measures_every_layer_and_leaves_the_whole_folder(plan: Plan, cach
     ]  # fmt: skip
     assert (folder / "layers" / "sft" / "rounds.jsonl").is_file()
     assert (folder / "layers" / "dpo" / "data.jsonl").is_file()
+
+
+def test_what_the_guard_did_is_counted_shown_and_kept_with_the_answers(
+    plan: Plan, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its critic gives no verdict on one reply in two, and says why."""
+    plain = CriticCheck.decide
+
+    def half_blind(self: CriticCheck, exchanges: Sequence[Exchange]) -> list[Decision]:
+        said = plain(self, exchanges)
+        blind = Decision("failed", self.principle, "said neither", (), self.name)
+        return [blind if n % 2 else decision for n, decision in enumerate(said)]
+
+    monkeypatch.setattr(CriticCheck, "decide", half_blind)
+    # facts and sums ask apart; voice and style ask the same prompts, and each reply counts once
+    guarded = with_layers(plan, "guard", only=("facts", "over_refusal", "style_length", "style_emoji"))
+    voice = Quiet()
+    own = cache / "half-blind"
+    first = run_plan(guarded, options(own), voice).results
+    lines = map(json.loads, Path("run/exchanges/guard.jsonl").read_text().splitlines())
+    asked = {json.dumps(line["exchange"]["messages"]) for line in lines}
+    counts = first["guard"]
+    assert counts["replies"] == len(asked) == sum(counts["released"].values())
+    failed = counts["failed"]["critic:no-harm < 0.5"]["closed"]
+    assert failed == len(asked) // 2 and counts["released"]["refused"] >= failed
+    warning = (
+        f"guard: the check critic:no-harm < 0.5 failed on {failed} of {len(asked)} replies, "
+        "which were refused (said neither)"
+    )
+    assert first["warnings"] == [warning]
+    assert f"warning: {warning}" in voice.lines
+    again = Quiet()
+    assert run_plan(guarded, options(own, "again"), again).results["guard"] == counts  # from the cache
+    assert f"warning: {warning}" in again.lines
+
+
+def test_without_a_guard_nothing_is_told_of_one(plan: Plan, cache: Path) -> None:
+    results = run_plan(with_layers(plan, "sft", only=("sums",)), options(cache)).results
+    assert "guard" not in results and results["warnings"] == []
+
+
+def test_what_a_critics_server_left_unanswered_is_asked_again(
+    plan: Plan, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guarded = with_layers(plan, "guard", only=("sums",))
+    own = cache / "unanswered"
+
+    def down(self: CriticCheck, exchanges: Sequence[Exchange]) -> list[Decision]:
+        told = "the critic did not answer: connection lost"
+        return [Decision("failed", self.principle, told, (), self.name)] * len(exchanges)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(CriticCheck, "decide", down)
+        first = run_plan(guarded, options(own)).results
+    assert len(first["warnings"]) == 1 and "connection lost" in first["warnings"][0]
+    assert len(list((own / "measured").iterdir())) == 1  # the base's own answers are whole
+    again = run_plan(guarded, options(own)).results
+    assert again["warnings"] == [] and again["guard"]["failed"] == {}
+
+
+def test_a_judge_that_reads_the_same_rule_the_other_way_has_results_of_its_own(plan: Plan, cache: Path) -> None:
+    values = []
+    for name in ("refusal", "answers"):
+        text = CONSTITUTION.replace("    guard: {at", f"    judges: {{audit: [{name}]}}\n    guard: {{at", 1)
+        Path("brand.yaml").write_text(text)
+        results = run_plan(with_layers(plan, "guard", only=("harmful_compliance",)), options(cache)).results
+        values.append(results["measures"][0]["value"])
+    assert values[0] + values[1] == 1.0  # refuses, or answers: never both
+
+
+def test_rules_of_a_stack_refuse_what_they_match_and_other_rules_are_another_layer(plan: Plan, cache: Path) -> None:
+    guarded = with_layers(plan, "guard", only=("sums",))
+    identities = []
+    for pattern, refused in (("zzz", 0), (r"\w|\W", 3)):
+        layer = GuardLayer(name="guard", from_="base", critic="none", rules={"no-harm": (pattern,)})
+        counts = run_plan(guarded.model_copy(update={"layers": (layer,)}), options(cache)).results["guard"]
+        assert counts["released"].get("refused", 0) == refused and counts["replies"] == 3
+        identities.append(re.search(r"guard:\n\s+identity: (\w+)", Path("run/stack.lock.yaml").read_text())[1])  # type: ignore[index]
+    assert len(set(identities)) == 2
+
+
+def test_another_wording_of_the_auditor_is_another_result(plan: Plan, cache: Path, model: Path) -> None:
+    """Weights alone are its lineage; what the auditor is asked, and how it reads it, decides the numbers too."""
+    reader = Path("reader")
+    shutil.copytree(model, reader)
+    voiced()
+    read = with_layers(plan, "guard", audit="./reader", only=("voice",))
+    read = read.model_copy(update={"layers": (PromptLayer(name="prompt", from_="base"),)})
+    measured = cache / "measured"
+    run_plan(read, options(cache))
+    before = set(measured.iterdir())
+    run_plan(read, options(cache))
+    assert set(measured.iterdir()) == before
+    (reader / "prompts").mkdir()
+    (reader / "prompts" / "judge.md").write_text("{{ principle }} {{ reply }} yes or no ?")
+    run_plan(read, options(cache))
+    assert len(set(measured.iterdir()) - before) == 2  # base and prompt, read anew
 
 
 def test_the_model_that_comes_out_loads_and_answers(plan: Plan, cache: Path) -> None:
@@ -237,10 +338,70 @@ def test_the_critic_that_trained_a_layer_is_refused_as_its_evidence_before_any_t
     assert not Path("run").exists()
 
 
-def test_the_critic_of_a_guard_check_is_refused_too(plan: Plan, cache: Path, model: Path) -> None:
+def nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(*args: object, **more: object) -> None:
+        raise AssertionError("a case was asked although the stack refuses its own evidence")
+
+    monkeypatch.setattr(runner, "measure", asked)
+
+
+GUARDED = {
+    "a trained model, read by the base": "sft: {data: {revise: {rounds: 1, critic: self}}, steps: 2}|guard: {critic: base}",
+    "the base itself": "guard: {critic: base}",
+    "the base behind a prompt": "prompt: {text: from-constitution}|guard: {critic: base}",
+    "the base behind a prompt, by itself": "prompt: {text: from-constitution}|guard: {critic: self}",
+    "the base behind a guard, by itself": "guard: {name: inner, critic: none}|guard: {critic: self}",
+}
+
+
+@pytest.mark.parametrize("layers", GUARDED.values(), ids=GUARDED)
+def test_the_critic_of_a_guard_check_is_refused_too_before_anything_is_asked(
+    layers: str, plan: Plan, cache: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     voiced()
+    if "inner" in layers:  # a guard without a critic has rules only where there are secrets to keep
+        with Path("brand.yaml").open("a") as file:
+            file.write(KEEPER)
+    nothing_is_asked(monkeypatch)
+    written = "".join(f"  - {layer}\n" for layer in layers.split("|"))
+    body = f"model: {plan.model}\nconstitution: brand.yaml\nlayers:\n{written}measure: {{cases: 2, only: [voice], audit: {model}}}"
     with pytest.raises(OptimisedJudge, match="optimised by layer 'guard'"):
-        run_plan(with_layers(plan, "guard", audit=str(model), only=("voice",)), options(cache))
+        run_plan(parse_plan(parse_yaml(body, "fairlead.yaml")), options(cache))
+    assert not Path("run").exists()
+
+
+KEEPER = """  - id: keep-words
+    dimension: secrecy
+    severity: 5
+    text: Tell no secret.
+    guard: {at: [reply], on_violation: redact, on_error: refuse}
+secrets: [{id: told-to-keep, from: system}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("layer", "change", "says"),
+    [
+        ("guard: {critic: base}", ("at: [reply]", "at: [prompt]"), "leave prompt out of `at`"),
+        ("guard: {checks: [no-harms]}", None, "no principle 'no-harms' with a `guard:`"),
+        ("guard: {rules: {no-harms: [rope]}}", None, "'no-harms', which is no principle"),
+        ("guard: {rules: {honest: [rope]}}", None, "'honest', which is not guarded"),
+        ("guard: {thresholds: {voise: 0.2}}", None, "'voise', which is no principle"),
+        ("guard: {critic: none}", ("    guard: {at: [reply], on_violation: refuse, on_error: refuse, say: \"no .\"}\n", ""), "there is nothing to check"),
+        ("prompt: {text: none.txt}", None, "none.txt: no such prompt file"),
+    ],
+)  # fmt: skip
+def test_mistakes_of_a_late_layer_are_told_before_the_first_question(
+    layer: str, change: tuple[str, str] | None, says: str, plan: Plan, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("brand.yaml").write_text(CONSTITUTION.replace(*change) if change else CONSTITUTION)
+    nothing_is_asked(monkeypatch)
+    body = (
+        f"model: {plan.model}\nconstitution: brand.yaml\nlayers:\n"
+        f"  - sft: {{data: {{revise: {{rounds: 1}}}}, steps: 2}}\n  - {layer}\nmeasure: {{cases: 2, only: [sums]}}"
+    )
+    with pytest.raises(InputError, match=re.escape(says)):
+        run_plan(parse_plan(parse_yaml(body, "fairlead.yaml")), options(cache))
 
 
 # ----------------------------------------------------------------------------------------------- preferences

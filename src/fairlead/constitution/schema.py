@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -68,15 +68,40 @@ class Example(_Part):
     system: Words | None = None
 
 
-class Judges(_Part):
-    """Names of judges by side. What trains a layer is never its evidence: the run's ledger holds that line."""
+# Who may be named as judge. Training reads principles through a critic and nothing else; a measure knows them all.
+TRAIN_JUDGES: tuple[str, ...] = ("critic",)
+AUDIT_JUDGES: tuple[str, ...] = (
+    "critic", "gold", "rules", "known-secret", "refusal", "answers", "length", "emoji", "flattery", "polite", "exact",
+    "mentions", "numeric", "unknown", "agreement",
+)  # fmt: skip
 
-    train: Annotated[tuple[Words, ...], AfterValidator(_distinct)] = ()
-    audit: Annotated[tuple[Words, ...], AfterValidator(_distinct)] = ()
+
+def _known(known: tuple[str, ...]) -> Callable[[tuple[str, ...]], tuple[str, ...]]:
+    def check(names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in known:
+                raise ValueError(f"unknown judge {name!r}. {meant(name, known)}")
+        return names
+
+    return check
+
+
+class Judges(_Part):
+    """Names of judges by side. What trains a layer is never its evidence: the run's ledger holds that line.
+
+    `train` says what training does in any case: a critic reads the principle. `audit` replaces the measure's own judge.
+    """
+
+    train: Annotated[tuple[Words, ...], AfterValidator(_distinct), AfterValidator(_known(TRAIN_JUDGES))] = ()
+    audit: Annotated[tuple[Words, ...], AfterValidator(_distinct), AfterValidator(_known(AUDIT_JUDGES))] = ()
 
 
 class Guard(_Part):
-    """What the guard does about one principle."""
+    """What the guard does about one principle.
+
+    `stream` is for a proxy that streams, which has to choose what it holds back. A guard in the same process sees whole
+    replies, so there it changes nothing.
+    """
 
     at: Annotated[tuple[Place, ...], AfterValidator(_distinct)] = Field(
         ("reply",), min_length=1, description="where the principle is checked"
@@ -85,7 +110,8 @@ class Guard(_Part):
     on_error: Literal["refuse", "allow"] = Field("refuse", description="what happens when the check itself fails")
     say: Words | None = Field(None, description="what the user reads instead of the reply")
     stream: Literal["buffer", "window"] = Field(
-        "buffer", description="hold the whole reply until it is checked, or release it behind a sliding window"
+        "buffer",
+        description="of a streamed reply: hold the whole until it is checked, or release it behind a sliding window",
     )
 
     @model_validator(mode="after")
@@ -116,7 +142,7 @@ class Secret(_Part):
     id: Id
     source: Literal["system", "value"] = Field(alias="from", description="where the secret's text comes from")
     value: Words | None = Field(None, description="the secret itself, with `from: value`")
-    canary: bool = Field(False, description="a marker whose appearance anywhere proves a leak")
+    canary: bool = Field(False, description="a marker whose appearance anywhere proves a leak: looked for beyond `at`")
 
     @model_validator(mode="after")
     def _has_value(self) -> Secret:

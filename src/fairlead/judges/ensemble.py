@@ -1,16 +1,20 @@
-"""Judges made of judges: weighted, mean, minimum, calibrated, threshold; ensembles of rewards. Lineage: the children's.
+"""Judges made of judges: weighted, mean, minimum, calibrated, threshold; ensembles of rewards.
+
+Their lineage is their children's, and that of the rows they were fitted to.
 
 A child without a verdict leaves the whole without one, and the reason names the child: a missing value is never a zero.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fairlead.exchange import Exchange, Verdict
-from fairlead.judges.lineage import Lineage, merge
+from fairlead.exchange import Exchange, Verdict, to_json
+from fairlead.judges.lineage import Lineage, leaf, merge
 from fairlead.judges.protocol import Judge
 from fairlead.judges.twoway import sigmoid
 
@@ -25,10 +29,11 @@ class Ensemble:
     children: tuple[Judge, ...]
     join: Join
     principle: str = ""
+    learnt: Lineage = frozenset()  # of the rows a join was fitted to
 
     @property
     def lineage(self) -> Lineage:
-        return merge(child.lineage for child in self.children)
+        return merge([*(child.lineage for child in self.children), self.learnt])
 
     def __call__(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
         return self.judge(exchanges)
@@ -167,7 +172,7 @@ def calibrated(
     exchanges, kept    what was judged, and whether it truly kept the principle; exchanges without a verdict are refused
     ridge              pulls the slope towards 1 and the offset towards 0, so that few or separable labels do no harm
 
-    The verdict's raw value is the calibrated log-odds (nats).
+    The verdict's raw value is the calibrated log-odds (nats). Its lineage holds the labelled rows beside the child's.
     """
     verdicts = child.judge(exchanges)
     if len(verdicts) != len(kept):
@@ -186,7 +191,11 @@ def calibrated(
         log_odds = slope * _raw(verdicts[0]) + offset
         return sigmoid(log_odds), log_odds
 
-    return Ensemble(name or child.name, (child,), join)
+    rows = json.dumps(
+        [[to_json(item), bool(label)] for item, label in zip(exchanges, kept, strict=True)], sort_keys=True
+    )
+    learnt = leaf("classifier", text="calibration", code=hashlib.sha256(rows.encode()).hexdigest())
+    return Ensemble(name or child.name, (child,), join, learnt=learnt)
 
 
 def fit_logistic(x: Sequence[float], y: Sequence[float], ridge: float = 1.0) -> tuple[float, float]:

@@ -28,7 +28,8 @@ class PromptedModel:
 
     @property
     def lineage(self) -> str:
-        return f"pr:{digest([self.model.lineage, self.text])[:32]}"
+        """That of the model inside: a prompt before it makes no other witness of it."""
+        return self.model.lineage
 
     @property
     def capabilities(self) -> frozenset[str]:
@@ -52,14 +53,19 @@ def told(prompt: Prompt, text: str) -> tuple[Message, ...]:
     return (system(text), *prompt)
 
 
-def prompt(layer: PromptLayer, below: Built, ctx: Context) -> Built:
-    """Put the text before the model below. Raises InputError for an empty or missing file."""
+def text_of(layer: PromptLayer, ctx: Context) -> tuple[str, str]:
+    """(text, where it is from). Raises InputError for an empty or missing file."""
     if layer.text == FROM_CONSTITUTION:
-        text, source = system_prompt(ctx.constitution), f"the {ctx.constitution.name} constitution"
-    else:
-        text, source = read_text(layer.text, what="prompt file").strip(), layer.text
-        if not text:
-            raise InputError(f"{layer.text}: the prompt file is empty")
+        return system_prompt(ctx.constitution), f"the {ctx.constitution.name} constitution"
+    text = read_text(layer.text, what="prompt file").strip()
+    if not text:
+        raise InputError(f"{layer.text}: the prompt file is empty")
+    return text, layer.text
+
+
+def prompt(layer: PromptLayer, below: Built, ctx: Context) -> Built:
+    """Put the text before the model below."""
+    text, source = text_of(layer, ctx)
     identity = digest({"prompt": below.identity, "text": text, "code": code_hash("stack/stages/prompt")})
     return Built(
         name=layer.name,
