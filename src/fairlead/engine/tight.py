@@ -64,14 +64,9 @@ def read(model: nn.Module) -> Weights | str:
         return f"its activation is {config.hidden_act}"
     if getattr(inner, "is_activation_checkpointing", False):
         return "gradient checkpointing is on"
-    for name, module in inner.model.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
-            return f"{name or 'the model'} carries hooks or another forward, which must run"
-        if name.endswith("_proj") and type(module) is not nn.Linear:
-            return f"{name} is {type(module).__name__}, not a plain linear layer"
-    weights = [parameter for parameter in inner.model.parameters() if type(parameter) is not nn.Parameter]
-    if weights:
-        return f"its weights are {type(weights[0]).__name__}, not plain parameters"
+    changed = _changed(inner.model)
+    if changed is not None:
+        return changed
     layers = []
     for block in inner.model.layers:
         attention, mlp = block.self_attn, block.mlp
@@ -99,6 +94,24 @@ def read(model: nn.Module) -> Weights | str:
     body = inner.model
     return Weights(body.embed_tokens, body.rotary_emb, tuple(layers), body.norm.weight, config.rms_norm_eps,
                    inner.model.layers[0].self_attn.head_dim)  # fmt: skip
+
+
+def _changed(body: nn.Module) -> str | None:
+    """What about the modules is not as transformers made them. (A plain walk: this runs before every forward pass.)"""
+    left: list[tuple[str, nn.Module | None]] = [("the model", body)]
+    while left:
+        name, module = left.pop()
+        if module is None:
+            continue
+        if module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__:
+            return f"{name} carries hooks or another forward, which must run"
+        if name.endswith("_proj") and type(module) is not nn.Linear:
+            return f"{name} is {type(module).__name__}, not a plain linear layer"
+        for parameter in module._parameters.values():
+            if parameter is not None and type(parameter) is not nn.Parameter:
+                return f"a weight of {name} is of type {type(parameter).__name__}"
+        left += module._modules.items()
+    return None
 
 
 def hidden_states(
