@@ -50,7 +50,9 @@ def test_two_processes_train_as_one(tmp_path: Path, alone: Any, method: str, sha
     for ours, theirs in zip(first["records"], one["records"], strict=True):
         assert ours[:2] == pytest.approx(theirs[:2], rel=1e-9)
         assert ours[2:4] == [*theirs[2:4]]
-        assert ours[4] == pytest.approx(theirs[4], rel=1e-8, abs=1e-9)
+        # Before the first update every margin is 0, and rounding decides which are counted as right.
+        names = set(theirs[4]) - ({"accurate"} if ours is first["records"][0] else set())
+        assert {n: ours[4][n] for n in names} == pytest.approx({n: theirs[4][n] for n in names}, rel=1e-8, abs=1e-9)
     assert first["records"] == second["records"]
     assert first["sharded"] == second["sharded"] == shard
     if method == "dpo":

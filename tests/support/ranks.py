@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
 import os
 import socket
@@ -77,6 +78,7 @@ def _enter(job: Callable[..., Any], rank: int, size: int, port: int, folder: str
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
+    logging.basicConfig(stream=sys.stderr, force=True)
     import torch
 
     from fairlead.engine import parallel

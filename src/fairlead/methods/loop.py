@@ -174,8 +174,8 @@ def learning_rate(config: Training, step: int, steps: int) -> float:
 class Updates:
     """The optimiser and its records. `step` takes the loss of each micro-batch and updates after a step's last one.
 
-    `extra` holds what else a method carries from step to step (a running mean, say): it is saved and restored with
-    the weights. Numbers only.
+    `extra` holds what else a method carries from step to step (a running mean, say), as numbers: each process's own are
+    saved and restored with the weights.
     """
 
     def __init__(self, module: torch.nn.Module, rows: Rows, config: Training, run: Run) -> None:

@@ -12,6 +12,7 @@ number it goes on too, and says that the last bits may differ.
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator
@@ -101,13 +102,14 @@ def _save(updates: Updates, folder: Path) -> None:
     first = updates.world.rank == 0
     final, fresh = folder / f"step-{updates.done:08d}", folder / f".step-{updates.done:08d}.tmp"
     generators = _of_all(rng_state())
+    extras = [json.loads(text) for text in parallel.texts(json.dumps(updates.extra))]
 
     def write() -> str:
         tensors = _state(updates) | ({"generators": generators} if first else {})
         return write_tensors(fresh / _file(updates.world.rank), tensors)
 
     def publish() -> str:
-        write_record(fresh / "state.json", _about(updates, digests))
+        write_record(fresh / "state.json", _about(updates, digests, extras))
         _publish(fresh, final)
         return ""
 
@@ -163,7 +165,7 @@ def _state(updates: Updates) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _about(updates: Updates, digests: list[str]) -> dict[str, Any]:
+def _about(updates: Updates, digests: list[str], extras: list[dict[str, float]]) -> dict[str, Any]:
     return {
         "format": _FORMAT,
         "step": updates.done,
@@ -171,7 +173,7 @@ def _about(updates: Updates, digests: list[str]) -> dict[str, Any]:
         "split": [name for name, p in updates.parameters.items() if parallel.is_split(p)],
         "files": {_file(rank): digest for rank, digest in enumerate(digests) if digest},
         "config": updates.config.model_dump(mode="json"),
-        "extra": updates.extra,
+        "extra": extras,
         "torch": torch.__version__,
         "records": [dataclasses.asdict(record) for record in updates.records],
     }
@@ -263,7 +265,7 @@ def _apply(updates: Updates, about: dict[str, Any], tensors: list[dict[str, torc
                 parallel.local(like).copy_(_part(updates, about, tensors, f"{moment}.{name}", like))
                 state[moment] = like
     updates.records[:] = [StepRecord(**record) for record in about["records"]]
-    updates.extra.update(about["extra"])
+    updates.extra.update(about["extra"][min(here.rank, len(about["extra"]) - 1)])
     generators = parallel.from_first(tensors[0]["generators"] if here.rank == 0 else None)
     if generators is not None and here.rank < len(generators):
         set_rng_state(generators[here.rank])
