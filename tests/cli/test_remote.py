@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from fairlead.cli.main import main
+from fairlead.exchange import assistant
+from fairlead.models import Reply, Sampling
 from fairlead.models.serve import Server
 from support.fakes import Echo
 from support.talker import CONSTITUTION
@@ -105,6 +107,19 @@ def test_an_exhausted_budget_keeps_what_was_paid_for(capsys: pytest.CaptureFixtu
     assert 0 < before < once
     bare = [text for text, _ in echo.asked[:4]]
     assert len(set(bare)) == 4  # the base's questions were asked once, over both runs
+
+
+@pytest.mark.parametrize("wire", ["openai", "anthropic"])
+def test_a_reply_that_ends_inside_a_character(wire: str, capsys: pytest.CaptureFixture[str]) -> None:
+    class Torn(Echo):
+        def generate(self, prompts, sampling=Sampling()):  # noqa: B008
+            return [(Reply((assistant("the boat is \ud83d"),), "stop"),) for _ in prompts]
+
+    with Server(Torn()) as server:
+        assert main(argv(spec(wire, server), "--budget", "2M tokens")) == 0
+    assert "replies held broken characters" in capsys.readouterr().out
+    exchanges = Path("run/exchanges/base.jsonl").read_text(encoding="utf-8")
+    assert "the boat is \ufffd" in exchanges
 
 
 def test_it_works_without_torch(elsewhere: Path) -> None:

@@ -16,8 +16,8 @@ import traceback
 import pytest
 
 from fairlead.errors import BudgetReached, FairleadError, InputError, MissingResource
-from fairlead.exchange import Refusal, system, user
-from fairlead.models import Budget, CapabilityError, Price, Sampling, open_model
+from fairlead.exchange import Message, Refusal, Text, ToolCall, system, user
+from fairlead.models import Budget, CapabilityError, Price, Reply, Sampling, open_model
 from fairlead.models.remote import Limits
 from support.fakes import Echo, Fault, Faulty
 
@@ -221,6 +221,37 @@ def test_a_prompt_the_provider_filters_is_a_refusal() -> None:
     with Faulty(Echo(), lambda i, raw: Fault(400, body)) as server:
         ((reply,),) = opened("openai", server).generate([[user("hi")]])
     assert reply.finish == "filter" and isinstance(reply.messages[0].parts[0], Refusal)
+
+
+HALF = "\ud83d"  # the first half of an emoji: legal as an escape in JSON, no character by itself
+
+
+@BOTH
+def test_half_a_character_is_mended_and_counted(provider: str) -> None:
+    class Torn(Echo):
+        def generate(self, prompts, sampling=Sampling()):  # noqa: B008
+            call = ToolCall("1", f"f{HALF}", json.dumps({"a": HALF, "b": "\U0001f600", "c": "\\ud83d"}))
+            parts = (Text(f"fine \U0001f600, then {HALF}{HALF}"), call)
+            return [(Reply((Message("assistant", parts),), "stop"),) for _ in prompts]
+
+    with Faulty(Torn(), fine) as server:
+        ((reply,),) = opened(provider, server).generate([[user("hi")]])
+    text, call = reply.messages[0].parts
+    assert text == Text("fine \U0001f600, then \ufffd\ufffd") and call.name == "f\ufffd"
+    assert json.loads(call.arguments) == {"a": "\ufffd", "b": "\U0001f600", "c": "\\ud83d"}, "only what is broken"
+    assert reply.mended == 4
+    reply.text.encode()
+
+
+@BOTH
+def test_a_servers_error_with_half_a_character_can_be_printed(provider: str) -> None:
+    body = b'{"error": {"message": "bad \\ud83d", "type": "x"}}'
+    with (
+        Faulty(Echo(), lambda i, raw: Fault(400, body)) as server,
+        pytest.raises(InputError, match="bad \ufffd") as said,
+    ):
+        opened(provider, server).generate([[user("hi")]])
+    str(said.value).encode()
 
 
 # ---------------------------------------------------------------------------------------------- budget

@@ -135,4 +135,5 @@ def _reply(message: Any) -> Reply:
         details = message.stop_details
         why = (details.explanation or details.category) if details is not None else None
         parts = (*parts, Refusal(why or "the provider refused to answer this"))
-    return Reply((Message("assistant", parts or (Text(""),)),), finish, usage=usage)
+    parts, mended = wire.mended(parts)
+    return Reply((Message("assistant", parts or (Text(""),)),), finish, usage=usage, mended=mended)

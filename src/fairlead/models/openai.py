@@ -238,7 +238,7 @@ def _ids(data: Mapping[str, Any] | None, url: str) -> list[int]:
 
 
 def _reply(choice: Any, raw: Mapping[str, Any], usage: Usage, vllm: bool) -> Reply:
-    parts = wire.parts_from_openai(choice.message)
+    parts, mended = wire.mended(wire.parts_from_openai(choice.message))
     finish = _FINISH.get(str(choice.finish_reason), "stop")
     if finish == "filter" and not any(isinstance(p, Refusal) for p in parts):
         parts = (*parts, Refusal("" if parts else "the provider's content filter stopped this reply"))
@@ -250,4 +250,4 @@ def _reply(choice: Any, raw: Mapping[str, Any], usage: Usage, vllm: bool) -> Rep
         logprobs = tuple(float(t.logprob) for t in choice.logprobs.content)
         if len(tokens) != len(logprobs):
             tokens = logprobs = None
-    return Reply((Message("assistant", parts or (Text(""),)),), finish, tokens, logprobs, usage)
+    return Reply((Message("assistant", parts or (Text(""),)),), finish, tokens, logprobs, usage, mended=mended)

@@ -52,6 +52,7 @@ class Reply:
     """One answer: its turns, why it ended, and token ids with their log-probs (nats) where known.
 
     `finish == "error"` carries the reason in `error`; such a reply is a missing answer, never an empty one.
+    `mended` counts characters that were none (lone surrogates) and are \ufffd here.
     """
 
     messages: tuple[Message, ...]
@@ -60,6 +61,7 @@ class Reply:
     logprobs: tuple[float, ...] | None = None
     usage: Usage = Usage()
     error: str = ""
+    mended: int = 0
 
     @property
     def text(self) -> str:

@@ -160,7 +160,7 @@ class Context:
             if source.kind == "remote":
                 opened = open_model(source.spec, budget=self.budget, prices=self.prices)
                 file = self.cache.root / "replies" / f"{source.identity[:32]}.jsonl"
-                return cast("Model", Remembering(opened, file, fresh=self.cache.fresh))
+                return cast("Model", Remembering(opened, file, fresh=self.cache.fresh, say=self.voice.say))
             self.settle_numerics()
             return open_model(_spec(source))
 

@@ -7,7 +7,7 @@ A run that ends in the middle (Ctrl-C, an empty purse, a dead server) loses noth
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,17 @@ from fairlead.stack.identity import digest
 
 
 class Remembering:
-    """A model whose replies are kept in a file and given again for the same prompt and sampling."""
+    """A model whose replies are kept in a file and given again for the same prompt and sampling.
 
-    def __init__(self, model: Model, file: Path, *, fresh: bool = False) -> None:
+    `say` hears of replies that came with something that is no text.
+    """
+
+    def __init__(
+        self, model: Model, file: Path, *, fresh: bool = False, say: Callable[[str], None] = lambda text: None
+    ) -> None:
         self._model = model
         self._file = file
+        self._say = say
         self._known: dict[str, tuple[Reply, ...]] = {}
         if fresh:
             file.unlink(missing_ok=True)
@@ -50,6 +56,11 @@ class Remembering:
                 self._keep(list(new), error.replies)
                 raise
             failed = self._keep(list(new), replies)
+            mended = sum(reply.mended > 0 for got in replies for reply in got)
+            if mended:
+                self._say(
+                    f"{self._model.name}: {mended:,} replies held broken characters (lone surrogates), now \ufffd"
+                )
         return [self._known[key] if key in self._known else failed[key] for key in keys]
 
     def _keep(self, keys: Sequence[str], replies: Sequence[tuple[Reply, ...]]) -> dict[str, tuple[Reply, ...]]:
