@@ -223,6 +223,28 @@ def test_a_prompt_the_provider_filters_is_a_refusal() -> None:
     assert reply.finish == "filter" and isinstance(reply.messages[0].parts[0], Refusal)
 
 
+@BOTH
+def test_replies_are_told_one_by_one_and_those_before_a_failure_are_not_lost(provider: str) -> None:
+    told: dict[int, str] = {}
+    refusing = threading.Event()
+
+    def plan(i: int, body: bytes) -> Fault | None:
+        if b"worst" not in body:
+            return None
+        refusing.wait(10)  # until the others have been told
+        return Fault(401)
+
+    def came(row: int, replies: tuple[Reply, ...]) -> None:
+        told[row] = replies[0].text
+        if len(told) == 2:
+            refusing.set()
+
+    prompts = [[user("a")], [user("worst")], [user("b")]]
+    with Faulty(Echo(), plan) as server, pytest.raises(MissingResource):
+        opened(provider, server).generate(prompts, on_replies=came)
+    assert told == {0: "a #0", 2: "b #0"}
+
+
 HALF = "\ud83d"  # the first half of an emoji: legal as an escape in JSON, no character by itself
 
 

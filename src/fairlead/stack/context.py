@@ -27,6 +27,7 @@ from fairlead.stack.voice import Voice
 
 if TYPE_CHECKING:
     from fairlead.feedback.formats import ExchangeSet, PreferenceSet
+    from fairlead.models.remote import RemoteModel
 
 Used = tuple[tuple[Side, str, Lineage], ...]  # side, printed name, lineage of each judge a stage used
 
@@ -158,7 +159,7 @@ class Context:
 
         def opener() -> Model:
             if source.kind == "remote":
-                opened = open_model(source.spec, budget=self.budget, prices=self.prices)
+                opened = cast("RemoteModel", open_model(source.spec, budget=self.budget, prices=self.prices))
                 file = self.cache.root / "replies" / f"{source.identity[:32]}.jsonl"
                 return cast("Model", Remembering(opened, file, fresh=self.cache.fresh, say=self.voice.say))
             self.settle_numerics()
