@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import shlex
 import socket
 import subprocess
 import sys
@@ -56,6 +58,23 @@ def test_without_a_terminal_it_starts_only_with_a_budget(capsys: pytest.CaptureF
     captured = capsys.readouterr()
     assert "--budget" in captured.err and "calls" in captured.out
     assert echo.asked == []
+
+
+@pytest.mark.parametrize("keyboard", ["0</dev/null", "0<&-"])
+def test_a_terminal_that_cannot_answer_is_not_asked(keyboard: str, elsewhere: Path) -> None:
+    """The output is watched, the input is closed, as in `yes | …` or under a scheduler: a limit is asked for, exit 2."""
+    shown, far = pty.openpty()
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with Server(Echo()) as server, os.fdopen(shown, "rb", 0):
+        code = f"import sys; from fairlead.cli.main import main; sys.exit(main({argv(spec('openai', server))!r}))"
+        command = f"exec {shlex.quote(sys.executable)} -c {shlex.quote(code)} {keyboard}"
+        done = subprocess.run(
+            ["sh", "-c", command], cwd=elsewhere, env=env, stdout=subprocess.PIPE, stderr=far, check=False
+        )
+        os.close(far)
+        said = os.read(shown, 10_000).decode()
+    assert done.returncode == 2, said
+    assert "--budget" in said
 
 
 def test_answers_are_paid_for_once(capsys: pytest.CaptureFixture[str]) -> None:

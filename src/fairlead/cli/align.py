@@ -127,7 +127,7 @@ def align(
         threads=threads or 0,
         budget=Budget.parse(budget) if budget else None,
         prices=read_prices(prices) if prices else None,
-        confirm=_confirm if terminal.live else None,
+        confirm=_confirm if terminal.answers else None,
         finish=_report,
         recipe=said.recipe,
     )

@@ -60,7 +60,7 @@ def measure(
         threads=threads or 0,
         budget=Budget.parse(budget) if budget else None,
         prices=read_prices(prices) if prices else None,
-        confirm=_confirm if terminal.live else None,
+        confirm=_confirm if terminal.answers else None,
         finish=_report,
     )
     finished = measure_model(plan, options, terminal)
