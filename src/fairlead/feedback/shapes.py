@@ -282,7 +282,21 @@ def _prompt_text(row: Record) -> Exchange:
     return Exchange(_instruction(row), (assistant(row[key]),))
 
 
+def _chosen_side(shape: Shape[Pair]) -> Shape[Exchange]:
+    """A format of preferences, read for its better replies."""
+
+    def read(row: Record) -> Exchange:
+        pair = shape.read(row).value
+        return Exchange(pair.messages, pair.chosen, {TIE: True} if pair.strength == 0.5 else {})
+
+    return Shape(f"{shape.name}, chosen side", shape.why, shape.fits, read)
+
+
+TIE = "tie"  # in the meta of a demonstration taken from a pair of which neither reply is better
+
+# Pairs come first: their rows may hold a conversation or an output besides.
 DEMONSTRATIONS: tuple[Shape[Exchange], ...] = (
+    *map(_chosen_side, PREFERENCES),
     Shape("fairlead", "messages and reply are turns with parts",
           lambda r: _own_turns(r, "messages", "reply"), _own_exchange),
     Shape("messages", "a list of turns that ends with the reply",
