@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,19 @@ def test_what_the_package_carries_is_in_the_tree_that_is_packed() -> None:
         assert list(SRC.glob(pattern)), pattern
     ignored = (ROOT / ".gitignore").read_text().split()
     assert not {"*.safetensors", "*.json", "*.md", "*.yaml", "runs", "runs/"} & set(ignored)  # hatchling heeds it
+
+
+def test_the_wheel_carries_what_the_package_reads(tmp_path: Path) -> None:
+    pytest.importorskip("hatchling", reason="hatchling is missing: it builds the wheel (pip install hatchling)")
+    done = _python(f"from hatchling.build import build_wheel; print(build_wheel({str(tmp_path)!r}))")
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.stat().st_size < 12_000_000, "the base model may take 8 MB"
+    packed = set(zipfile.ZipFile(wheel).namelist())
+    read = {p for p in SRC.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
+    missing = {str(p.relative_to(SRC.parent)) for p in read} - packed
+    assert not missing
+    assert any(name.endswith("entry_points.txt") for name in packed)
 
 
 def test_the_package_says_what_it_needs() -> None:

@@ -267,6 +267,15 @@ def test_gold_labels_need_a_world_and_a_word(model: Path, capsys: pytest.Capture
     assert code == 2 and "only for the apprentice" in error
 
 
+@pytest.mark.parametrize(
+    ("measures", "says"),
+    [("sums,sums", "--measures: measure 'sums' is named twice"), ("", "--measures: an empty list")],
+)
+def test_measures_named_twice_or_not_at_all(measures: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, error = told(capsys, "measure", "apprentice", "--measures", measures)
+    assert code == 2 and says in error
+
+
 def test_unknown_measures_are_named(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, error = told(capsys, "measure", str(model), "--measures", "sum")
     assert code == 2 and "unknown measure 'sum'" in error

@@ -10,9 +10,12 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from fairlead.constitution.explain import meant
 
@@ -32,7 +35,7 @@ def _words(text: str) -> str:
 
 
 def _id(text: str) -> str:
-    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", text):
+    if not re.fullmatch(ID, text):
         raise ValueError(f"{text!r} is not an id: use lower-case letters, digits and single dashes, such as 'no-harm'")
     return text
 
@@ -44,12 +47,25 @@ def _distinct(items: tuple[str, ...]) -> tuple[str, ...]:
     return items
 
 
-Words: TypeAlias = Annotated[str, AfterValidator(_words)]
-Id: TypeAlias = Annotated[str, AfterValidator(_id)]
+@dataclass(frozen=True)
+class InSchema:
+    """What the JSON Schema says of a value whose check, with its better words, is a function here."""
+
+    keyword: str
+    value: str | bool
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {**handler(core), self.keyword: self.value}
+
+
+ID = r"[a-z0-9]+(-[a-z0-9]+)*"
+Words: TypeAlias = Annotated[str, AfterValidator(_words), InSchema("pattern", r"\S")]
+Id: TypeAlias = Annotated[str, AfterValidator(_id), InSchema("pattern", f"^{ID}$")]
+UNIQUE = InSchema("uniqueItems", True)
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Assistant(_Part):
@@ -92,8 +108,8 @@ class Judges(_Part):
     `train` says what training does in any case: a critic reads the principle. `audit` replaces the measure's own judge.
     """
 
-    train: Annotated[tuple[Words, ...], AfterValidator(_distinct), AfterValidator(_known(TRAIN_JUDGES))] = ()
-    audit: Annotated[tuple[Words, ...], AfterValidator(_distinct), AfterValidator(_known(AUDIT_JUDGES))] = ()
+    train: Annotated[tuple[Words, ...], AfterValidator(_distinct), AfterValidator(_known(TRAIN_JUDGES)), UNIQUE] = ()
+    audit: Annotated[tuple[Words, ...], AfterValidator(_distinct), AfterValidator(_known(AUDIT_JUDGES)), UNIQUE] = ()
 
 
 class Guard(_Part):
@@ -103,7 +119,7 @@ class Guard(_Part):
     replies, so there it changes nothing.
     """
 
-    at: Annotated[tuple[Place, ...], AfterValidator(_distinct)] = Field(
+    at: Annotated[tuple[Place, ...], AfterValidator(_distinct), UNIQUE] = Field(
         ("reply",), min_length=1, description="where the principle is checked"
     )
     on_violation: Violation = Field("refuse", description="what happens when it is broken")
@@ -161,7 +177,7 @@ class Constitution(_Part):
     """
 
     name: Words
-    extends: Annotated[tuple[Words, ...], AfterValidator(_distinct)] = Field(
+    extends: Annotated[tuple[Words, ...], AfterValidator(_distinct), UNIQUE] = Field(
         (), description="packs (hhh, harbour) or files, relative to this one, whose principles this one builds on"
     )
     assistant: Assistant = Assistant()
