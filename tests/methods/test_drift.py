@@ -52,8 +52,8 @@ def test_falling_chosen_and_rising_rejected_replies_raise_an_alarm_each() -> Non
     (falls,) = drift_alarms([record(i, -1.0 * i, -9.0) for i in range(20)], 0.1)
     assert (falls.name, falls.step) == ("chosen-log-prob-falls", 9)
     (rises,) = drift_alarms([record(i, 0.0, 0.5 * i) for i in range(20)], 0.1)
-    assert (rises.name, rises.step) == ("rejected-log-prob-rises", 8)
-    assert rises.value == pytest.approx(3.5 * 0.5 / 20)
+    assert (rises.name, rises.step) == ("rejected-log-prob-rises", 9)
+    assert rises.value == pytest.approx(4.5 * 0.5 / 20)
     both = drift_alarms([record(i, -40.0, 40.0) for i in range(3)], 0.1)
     assert [alarm.name for alarm in both] == ["chosen-log-prob-falls", "rejected-log-prob-rises"]
 
