@@ -175,32 +175,36 @@ def _mismatched(
     """Pair each prompt of a step with the reply of the row before it (the first with the last's), as KTO's authors do.
 
     So the replies of the mismatched pairs are those of the step. A mixed pair that is longer than the context is left
-    out and counted. Raises InputError where a step keeps none.
+    out and counted; not all can be, since together they are as long as the rows. A step of one row only, the rest of
+    an epoch, borrows the next reply of the data that fits. Raises InputError where there is none.
     """
-    if len(rows.trees) < 2:
-        raise InputError("KTO's reference point needs the replies of other rows, but there is only one row")
     trees: list[Tree] = []
-    first, left_out = [0], 0
-    for step, members in enumerate(steps):
+    first, left_out, count = [0], 0, len(rows.trees)
+
+    def mixed(row: int, other: int) -> Tree:
+        return Tree(rows.trees[row].prompt, rows.trees[other].replies, rows.trees[other].masks)
+
+    def fits(tree: Tree) -> bool:
+        return model.context is None or tree.longest <= model.context
+
+    for members in steps:
         for place, row in enumerate(members):
             before = [other for other in (*members[place + 1 :], *members[:place]) if other != row]
-            # a step of one row, the rest of an epoch, borrows the reply of the next row of the data
-            stranger = rows.trees[before[-1] if before else (row + 1) % len(rows.trees)]
-            tree = Tree(rows.trees[row].prompt, stranger.replies, stranger.masks)
-            if model.context is not None and tree.longest > model.context:
-                left_out += 1
-            else:
+            borrowed = (other % count for other in range(row + 1, row + count) if fits(mixed(row, other % count)))
+            stranger = before[-1] if before else next(borrowed, None)
+            if stranger is None:
+                raise InputError(
+                    f"{rows.place(row)} is alone in its step, and no other row's reply fits under its prompt, so KTO's "
+                    "reference point cannot be had. Shorten it, or change rows_per_step"
+                )
+            if fits(tree := mixed(row, stranger)):
                 trees.append(tree)
-        if len(trees) == first[-1]:
-            raise InputError(
-                f"step {step + 1}: not one reply of its {len(members)} rows fits under another row's prompt within the "
-                f"context of {model.context:,} tokens, so KTO's reference point cannot be had; shorten the rows or "
-                "raise rows_per_step"
-            )
+            else:
+                left_out += 1
         first.append(len(trees))
-    mixed = Rows(tuple(trees), tuple(range(len(trees))), tuple(f"mismatched pair {i}" for i in range(len(trees))))
-    reference_M = cached_logprobs(model, mixed, config.tokens_per_batch, run.cache)[:, 0]
-    return Mismatched(mixed.trees, tuple(first), reference_M, left_out)
+    strangers = Rows(tuple(trees), tuple(range(len(trees))), tuple(f"mismatched pair {i}" for i in range(len(trees))))
+    reference_M = cached_logprobs(model, strangers, config.tokens_per_batch, run.cache)[:, 0]
+    return Mismatched(strangers.trees, tuple(first), reference_M, left_out)
 
 
 def _ratios(
