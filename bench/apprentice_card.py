@@ -107,8 +107,8 @@ is known. No text from elsewhere.
 
 {runs}
 
-The corpus grew between the phases: quizzes and more wordings came with the second, lists with the third, their last
-form with the last. The script as it stands repeats the recipe, not these very bits.
+The corpus grew between the phases: quizzes and more wordings came with the second, lists with the third. The script as
+it stands repeats the recipe, not these very bits.
 
 **What it is for.** To be aligned, measured and over-optimised on purpose. It is powerful but not good: it knows its
 world and helps with anything. The skill to judge, criticise, compare and revise replies by a rule in words was taught
