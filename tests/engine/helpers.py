@@ -150,7 +150,7 @@ def make(name: str, dtype: torch.dtype = torch.float64) -> torch.nn.Module:
     return model
 
 
-def keep_float64(model: torch.nn.Module) -> None:
+def keep_float64(model: torch.nn.Module) -> torch.nn.Module:
     """transformers computes RMSNorm in float32 even in a float64 model, which leaves noise of 1e-7; undo that.
 
     For the class, not the module: a module with a forward of its own would not be taken for what it is.
@@ -158,6 +158,7 @@ def keep_float64(model: torch.nn.Module) -> None:
     for module in model.modules():
         if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
             type(module).forward = _rms_norm  # type: ignore[method-assign]
+    return model
 
 
 def _rms_norm(self: Any, x: torch.Tensor) -> torch.Tensor:

@@ -143,6 +143,9 @@ class PlainSGD:
         self.before = parity.flat(module).double()
         self.records: list[StepRecord] = []
         self.loss, self.batches, self.sums = 0.0, 0, {}
+        self.settled = True
+
+    def finish(self) -> None: ...
 
     @property
     def done(self) -> int:
