@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import logging
 from pathlib import Path
@@ -38,9 +37,9 @@ SFT = SFTConfig(**MORE)
 DPO = DPOConfig(**MORE, kl_samples=0)
 
 
-def local(dtype: torch.dtype = torch.float32) -> LocalModel:
+def local(dtype: torch.dtype = torch.float32, width: int = 32) -> LocalModel:
     words = tiny.tokenizer()
-    return LocalModel("tiny", tiny.llama(len(words)).to(dtype), words)
+    return LocalModel("tiny", tiny.llama(len(words), width=width).to(dtype), words)
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -244,12 +243,15 @@ def test_a_platform_that_cannot_quantise_is_named(monkeypatch: pytest.MonkeyPatc
 
 def test_under_a_quantised_base_the_reference_is_quantised_too() -> None:
     pytest.importorskip("bitsandbytes")
-    base = local()
+    base = local(width=64)
     start = starting_point(base, Training(lora=QLORA))
     kinds = {type(m).__name__ for m in start.module.modules()}
     assert "Linear4bit" in kinds and type(start.module.lm_head).__name__ == "Linear"
     off = (logits(start) - logits(base)).abs().max()
-    assert 1e-3 < off < 0.5 * logits(base).abs().max()
+    assert off > 1e-3
+    for name in engine.linear_layers(base.module):
+        old, new = base.module.get_submodule(name).weight, engine.plain_weight(start.module.get_submodule(name))
+        assert float((old - new).detach().norm() / old.detach().norm()) < 0.12  # normal weights: 0.092
     before = weights_hash(base.module)
     got = train_dpo(base, pairs(), DPO.model_copy(update={"lora": QLORA, "steps": 8}))
     assert weights_hash(base.module) == before
@@ -260,4 +262,16 @@ def test_under_a_quantised_base_the_reference_is_quantised_too() -> None:
     assert got.adapter is not None
     adapted = engine.with_saved(start.module, got.adapter)
     assert (logits(start.with_weights(adapted)) - logits(got.model)).abs().max() < 1e-4
-    assert copy.deepcopy(got.model.module) is not None
+
+
+def test_a_kernel_that_quantises_wrongly_is_caught() -> None:
+    """bitsandbytes 0.50 on a CPU, layers of 32 inputs; where it is mended, quantising is right and this says nothing."""
+    pytest.importorskip("bitsandbytes")
+    try:
+        start = starting_point(local(), Training(lora=QLORA))
+    except MissingResource as error:
+        assert "of a block's largest weight, where NF4 allows" in str(error)
+        return
+    for name in engine.linear_layers(start.module):
+        old, new = local().module.get_submodule(name).weight, engine.plain_weight(start.module.get_submodule(name))
+        assert float((old - new).detach().norm() / old.detach().norm()) < 0.12

@@ -62,27 +62,28 @@ def comparisons() -> list[Preference | Ranking]:
 # ---------------------------------------------------------------------------------------------- exactness
 
 
-@pytest.mark.parametrize(("dtype", "near"), [("float64", 1e-9), ("float32", 1e-4)])
-@pytest.mark.parametrize("name", reward_case.CASES)
+@pytest.mark.parametrize(
+    ("name", "dtype", "near"),
+    [("plain", "float64", 1e-9), ("margin and centring", "float64", 1e-9), ("margin and centring", "float32", 1e-4)],
+)
 def test_loss_and_gradients_equal_those_of_trl(name: str, dtype: str, near: float) -> None:
     """TRL's RewardTrainer, same weights and batch; its numbers are in the fixture, with the script that made them."""
     case = reward_case.CASES[name]
     kind = getattr(torch, dtype)
     with np.load(reward_case.FIXTURE) as file:
         theirs = {k.removeprefix(f"{dtype}/{name}/"): file[k] for k in file.files if k.startswith(f"{dtype}/{name}/")}
-    if not theirs:
-        pytest.skip("the fixture holds this case in float64 alone")
     body = reward_case.filled(LlamaForCausalLM(reward_case.config()), kind)
     head = ScalarHead(16, dtype=kind)
     seed = np.frombuffer(b"score.weight", dtype=np.uint8).tolist()
-    head.weight_D.data.copy_(torch.from_numpy(np.random.default_rng(seed).standard_normal((1, 16))[0] * 0.3))
+    drawn = np.random.default_rng(seed).standard_normal((1, 16))[0] * 0.3
+    head.weight_D.data.copy_(torch.from_numpy(drawn).float())  # the script's model, too, was float32 before float64
     trees = tuple(Tree(prompt, (chosen, rejected)) for prompt, chosen, rejected in reward_case.pairs())
     margins = reward_case.MARGINS if case["margin"] else (0.0,) * 4
     pairs = [(Pair(0, 1, 1.0, margin, 1.0),) for margin in margins]
     config = RewardConfig(margin=1.0, centre=case["centre"])
     loss, _ = comparison_loss(Scorer(body, head), Batch(0, 1, (0, 1, 2, 3), trees, 4, 0, True), pairs, config)
     loss.backward()
-    assert float(loss) == pytest.approx(float(theirs.pop("loss")), rel=near)
+    assert float(loss.detach()) == pytest.approx(float(theirs.pop("loss")), rel=near)
     ours = {n: p.grad for n, p in body.named_parameters() if p.grad is not None} | {"score.weight": head.weight_D.grad}
     assert ours.keys() == theirs.keys()
     a = torch.cat([ours[n].flatten() for n in sorted(ours)])
@@ -146,11 +147,11 @@ def test_a_step_may_be_cut_in_any_way(length: float) -> None:
             batch = Batch(0, 1, tuple(cut), tuple(rows.trees[i] for i in cut), 8, 0, False)
             loss, _ = comparison_loss(scorer, batch, [pairs[i] for i in cut], config, pull)
             loss.backward()
-            whole += float(loss)
+            whole += float(loss.detach())
         return flat_gradient(scorer), whole
 
     one, value = gradient([list(range(8))])
-    packed = [list(b.rows) for b in batches(rows, config.model_copy(update={"tokens_per_batch": 70}))]
+    packed = [list(b.rows) for b in batches(rows, config.model_copy(update={"tokens_per_batch": 50}))]
     assert len(packed) > 2
     for cuts in ([[0, 5], [3, 1], [2, 7], [6, 4]], [[i] for i in range(8)], packed):
         again, same = gradient(cuts)

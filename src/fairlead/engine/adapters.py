@@ -26,6 +26,7 @@ from fairlead.engine.checkpoint import atomic_folder, atomic_write
 from fairlead.engine.forward import causal_lm
 
 NAME = "default"  # peft's own name for the only adapter
+NF4_STEP = 0.17  # half of NF4's widest step (0.152), and what quantising the blocks' scales and bfloat16 add
 CONFIG, WEIGHTS, ABOUT = "adapter_config.json", "adapter_model.safetensors", "fairlead.json"
 
 
@@ -212,7 +213,8 @@ def quantised(module: nn.Module) -> Any:
     """A copy whose linear layers below the LM head hold NF4, 4 bits a weight (Dettmers et al. 2023, arXiv 2305.14314).
 
     It computes in the model's own type from dequantised weights, in training and in scoring alike. Needs bitsandbytes
-    (ImportError), which may not support the platform (RuntimeError and others of its own).
+    (ImportError), which may not support the platform (RuntimeError and others of its own). What it gives is checked:
+    its CPU kernel (0.50) returns other weights, silently, for layers whose width is no multiple of 64.
     """
     import bitsandbytes as bnb
 
@@ -231,8 +233,17 @@ def quantised(module: nn.Module) -> Any:
         new.support_avx512bf16_for_cpu = False  # scoring would run in bfloat16 there and training would not
         parent, _, own = name.rpartition(".")
         setattr(plain.get_submodule(parent), own, new.to(old.weight.device))
+        far = _furthest(old.weight.detach(), plain_weight(new))
+        if not far <= NF4_STEP:
+            raise RuntimeError(f"{name}: off by {far:.2f} of a block's largest weight, where NF4 allows {NF4_STEP}")
     plain.is_loaded_in_4bit = True  # what peft goes by
     return plain
+
+
+def _furthest(weight: torch.Tensor, quantised: torch.Tensor) -> float:
+    """The largest error as a share of the largest weight of its block of 64."""
+    blocks = [nn.functional.pad(x.float().flatten(), (0, -x.numel() % 64)).view(-1, 64) for x in (weight, quantised)]
+    return float(((blocks[0] - blocks[1]).abs() / blocks[0].abs().amax(1, keepdim=True).clamp_min(1e-30)).max())
 
 
 def dequantised(module: Any) -> Any:

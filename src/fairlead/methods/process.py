@@ -94,7 +94,7 @@ def train_process_reward(
 def step_loss(scorer: Scorer, batch: Batch, labels: Sequence[Sequence[float]]) -> tuple[torch.Tensor, dict[str, float]]:
     """The loss of one micro-batch, its share of the optimisation step's mean over labelled steps, and sums."""
     logit_N = head_values(scorer.model, scorer.head, batch.trees, at="marked").value_N
-    label_N = torch.tensor([label for row in labels for label in row]).to(logit_N)
+    label_N = torch.tensor([label for row in labels for label in row], dtype=logit_N.dtype, device=logit_N.device)
     seen_N = logit_N.detach()
     hit_N = torch.where(seen_N == 0, 0.5, ((seen_N > 0) == (label_N > 0.5)).to(seen_N))
     decided_N = label_N != 0.5

@@ -138,7 +138,7 @@ def comparison_loss(
     flat = [(int(start), pair) for start, row in zip(first, pairs, strict=False) for pair in row]
 
     def numbers(values: list[float]) -> torch.Tensor:
-        return torch.tensor(values).to(reward_R)
+        return torch.tensor(values, dtype=reward_R.dtype, device=reward_R.device)
 
     better_B = reward_R[[start + pair.better for start, pair in flat]]
     worse_B = reward_R[[start + pair.worse for start, pair in flat]]
