@@ -30,7 +30,7 @@ BUDGET = 24
 
 
 class Headed(nn.Module):
-    """A language model with a scalar head beside it, as reward models are; the bias is a parameter without axes."""
+    """A language model with a scalar head beside it, as reward models are; one parameter has no axes, one another type."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -38,6 +38,16 @@ class Headed(nn.Module):
         self.model = model
         self.head = nn.Linear(32, 1, bias=False).double()
         self.bias = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+        self.scale = nn.Parameter(torch.tensor([1.5], dtype=torch.float32))
+
+
+def adapted(model: nn.Module) -> Any:
+    """The model under low-rank adapters that do something, its own weights frozen."""
+    from peft import LoraConfig, PeftModel
+
+    torch.manual_seed(5)
+    under = PeftModel(model, LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False))
+    return under.double().eval()
 
 
 def margins(module: Any, trees: list[Tree], kind: str) -> torch.Tensor:
@@ -46,7 +56,7 @@ def margins(module: Any, trees: list[Tree], kind: str) -> torch.Tensor:
         batch = batch_of(module.model, trees, keep_last=True)
         last = hidden_states(module.model, batch).index_select(0, batch.last_R)
         values = module.head(last)[:, 0].view(-1, 2)
-        return values[:, 0] + module.bias**2 * values[:, 1]
+        return values[:, 0] + module.bias**2 * module.scale.double() * values[:, 1]
     sums = reply_logprobs(module, trees).sum_R().view(-1, 2)
     return sums[:, 0] - 0.7 * sums[:, 1]
 
@@ -58,7 +68,7 @@ def one_step(kind: str, name: str, trees: list[Tree], budget: int, shard: bool) 
     and no process knows by itself.
     """
     model = keep_float64(make(name))
-    module = Headed(model) if kind == "head" else model
+    module = {"head": Headed, "lora": adapted, "pairs": lambda m: m}[kind](model)
     if shard:
         from fairlead.engine import sharded
 
@@ -71,14 +81,14 @@ def one_step(kind: str, name: str, trees: list[Tree], budget: int, shard: bool) 
         margin = margins(module, [trees[i] for i in rows], kind)
         loss = nn.functional.softplus(-0.3 * (margin - mean)).sum() / len(trees)
         (loss * weight).backward()
-    parameters = list(module.parameters())
+    parameters = [p for p in module.parameters() if p.requires_grad]
     parallel.add_gradients([p for p in parameters if not parallel.is_split(p)])
     norm = parallel.clip_gradients(parameters, float("inf"))
     return module, len(dealt), norm
 
 
 def full_gradients(module: nn.Module) -> dict[str, torch.Tensor]:
-    grads: dict[str, Any] = {name: p.grad for name, p in module.named_parameters()}
+    grads: dict[str, Any] = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
     return {name: g.full_tensor() if hasattr(g, "full_tensor") else g for name, g in grads.items()}
 
 
@@ -88,6 +98,7 @@ CASES = {
     "uneven": ("pairs", "llama-tied", UNEVEN, BUDGET),
     "one row": ("pairs", "gpt2-untied", EVEN[:1], BUDGET),
     "head": ("head", "llama-tied", UNEVEN, BUDGET),
+    "lora": ("lora", "llama-untied", UNEVEN, BUDGET),
 }
 
 
@@ -202,3 +213,40 @@ def there_and_back(folder: str, name: str) -> dict[str, Any]:
         "tied": model.get_output_embeddings().weight is model.get_input_embeddings().weight,  # type: ignore[operator]
         "logp": float(logp.detach().sum()),
     }
+
+
+def under_adapters() -> dict[str, Any]:
+    """Split what trains, step, and put together: the frozen weights stay the input model's own."""
+    from fairlead.engine import sharded
+
+    model = make("llama-untied")
+    own = {p.data_ptr() for p in model.parameters()}
+    module = adapted(model)
+    sharded.shard(module)
+    split = [n for n, p in module.named_parameters() if parallel.is_split(p)]
+    reply_logprobs(module, EVEN).logp_N.sum().backward()
+    torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=1e-2).step()
+    sharded.whole(module)
+    logp = reply_logprobs(module, EVEN).logp_N
+    return {
+        "split": split,
+        "own": all(p.data_ptr() in own for p in module.parameters() if not p.requires_grad),
+        "trainable": [n for n, p in module.named_parameters() if p.requires_grad],
+        "logp": float(logp.detach().sum()),
+        "left": any(parallel.is_split(p) for p in module.parameters()),
+    }
+
+
+def refusals() -> list[str]:
+    """Modules that cannot be split say why."""
+    from fairlead.engine import sharded
+
+    frozen, held, bare = make("llama-tied").requires_grad_(False), make("llama-tied"), nn.Linear(2, 2)
+    held.__dict__["seen"] = held.get_parameter("model.norm.weight")
+    said = []
+    for module in (frozen, held, bare):
+        try:
+            sharded.shard(module)
+        except ValueError as error:
+            said.append(str(error))
+    return said

@@ -41,7 +41,9 @@ def test_a_fresh_adapter_changes_nothing_and_trains_alone(name: str) -> None:
     model = make(name, torch.float32)
     before = weights_hash(model)
     adapted = adapters.with_adapter(model, ALL, seed=5)
-    assert torch.equal(logps(adapted), logps(model))
+    ids = torch.arange(20)[None]
+    assert torch.equal(adapted(input_ids=ids).logits, model(input_ids=ids).logits)
+    close(logps(adapted), logps(model))  # by another path: the tight pass knows plain layers only
     assert {n.split(".")[-3] for n, p in adapted.named_parameters() if p.requires_grad} == {"lora_A", "lora_B"}
     grads = gradients(stirred(adapted), reply_logprobs(adapted, forest(1)).logp_N.sum())
     assert all(g.abs().sum() > 0 for g in grads.values()) and len(grads) == 2 * len(adapters.layers_of(adapted))
@@ -120,7 +122,7 @@ def test_a_kept_adapter_comes_back_bit_for_bit_here_and_in_peft(tmp_path: Path) 
     theirs = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "a")
     assert torch.equal(logps(theirs), logps(adapted))
     with adapted.disable_adapter():
-        assert torch.equal(logps(adapted), logps(model))
+        close(logps(adapted), logps(model))
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:

@@ -111,9 +111,10 @@ def one_process(name: str) -> tuple[dict[str, torch.Tensor], int, float]:
 
 
 def distance(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
-    """Largest relative distance of any parameter's gradient."""
+    """Largest relative distance of any parameter's gradient; float32 ones count a millionth."""
     assert set(ours) == set(theirs)
-    return max(float((ours[n] - theirs[n]).norm() / theirs[n].norm()) for n in theirs)
+    scale = {torch.float64: 1.0, torch.float32: 1e-6}
+    return max(float((ours[n] - theirs[n]).norm() / theirs[n].norm()) * scale[theirs[n].dtype] for n in theirs)
 
 
 @pytest.fixture(scope="module")
@@ -128,12 +129,12 @@ def check(folder: Path, size: int, found: list[Any], expected: Any, counts: dict
         assert distance(got[0], grads) < 1e-12, name
         assert all(torch.equal(got[0][n], g[n]) for g in got for n in grads), f"{name}: processes differ"
         assert [f[name]["count"] for f in found] == [count] * size
-        assert [f[name]["norm"] for f in found] == [pytest.approx(norm, rel=1e-12)] * size
+        assert [f[name]["norm"] for f in found] == [pytest.approx(norm, rel=1e-6 if name == "head" else 1e-12)] * size
 
 
 def test_one_process_agrees_with_the_rows_one_by_one(expected: Any) -> None:
     assert {name: count for name, (_, count, _) in expected.items()} == {
-        "even": 4, "whole": 1, "uneven": 3, "one row": 1, "head": 3
+        "even": 4, "whole": 1, "uneven": 3, "one row": 1, "head": 3, "lora": 3
     }  # fmt: skip
     for name in ("even", "uneven", "one row"):
         assert distance(expected[name][0], oracle(name)) < 1e-9
@@ -144,7 +145,7 @@ def test_one_process_agrees_with_the_rows_one_by_one(expected: Any) -> None:
 def test_two_processes_give_the_gradient_of_one(tmp_path: Path, expected: Any, shard: bool) -> None:
     """2x2 against 1x4, and counts of micro-batches that differ: the one with less to do fills in and nothing hangs."""
     found = ranks.run(jobs.gradients, 2, tmp_path, str(tmp_path), list(jobs.CASES), shard)
-    check(tmp_path, 2, found, expected, {"even": 2, "whole": 1, "uneven": 2, "one row": 1, "head": 2})
+    check(tmp_path, 2, found, expected, {"even": 2, "whole": 1, "uneven": 2, "one row": 1, "head": 2, "lora": 2})
 
 
 def test_four_processes_give_the_gradient_of_one(tmp_path: Path, expected: Any) -> None:
@@ -217,3 +218,24 @@ def test_split_weights_come_back_whole_and_one_process_loads_them(tmp_path: Path
     rows = {n: (found[0]["parts"][n][0], found[1]["parts"][n][0]) for n in found[0]["parts"]}
     whole = dict(make(name, torch.float32).named_parameters())
     assert all(a + b == len(whole[n]) and a >= b and a < len(whole[n]) for n, (a, b) in rows.items()), rows
+
+
+def test_frozen_weights_under_adapters_stay_where_they_are(tmp_path: Path) -> None:
+    found = ranks.run(jobs.under_adapters, 2, tmp_path)
+    # The same step on one process.
+    module = jobs.adapted(make("llama-untied"))
+    for _ in (0, 1):  # both processes had all the rows
+        reply_logprobs(module, jobs.EVEN).logp_N.sum().backward()
+    torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=1e-2).step()
+    logp = float(reply_logprobs(module, jobs.EVEN).logp_N.detach().sum())
+    for got in found:
+        assert got["split"] == got["trainable"] == [n for n, p in module.named_parameters() if p.requires_grad]
+        assert got["own"] and not got["left"]
+        assert got["logp"] == pytest.approx(logp, rel=1e-6)
+
+
+def test_what_cannot_be_split_says_why(tmp_path: Path) -> None:
+    frozen, held, bare = ranks.run(jobs.refusals, 2, tmp_path)[0]
+    assert "nothing in it is trainable" in frozen
+    assert "keeps a parameter as `seen` beside its place" in held and "shard: false" in held
+    assert "no transformers model inside" in bare

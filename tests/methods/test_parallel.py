@@ -122,6 +122,6 @@ def test_under_torchrun(tmp_path: Path, shard: str) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "trained")
     base: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
-    moved = [float((a - b).abs().max()) for a, b in zip(loaded.parameters(), base.parameters(), strict=True)]
+    moved = [float((a - b).detach().abs().max()) for a, b in zip(loaded.parameters(), base.parameters(), strict=True)]
     assert all(0 < far < 0.1 for far in moved)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "script.py", "trained"]

@@ -151,7 +151,7 @@ def test_a_step_may_be_cut_in_any_way(length: float) -> None:
         return flat_gradient(scorer), whole
 
     one, value = gradient([list(range(8))])
-    packed = [list(b.rows) for b in batches(rows, config.model_copy(update={"tokens_per_batch": 50}))]
+    packed = [list(b.rows) for b in batches(rows, config.model_copy(update={"tokens_per_batch": 30}))]
     assert len(packed) > 2
     for cuts in ([[0, 5], [3, 1], [2, 7], [6, 4]], [[i] for i in range(8)], packed):
         again, same = gradient(cuts)

@@ -20,7 +20,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 _context: Any = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
-    ["torch", "torch.distributed.fsdp", "transformers.models.llama.modeling_llama", "fairlead.methods.preference"]
+    ["torch.distributed.fsdp", "transformers.models.llama.modeling_llama", "peft", "fairlead.methods.preference"]
 )
 
 

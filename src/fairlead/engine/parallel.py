@@ -189,9 +189,12 @@ def writing(path: Path | str) -> Iterator[bool]:
 
 
 def share_weights(module: nn.Module) -> None:
-    """Give every process the weights and buffers of process 0, bit for bit."""
+    """Give every process the trainable weights and the buffers of process 0, bit for bit.
+
+    Frozen weights are left alone: they may be shared with other modules, or in a format of their own.
+    """
     if world().size > 1:
-        for tensor in (*module.parameters(), *module.buffers()):
+        for tensor in (*(p for p in module.parameters() if p.requires_grad), *module.buffers()):
             _broadcast(tensor.data)
 
 
@@ -355,7 +358,7 @@ def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> float:
         return float(nn.utils.clip_grad_norm_(list(parameters), limit))
     whole = [grad for grad in grads if not is_split(grad)]
     ours, everyones = (float(nn.utils.get_total_norm(group)) ** 2 if group else 0.0 for group in (split, whole))
-    norm: float = float(total(torch.tensor([ours], dtype=torch.float64)) + everyones) ** 0.5
+    norm: float = (float(total(torch.tensor([ours], dtype=torch.float64))) + everyones) ** 0.5
     if limit < norm < float("inf"):
         for grad in (*split, *whole):
             grad.mul_(limit / (norm + 1e-6))  # as torch's clip_grad_norm_ does

@@ -10,6 +10,7 @@ torch.distributed.fsdp is imported here only, and this file is imported only whe
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -21,7 +22,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from transformers import PreTrainedModel
 
 from fairlead.engine.forward import path_of
-from fairlead.engine.parallel import world
+from fairlead.engine.parallel import is_split, world
 
 _empty: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()  # per split module: its like, without weights
 
@@ -30,8 +31,15 @@ def shard(module: nn.Module) -> None:
     """Split a module's parameters over all processes, in place. Gradients are summed, not averaged, as in parallel.py.
 
     `module` is the outermost module whose parameters train; `forward.hidden_states` of any transformers model inside
-    it, and what reads that model's head after, work as before. Build optimisers after this. Scalar parameters stay
-    whole: their gradients are for `parallel.add_gradients`. Every process must hold the same weights.
+    it, and what reads that model's head after, work as before. Build optimisers after this. Every process must hold
+    the same weights.
+
+    Some parameters stay whole, and the gradients of these are for `parallel.add_gradients`: scalars, and those of
+    another dtype than most (a float32 head on a bfloat16 model). So do frozen ones: under adapters they are the input
+    model's own.
+
+    Raises ValueError for a module without a transformers model inside, and for one that keeps a parameter elsewhere
+    than in its place, where the split would not reach it.
     """
     here = world()
     if here.size == 1:
@@ -40,20 +48,20 @@ def shard(module: nn.Module) -> None:
     if not inside:
         raise ValueError(f"{type(module).__name__}: no transformers model inside; its blocks cannot be told apart")
     for part in (module, *module.children()):
-        transformer: Any = part
-        if hasattr(part, "get_base_model") or (
-            isinstance(part, PreTrainedModel) and transformer.get_output_embeddings()
-        ):
+        tried: Any = part
+        if hasattr(part, "get_base_model") or (isinstance(part, PreTrainedModel) and tried.get_output_embeddings()):
             path_of(part)  # tried on whole weights, before they are split
-    _empty[module] = _without_weights(module)
+    split = _to_split(module)
+    _refuse_references(module, split)
+    _empty[module] = _without_weights(module, split)
     mesh = init_device_mesh(here.device.type, (here.size,))
-    sixteen = any(p.dtype in (torch.bfloat16, torch.float16) for p in module.parameters())
+    sixteen = next(iter(split)).dtype in (torch.bfloat16, torch.float16)
     settings: dict[str, Any] = {
         "mesh": mesh,
         "mp_policy": MixedPrecisionPolicy(reduce_dtype=torch.float32 if sixteen else None),
-        "ignored_params": {p for p in module.parameters() if p.ndim == 0},
+        "ignored_params": {*module.parameters()} - split,
     }
-    for block in _blocks(module, inside):
+    for block in _blocks(module, inside, split):
         fully_shard(block, reshard_after_forward=True, **settings)
     fully_shard(module, reshard_after_forward=False, **settings)
     for part in module.modules():
@@ -83,9 +91,8 @@ def whole(module: nn.Module) -> None:
     plain: dict[int, nn.Parameter] = {}  # a tied parameter is gathered once and stays tied
     for name, split in module.named_parameters(remove_duplicate=False):
         if id(split) not in plain:
-            value: torch.Tensor = split.detach()
-            gathered = value.full_tensor() if hasattr(value, "full_tensor") else value
-            plain[id(split)] = nn.Parameter(gathered.clone(), requires_grad=split.requires_grad)
+            value: Any = split.detach()
+            plain[id(split)] = nn.Parameter(value.full_tensor().clone()) if is_split(split) else split
         owner, _, leaf = name.rpartition(".")
         fresh.get_submodule(owner)._parameters[leaf] = plain[id(split)]
     for name, buffer in module.named_buffers(remove_duplicate=False):
@@ -96,16 +103,36 @@ def whole(module: nn.Module) -> None:
     module.__class__ = type(fresh)
 
 
-def _without_weights(module: nn.Module) -> nn.Module:
-    """A deep copy with every parameter on the meta device: structure, settings and ties, no memory."""
+def _to_split(module: nn.Module) -> set[nn.Parameter]:
+    """The trainable parameters with axes, of the dtype that most of their elements have: FSDP2 mixes none."""
+    sizes: Counter[torch.dtype] = Counter()
+    able = [p for p in module.parameters() if p.requires_grad and p.ndim]
+    for parameter in able:
+        sizes[parameter.dtype] += parameter.numel()
+    if not sizes:
+        raise ValueError(f"{type(module).__name__}: nothing in it is trainable, so there is nothing to split")
+    return {p for p in able if p.dtype == sizes.most_common(1)[0][0]}
+
+
+def _refuse_references(module: nn.Module, split: set[nn.Parameter]) -> None:
+    for name, part in module.named_modules():
+        for attribute, value in vars(part).items():
+            if isinstance(value, nn.Parameter) and value in split:
+                raise ValueError(
+                    f"{name} ({type(part).__name__}) keeps a parameter as `{attribute}` beside its place, so its "
+                    "weights cannot be split; train with shard: false"
+                )
+
+
+def _without_weights(module: nn.Module, split: set[nn.Parameter]) -> nn.Module:
+    """A deep copy, what is split on the meta device and the rest shared: structure, settings and ties, no memory."""
     memo: dict[int, Any] = {
-        id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
-        for p in module.parameters()
+        id(p): nn.Parameter(torch.empty_like(p, device="meta")) if p in split else p for p in module.parameters()
     }
     return copy.deepcopy(module, memo)
 
 
-def _blocks(module: nn.Module, inside: Sequence[Any]) -> list[nn.Module]:
+def _blocks(module: nn.Module, inside: Sequence[Any], split: set[nn.Parameter]) -> list[nn.Module]:
     """The repeated blocks of the transformers models inside, as those name them; outermost only."""
     names = {name for model in inside for name in model._no_split_modules or ()}
     blocks: list[nn.Module] = []
@@ -114,7 +141,7 @@ def _blocks(module: nn.Module, inside: Sequence[Any]) -> list[nn.Module]:
         if type(part).__name__ in names and part not in within and part is not module:
             blocks.append(part)
             within.update(part.modules())
-    return [block for block in blocks if any(p.ndim for p in block.parameters())]
+    return [block for block in blocks if not split.isdisjoint(block.parameters())]
 
 
 def _gather_around(module: nn.Module, inside: Sequence[Any]) -> None:

@@ -193,7 +193,10 @@ class Updates:
         if self.split:
             from fairlead.engine import sharded  # loads FSDP2, which a run without it does without
 
-            sharded.shard(module)
+            try:
+                sharded.shard(module)
+            except ValueError as error:
+                raise InputError(f"shard: {error}") from error
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.optimiser = torch.optim.AdamW(
             _groups(list(self.parameters.values()), config.weight_decay), lr=config.lr, betas=config.betas, fused=True
@@ -317,10 +320,9 @@ class Updates:
 
 def _groups(parameters: Sequence[torch.nn.Parameter], decay: float) -> list[dict[str, object]]:
     """Parameters for the optimiser. Decay pulls weights to zero; norms and biases have no reason to be there."""
-    decayed = [p for p in parameters if p.ndim >= 2]
-    others = [p for p in parameters if p.ndim < 2]
-    # Where weights are split, scalars are not, and no fused call takes both kinds.
-    scalars = [p for p in others if p.ndim == 0] if any(map(parallel.is_split, parameters)) else []
-    others = [p for p in others if p.ndim == 1 or not scalars]
-    groups = [(decayed, decay), (others, 0.0), *([(scalars, 0.0)] if scalars else [])]
-    return [{"params": group, "weight_decay": weight} for group, weight in groups]
+    groups: list[dict[str, object]] = []
+    for split in (False, True):  # no fused call takes both kinds
+        mine = [p for p in parameters if parallel.is_split(p) == split]
+        groups.append({"params": [p for p in mine if p.ndim >= 2], "weight_decay": decay})
+        groups.append({"params": [p for p in mine if p.ndim < 2], "weight_decay": 0.0})
+    return [group for group in groups if group["params"]]
