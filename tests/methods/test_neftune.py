@@ -119,7 +119,7 @@ def test_sft_on_whole_texts_learns_the_prompts_too(model: Tiny) -> None:
 
     def of_prompt(m: Any) -> float:
         logp = reply_logprobs(m.module, whole.trees)
-        return float(logp.logp_N.mean())
+        return logp.logp_N.mean().item()
 
     assert of_prompt(texts.model) > of_prompt(replies.model)
 
