@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from tests.engine.helpers import keep_float64
 from tests.support import tiny
 
 from fairlead.exchange import Exchange, Preference, assistant, exchange, user
@@ -25,7 +26,7 @@ class Tiny:
 
 def tiny_model(dtype: torch.dtype = torch.float64, seed: int = 0) -> Tiny:
     words = tiny.tokenizer()
-    return Tiny(tiny.llama(len(words), seed=seed).to(dtype), words)
+    return Tiny(keep_float64(tiny.llama(len(words), seed=seed).to(dtype)), words)
 
 
 WORDS = ["yes", "no", "the boat is blue", "the rats go to the shed", "a secret", "i keep that one"]

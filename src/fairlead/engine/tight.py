@@ -64,7 +64,7 @@ def read(model: nn.Module) -> Weights | str:
         return f"its activation is {config.hidden_act}"
     if getattr(inner, "is_activation_checkpointing", False):
         return "gradient checkpointing is on"
-    changed = _changed(inner.model)
+    changed = _changed(inner.model, config.rms_norm_eps)
     if changed is not None:
         return changed
     layers = []
@@ -96,7 +96,7 @@ def read(model: nn.Module) -> Weights | str:
                    inner.model.layers[0].self_attn.head_dim)  # fmt: skip
 
 
-def _changed(body: nn.Module) -> str | None:
+def _changed(body: nn.Module, epsilon: float) -> str | None:
     """What about the modules is not as transformers made them. (A plain walk: this runs before every forward pass.)"""
     left: list[tuple[str, nn.Module | None]] = [("the model", body)]
     while left:
@@ -107,6 +107,8 @@ def _changed(body: nn.Module) -> str | None:
             return f"{name} carries hooks or another forward, which must run"
         if name.endswith("_proj") and type(module) is not nn.Linear:
             return f"{name} is {type(module).__name__}, not a plain linear layer"
+        if module.__dict__.get("variance_epsilon", epsilon) != epsilon:
+            return f"{name} has an epsilon of its own"
         for parameter in module._parameters.values():
             if parameter is not None and type(parameter) is not nn.Parameter:
                 return f"a weight of {name} is of type {type(parameter).__name__}"
