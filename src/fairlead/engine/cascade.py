@@ -55,7 +55,7 @@ class Side:
         got = x_THh[self.where] if isinstance(self.where, slice) else x_THh.index_select(0, self.where)
         if zero and self.padding is not None:
             got.index_fill_(0, self.padding, 0.0)
-        return got.unflatten(0, (-1, self.length)).transpose(1, 2)
+        return got.view(-1, self.length, *got.shape[1:]).transpose(1, 2)
 
     def give(self, out_T: torch.Tensor, y: torch.Tensor, *, add: bool = False) -> None:
         """Write, or add, (m, H, n, ...) into (T, H, ...), padding left out."""
@@ -223,7 +223,7 @@ class _Cascade(torch.autograd.Function):
             for side, total, part in zip((asked, group.key, group.key), (d_query, d_key, d_value), parts, strict=True):
                 side.give(total, part, add=True)
         if repeats > 1:
-            d_key, d_value = (x.unflatten(1, (-1, repeats)).sum(2) for x in (d_key, d_value))
+            d_key, d_value = (x.view(len(x), -1, repeats, x.shape[2]).sum(2) for x in (d_key, d_value))
         return d_query, d_key, d_value, None, None
 
 

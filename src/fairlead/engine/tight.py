@@ -124,7 +124,7 @@ def hidden_states(
     sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)  # so that rotation is a roll
     for number, layer in enumerate(w.layers):
         q, k, v = _project(x, layer.norm_in, w.epsilon, *layer.query, *layer.key, *layer.value)
-        q, k, v = (y.unflatten(1, (-1, w.head_width)) for y in (q, k, v))
+        q, k, v = (y.view(len(y), -1, w.head_width) for y in (q, k, v))
         if layer.norm_query is not None and layer.norm_key is not None:
             q, k = _norm(q, layer.norm_query, w.epsilon), _norm(k, layer.norm_key, w.epsilon)
         q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
