@@ -106,6 +106,7 @@ def main() -> None:
     work = SMOKE if args.smoke else FULL
     about = {"device": name, "peak_tflops": peak, "bandwidth_gbs": bandwidth, "torch": torch.__version__,
              "transformers": transformers.__version__, "work": asdict(work)}  # fmt: skip
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     began = time.monotonic()
 

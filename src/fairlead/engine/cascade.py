@@ -223,7 +223,7 @@ class _Cascade(torch.autograd.Function):
             for side, total, part in zip((asked, group.key, group.key), (d_query, d_key, d_value), parts, strict=True):
                 side.give(total, part, add=True)
         if repeats > 1:
-            d_key, d_value = (x.view(len(x), -1, repeats, x.shape[-1]).sum(2) for x in (d_key, d_value))
+            d_key, d_value = (x.view(len(x), -1, repeats, x.shape[2]).sum(2) for x in (d_key, d_value))
         return d_query, d_key, d_value, None, None
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -89,13 +89,9 @@ def attend(
     kernel: Kernel | None = None,
 ) -> torch.Tensor:
     """Attention of query (T, H, h) over key and value (T, K, h); returns (T, H, h). `kernel` is torch's by default."""
-    if kernel is None:
-        from torch.nn.attention.varlen import varlen_attn
-
-        kernel = cast("Kernel", varlen_attn)
     if found.key_S is not None:
         key, value = _gather(key, found.key_S), _gather(value, found.key_S)
-    return kernel(
+    return (kernel or _kernel())(
         query.contiguous(),
         key.contiguous(),
         value.contiguous(),
@@ -107,6 +103,14 @@ def attend(
         window_size=(-1 if window is None else window - 1, 0),
         enable_gqa=query.shape[1] != key.shape[1],
     )
+
+
+def _kernel() -> Kernel:
+    from torch.nn.attention.varlen import varlen_attn
+
+    kernel: Any = varlen_attn  # returns more than the output only where it is asked to
+    found: Kernel = kernel
+    return found
 
 
 class _Gather(torch.autograd.Function):
