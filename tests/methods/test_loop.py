@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 import math
+from pathlib import Path
 
 import pytest
 
@@ -158,6 +160,68 @@ def test_a_gradient_that_is_not_a_number_stops_before_the_weights_change() -> No
     with pytest.raises(TrainingStopped, match=r"step 1: the gradient's norm is .* on 2 rows \(row"):
         loop.step(torch.sqrt((parameter * 0).sum()), batch)  # finite value 0, infinite slope
     assert all(torch.equal(before[name], value) for name, value in loop.module.state_dict().items())
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_the_batch_that_stopped_a_run_is_kept_and_named(tmp_path: Path, what: str) -> None:
+    rows = exchange_rows(MODEL, demonstrations(6), places=[f"data.jsonl:{i}" for i in range(1, 7)])
+    config = Training(epochs=1, rows_per_step=3, lr=1e-3, tokens_per_batch=max(t.tokens for t in rows.trees))
+    loop = updates(config, rows, checkpoint=tmp_path)
+    made = list(batches(rows, config))
+    members = step_rows(rows, config)[1]
+    parameter = next(iter(loop.parameters.values()))
+    with pytest.raises(TrainingStopped) as stopped:
+        for batch in made:
+            bad = batch.step == 1 and (what == "gradient" or batch is made[-2])
+            loss = parameter.sum() * 0 + 1.0
+            if bad:
+                loss = parameter.sum() * math.nan if what == "loss" else torch.sqrt((parameter * 0).sum())
+            loop.step(loss, batch)
+    (file,) = tmp_path.iterdir()
+    assert f"The batch is saved in {file}" in str(stopped.value)
+    kept = json.loads(file.read_text())
+    expected = list(made[-2].rows) if what == "loss" else members
+    assert [r["row"] for r in kept["rows"]] == expected
+    assert [r["place"] for r in kept["rows"]] == [f"data.jsonl:{row + 1}" for row in expected]
+    assert [tuple(r["prompt"]) for r in kept["rows"]] == [rows.trees[row].prompt for row in expected]
+    assert [tuple(map(tuple, r["replies"])) for r in kept["rows"]] == [rows.trees[row].replies for row in expected]
+    assert kept["step"] == 2 and what in kept["what"]
+    assert [before["loss"] for before in kept["before"]] == [pytest.approx(loop.records[0].loss)]
+
+
+def test_a_batch_that_cannot_be_kept_is_said(tmp_path: Path) -> None:
+    rows, config = rows_of(2), Training(epochs=1, rows_per_step=2, lr=1e-3)
+    (tmp_path / "file").write_text("in the way")
+    for folder, said in ((None, "No checkpoint folder is given"), (tmp_path / "file", "The batch could not be saved")):
+        loop = updates(config, rows, checkpoint=folder)
+        (batch,) = batches(rows, config)
+        with pytest.raises(TrainingStopped, match=f"the loss is nan.*{said}"):
+            loop.step(next(iter(loop.parameters.values())).sum() * math.nan, batch)
+
+
+def test_loggers_hear_of_every_step() -> None:
+    class Heard:
+        def __init__(self) -> None:
+            self.steps: list[tuple[int, dict[str, float]]] = []
+
+        def log(self, step: int, metrics: dict[str, float]) -> None:
+            self.steps.append((step, dict(metrics)))
+
+        def close(self) -> None: ...
+
+    heard = (Heard(), Heard())
+    rows, config = rows_of(4), Training(epochs=1, rows_per_step=2, lr=1e-3)
+    loop = updates(config, rows, loggers=heard)
+    for batch in batches(rows, config):
+        logp = reply_logprobs(loop.module, batch.trees)
+        loop.step(sft_nll(logp.logp_N, tokens=batch.step_tokens), batch, {"long": 3.0})
+    assert heard[0].steps == heard[1].steps
+    assert [step for step, _ in heard[0].steps] == [1, 2]
+    _, metrics = heard[0].steps[1]
+    record = loop.records[1]
+    assert metrics["loss"] == record.loss and metrics["lr"] == record.lr and metrics["tokens"] == record.tokens
+    assert metrics["long"] == 1.5, "a sum is told per row"
+    assert metrics["tokens_per_second"] == pytest.approx(record.tokens / record.seconds)
 
 
 def test_gradients_are_clipped_and_progress_is_told() -> None:
