@@ -125,6 +125,8 @@ class Dropout(nn.Module):
     the same masks again, and so does gradient checkpointing.
     """
 
+    b: torch.Tensor
+
     def __init__(self, p: float, seed: int, number: int, b: torch.Tensor) -> None:
         super().__init__()
         self.p, self.seed, self.number = p, seed, number
