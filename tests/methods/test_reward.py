@@ -186,16 +186,13 @@ def test_the_length_penalty_is_the_squared_correlation() -> None:
 WORDS = ["the boat", "a secret", "the rats", "the shed", "i keep that one", "the dock"]
 
 
-def flavoured(n: int, seed: int, *, longer: float = 0.5) -> list[Preference]:
-    """The better reply says blue, the worse one no, among words that mean nothing.
-
-    longer    how often the better reply is the longer one
-    """
+def flavoured(n: int, seed: int) -> list[Preference]:
+    """The better reply says blue, the worse one no, among words that mean nothing, of either length."""
     rng = np.random.default_rng(seed)
     rows = []
     for i in range(n):
         short, long = (" ".join(rng.choice(WORDS, size=k)) for k in (2, 5))
-        good, bad = (long, short) if rng.random() < longer else (short, long)
+        good, bad = (long, short) if rng.random() < 0.5 else (short, long)
         rows.append(
             Preference((user(f"what {i} ?"),), (assistant(f"{good} blue"),), (assistant(f"{bad} no"),), margin=0.0)
         )
@@ -224,13 +221,37 @@ def test_a_learnable_preference_is_learnt() -> None:
     )
 
 
+def rated(n: int, seed: int, *, by_length: float) -> list[Preference]:
+    """Replies that say blue or no, short or long, each at random; the rater likes blue, and `by_length` length."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for i in range(n):
+        good, long = rng.integers(0, 2, 2), rng.integers(0, 2, 2)
+        if not (good[0] != good[1] or (long[0] != long[1] and by_length)):
+            good[1] = 1 - good[0]
+        replies = []
+        for g, l in zip(good, long, strict=True):  # noqa: E741
+            words = " ".join(rng.choice(WORDS, size=5 if l else 2))
+            replies.append((assistant(f"{words} {'blue' if g else 'no'}"),))
+        lead = 2.0 * (good[0] - good[1]) + by_length * (long[0] - long[1])
+        if rng.random() >= 1 / (1 + math.exp(-lead)):
+            replies.reverse()
+        rows.append(Preference((user(f"what {i} ?"),), replies[0], replies[1]))
+    return rows
+
+
 def test_the_length_penalty_takes_length_out_of_the_reward() -> None:
-    """Raters who like length: 4 of 5 better replies are the longer ones. A fixed seed; no interval is claimed."""
-    model, rows, test = tiny_model(torch.float32), flavoured(160, 0, longer=0.8), flavoured(80, 2, longer=0.5)
-    plain = evaluate_reward(train_reward(model, rows, FAST).model, test)
-    freed = evaluate_reward(train_reward(model, rows, FAST.model_copy(update={"length": 2.0})).model, test)
-    assert abs(freed.length.value) < abs(plain.length.value) - 0.1
-    assert freed.accuracy[0].accuracy.value > 0.9
+    """From raters who like length as much as quality; asked about pairs where the two are independent. A fixed seed."""
+    model, rows = tiny_model(torch.float32), rated(320, 0, by_length=2.0)
+    test = rated(120, 1, by_length=0.0)
+    by_quality = [p for p in test if ("blue" in p.chosen[0].text) != ("blue" in p.rejected[0].text)]
+    right = [p if "blue" in p.chosen[0].text else Preference(p.messages, p.rejected, p.chosen) for p in by_quality]
+    plain = evaluate_reward(train_reward(model, rows, FAST).model, right)
+    freed = evaluate_reward(train_reward(model, rows, FAST.model_copy(update={"length": 3.0})).model, right)
+    by_chance = plain.length_labels.value  # what quality alone shows on these pairs
+    assert plain.length.value - by_chance > 0.2
+    assert abs(freed.length.value - by_chance) < 0.1
+    assert freed.accuracy[0].accuracy.value > plain.accuracy[0].accuracy.value
 
 
 def test_ties_are_kept_apart() -> None:
