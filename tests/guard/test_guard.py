@@ -9,7 +9,7 @@ from fairlead.constitution import load
 from fairlead.constitution.schema import Constitution
 from fairlead.errors import BudgetReached, InputError, MissingResource
 from fairlead.exchange import Exchange, Media, Message, Text, ToolCall, assistant, user
-from fairlead.guard import GuardedModel, Policy, checks_from, guarded, unchecked
+from fairlead.guard import CriticCheck, GuardedModel, Policy, checks_from, guarded, unchecked
 from fairlead.guard.decision import Decision, Span
 from fairlead.guard.revise import reviser
 from fairlead.measures.general import General
@@ -311,6 +311,21 @@ def test_the_general_packs_guard_paints_over_a_secret_in_any_spelling() -> None:
     model = guarded(ScriptedModel(lambda _: next(drawn)), load("hhh"), None)
     replies = [r[0].text for r in model.generate([case.messages] * 3)]
     assert replies == ["it is [redacted] .", "it is [redacted] .", "hello"]
+
+
+def test_a_check_looks_where_its_principle_says_and_a_canary_is_looked_for_everywhere() -> None:
+    calls = {"at": ["tool_call"], "on_violation": "refuse"}
+    no_harm, keep = ({**p, "guard": calls} for p in HARBOUR["principles"][1:3])
+    body = {**HARBOUR, "principles": [no_harm, {**keep, "guard": {"at": ["reply"], "on_violation": "refuse"}}]}
+    given = {"from": "value", "value": "red oak"}
+    canaries = [{"id": "launch", **given, "canary": True}, {"id": "day-word", "from": "system", "canary": True}]
+    plain = checks_from(Constitution.model_validate(body), critic_model())
+    everywhere = checks_from(Constitution.model_validate({**body, "secrets": canaries}), critic_model())
+    assert isinstance(plain[1], CriticCheck) and plain[1].at == {"tool_call"}
+    for word in ("red oak", "falcon"):
+        reply = (Message("assistant", (ToolCall("c", "post", word),)),)
+        item = Exchange((keeping("falcon"),), reply)
+        assert [checks[0].decide([item])[0].outcome for checks in (plain, everywhere)] == ["allow", "refuse"]
 
 
 def test_rules_of_the_stack_become_checks_of_their_principle() -> None:
