@@ -107,7 +107,8 @@ train_dpo(model, pairs, config).model.save(sys.argv[2])
 """
 
 
-@pytest.mark.parametrize("shard", [pytest.param("whole", marks=pytest.mark.full), "shard"])
+@pytest.mark.full
+@pytest.mark.parametrize("shard", ["whole", "shard"])
 def test_under_torchrun(tmp_path: Path, shard: str) -> None:
     """The real launcher, a real script, FSDP2 on the CPU; a single process loads what it saved."""
     tiny.folder(tmp_path / "base")

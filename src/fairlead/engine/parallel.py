@@ -10,6 +10,7 @@ Weights split over the processes (FSDP2) are in `sharded.py`. Nothing is pickled
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import heapq
 import logging
@@ -88,6 +89,8 @@ def _join() -> World:
     if not joined:
         # Small counts and text go over gloo even where gradients go over nccl: they need no turn on the GPU.
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=WAIT)
+        # Left to the end of the interpreter, its threads may outlive what they use, and the process then aborts.
+        atexit.register(_leave)
     here = World(
         dist.get_rank(),
         dist.get_world_size(),
@@ -96,6 +99,11 @@ def _join() -> World:
     if here.rank:
         logging.getLogger(__name__.partition(".")[0]).setLevel(logging.ERROR)  # process 0 says it for all
     return here
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 # ------------------------------------------------------------------------------------ what they tell each other
