@@ -185,7 +185,7 @@ PAIR = {"prompt": "a", "chosen": "yes", "rejected": "no"}
         ((json.dumps(PAIR) + "\n{\n").encode(), "pairs.jsonl:2"),
         ((json.dumps(PAIR) + "\n" + json.dumps({"prompt": "a", "chosen": "b"}) + "\n").encode(), "pairs.jsonl:2"),
         (b"PK\x03\x04rest", "zip archive"),
-        (gzip.compress(json.dumps(PAIR).encode())[:-4], "pairs.jsonl"),
+        (gzip.compress(json.dumps(PAIR).encode(), mtime=0)[:-4], "pairs.jsonl"),
     ],
 )
 def test_wrong_preference_data(body: bytes | None, says: str, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
