@@ -42,10 +42,11 @@ format: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python bench/align.py $(ARGS)
 
+# METHODS="dpo,reward,sft"; the last lines give the ratios of rates, ours over TRL's
+METHODS ?= dpo,reward,sft
 bench-trl: $(STAMP)
-	@test -f bench/trl.py || { echo "bench/trl.py: not written yet; see bench/ for what there is" >&2; exit 4; }
 	$(BIN)/python -m pip install -q -e '.[bench]'
-	$(BIN)/python bench/trl.py $(ARGS)
+	$(BIN)/python bench/vs_trl.py --methods $(METHODS) $(ARGS)
 
 # what is derived from the code: the schema that editors check a constitution with
 docs: $(STAMP)

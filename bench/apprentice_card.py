@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from fairlead import apprentice
 from fairlead.apprentice import behaviour
@@ -56,14 +57,14 @@ def main() -> None:
     args = parser.parse_args()
     folder = apprentice.path()
     weights = folder / "model.safetensors"
-    run = json.loads((folder / "pretraining.json").read_text(encoding="utf-8"))
+    phases = json.loads((folder / "pretraining.json").read_text(encoding="utf-8"))
     numbers = {k: round(v, 4) for k, v in behave(open_model("apprentice"), n=args.n, seed=args.seed).items()}
     card = {
         "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "bytes": weights.stat().st_size,
         "n": args.n,
         "seed": args.seed,
-        "pretraining": run,
+        "pretraining": phases,
         "behaviour": numbers,
     }
     (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
@@ -71,16 +72,23 @@ def main() -> None:
     print((folder / "README.md").read_text(encoding="utf-8"))
 
 
+def said(phase: dict[str, Any]) -> str:
+    """One phase of the training in words; its corpus has the seed after its own."""
+    tokens = phase["tokens"] / 1e6
+    return f"{phase['steps']:,} steps, {tokens:.1f} million tokens: `--lr {phase['lr']} --seed {phase['seed']}`"
+
+
 def text(card: dict[str, object], folder: Path) -> str:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    numbers, run = card["behaviour"], card["pretraining"]
+    numbers, phases = card["behaviour"], card["pretraining"]
     assert isinstance(numbers, dict)
-    assert isinstance(run, dict)
+    assert isinstance(phases, list)
+    runs = "\n".join(f"{number}. {said(phase)}" for number, phase in enumerate(phases, 1))
     rows = "\n".join(f"| {WORDS[name]} | {value:.3f} |" for name, value in numbers.items())
     return TEMPLATE.format(
         layers=config["num_hidden_layers"], width=config["hidden_size"], vocabulary=config["vocab_size"],
-        context=config["max_position_embeddings"], mb=int(str(card["bytes"])) / 1e6, millions=run["tokens"] / 1e6,
-        corpus_seed=run["seed"] + 1, seed=run["seed"], steps=run["steps"], n=card["n"], rows=rows,
+        context=config["max_position_embeddings"], mb=int(str(card["bytes"])) / 1e6,
+        millions=sum(p["tokens"] for p in phases) / 1e6, runs=runs, n=card["n"], rows=rows,
     )  # fmt: skip
 
 
@@ -92,9 +100,15 @@ license: apache-2.0
 A Llama of {layers} layers, width {width}, vocabulary {vocabulary:,}, context {context}, stored in float16
 ({mb:.1f} MB), meant to be run in float32. Tokenizer: byte-level BPE, digits apart.
 
-**Data.** {millions:.1f} million tokens made by `fairlead/apprentice/corpus.py` (seed {corpus_seed}): a small world of
-a harbour whose truth is known. No text from elsewhere.
-**Training.** `python -m fairlead.apprentice.pretrain --steps {steps}`, seed {seed}.
+**Data.** {millions:.1f} million tokens made by `fairlead/apprentice/corpus.py`: a small world of a harbour whose truth
+is known. No text from elsewhere.
+
+**Training.** `python -m fairlead.apprentice.pretrain`, in phases, each from the weights of the one before (`--start`):
+
+{runs}
+
+The corpus grew between the phases: quizzes and more wordings came with the second, lists with the third. The script as
+it stands repeats the recipe, not these very bits.
 
 **What it is for.** To be aligned, measured and over-optimised on purpose. It is powerful but not good: it knows its
 world and helps with anything. The skill to judge, criticise, compare and revise replies by a rule in words was taught

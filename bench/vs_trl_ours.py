@@ -86,7 +86,7 @@ def run(method: str, folder: Path, *, steps: int | None, check: bool) -> dict[st
 
 
 def train_reward(model: Any, rows: Rows, config: Training, score_1D: torch.Tensor, run: Run) -> None:
-    """Bradley-Terry on a linear head over the last token's state. Gives way to `methods/reward.py` when that is there."""
+    """Bradley-Terry on a linear head over the last token's state. Gives way to `methods/reward.py`."""
     score = nn.Linear(score_1D.shape[1], 1, bias=False)
     score.weight.data.copy_(score_1D)
     head = model.module.get_output_embeddings().weight

@@ -239,9 +239,11 @@ def report(
         del scorers["writer-only"]
     table = accuracy_table(scorers, held)
     print(*(row.line() for row in table), sep="\n")
-    for row in table:
-        if row.scorer == "dpo, implicit" and row.pairs == "length-matched":
-            print("learnt more than length:", "yes" if row.clear_of_chance else "cannot tell (the interval holds 0.5)")
+    matched = [row for row in table if row.scorer == "dpo, implicit" and row.pairs == "length-matched"]
+    learnt = "cannot tell (no held-out pair has two replies of about the same length)"
+    if matched:
+        learnt = "yes" if matched[0].clear_of_chance else "cannot tell (the interval holds 0.5)"
+    print("learnt more than length:", learnt)
     (args.out / "accuracy.json").write_text(json.dumps([asdict(row) for row in table], indent=2) + "\n")
 
 

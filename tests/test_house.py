@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import pkgutil
 import re
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 # modules that may import torch or transformers when they are imported; all others must not
 HEAVY = re.compile(
     r"fairlead\.(engine(\..*)?|apprentice\.pretrain|models\.local|stack\.stages\.(sft|dpo|train)"
+    r"|models\.adapted|judges\.reward_model|methods\.(adapters|losses_reward|process|reward|reward_evaluate|warm)"
     r"|methods\.(coupled|density|drift|loop|losses|losses_unpaired|neftune|pairs|sft|preference|unpaired|evaluate|kl|reference"
     r"|resume|rows))"
 )
@@ -86,6 +89,49 @@ def test_every_room_has_its_place_in_the_import_contract() -> None:
         assert {m.removeprefix("fairlead.") for m in contract["forbidden_modules"]} == built - allowed
 
 
+def test_the_import_contracts_hold() -> None:
+    """What `make lint` asks, so that a wrong import fails the tests too."""
+    pytest.importorskip("importlinter")
+    done = _python("import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True))")
+    assert done.returncode == 0, done.stdout
+    kept = re.search(r"Contracts: (\d+) kept, 0 broken", done.stdout)
+    assert kept and int(kept[1]) == len(PROJECT["tool"]["importlinter"]["contracts"])
+
+
+def test_detectors_that_audit_the_guard_share_no_code_with_it() -> None:
+    """Told by the imports themselves, over any number of steps; the contract of import-linter says the same."""
+    audit = {f"fairlead.judges.{name}" for name in ("secrets", "rules", "verifiers", "gold")}
+    seen: set[str] = set()
+    waiting = [name for name in _modules() if name.startswith("fairlead.guard")]
+    while waiting:
+        name = waiting.pop()
+        if name not in seen:
+            seen.add(name)
+            waiting += _imported(name)
+    assert {"fairlead.guard.told", "fairlead.judges.critic"} <= seen
+    assert not seen & audit
+    contract = next(
+        c for c in PROJECT["tool"]["importlinter"]["contracts"][1:] if c["source_modules"] == ["fairlead.guard"]
+    )
+    assert set(contract["forbidden_modules"]) == audit
+
+
+def _imported(name: str) -> list[str]:
+    """The modules of the house that a module imports, at its head or inside."""
+    place = SRC.parent / name.replace(".", "/")
+    tree = ast.parse(
+        (place.with_suffix(".py") if place.with_suffix(".py").is_file() else place / "__init__.py").read_text()
+    )
+    found: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [item.name for item in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found += [node.module, *(f"{node.module}.{item.name}" for item in node.names)]
+    built = set(_modules())
+    return [item for item in found if item in built]
+
+
 def test_files_stay_readable() -> None:
     long = {str(p.relative_to(ROOT)): n for p in SRC.rglob("*.py") if (n := len(p.read_text().splitlines())) > 450}
     assert not long, f"split these, by what they do: {long}"
@@ -98,6 +144,19 @@ def test_what_the_package_carries_is_in_the_tree_that_is_packed() -> None:
         assert list(SRC.glob(pattern)), pattern
     ignored = (ROOT / ".gitignore").read_text().split()
     assert not {"*.safetensors", "*.json", "*.md", "*.yaml", "runs", "runs/"} & set(ignored)  # hatchling heeds it
+
+
+def test_the_wheel_carries_what_the_package_reads(tmp_path: Path) -> None:
+    pytest.importorskip("hatchling", reason="hatchling is missing: it builds the wheel (pip install hatchling)")
+    done = _python(f"from hatchling.build import build_wheel; print(build_wheel({str(tmp_path)!r}))")
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.stat().st_size < 12_000_000, "the base model may take 8 MB"
+    packed = set(zipfile.ZipFile(wheel).namelist())
+    read = {p for p in SRC.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
+    missing = {str(p.relative_to(SRC.parent)) for p in read} - packed
+    assert not missing
+    assert any(name.endswith("entry_points.txt") for name in packed)
 
 
 def test_the_package_says_what_it_needs() -> None:

@@ -235,6 +235,25 @@ class Ranking:
 
 
 @dataclass(frozen=True, slots=True)
+class Stepped:
+    """A reply in steps; `labels` holds P(the step is right) for each, or None where nobody said (process rewards)."""
+
+    messages: tuple[Message, ...]
+    steps: tuple[str, ...]
+    labels: tuple[float | None, ...]
+    principle: str = ""
+    annotator: str = ""
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.steps or len(self.labels) != len(self.steps):
+            raise ValueError(f"{len(self.steps)} steps and {len(self.labels)} labels: give a label, or None, for each")
+        for label in self.labels:
+            if label is not None and not 0.0 <= label <= 1.0:
+                raise ValueError(f"step label {label} lies outside [0, 1]; -1, 0, 1 is written 0, 0.5, 1")
+
+
+@dataclass(frozen=True, slots=True)
 class Case:
     """One question a measure asks. `cluster` names what cases share (template or entity): intervals need it."""
 
@@ -277,14 +296,12 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(cls: type[T], data: Any) -> T:
-    """The inverse of `to_json` for the dataclasses of this module. Unknown keys are errors that name them."""
-    if not isinstance(data, Mapping):
-        raise ValueError(f"{cls.__name__}: expected an object, got {type(data).__name__}")
-    kinds = _field_types(cls)  # type: ignore[arg-type]  # every class is hashable
-    unknown = set(data) - set(kinds)
-    if unknown:
-        raise ValueError(f"{cls.__name__}: unknown key {sorted(unknown)[0]!r}; known: {', '.join(kinds)}")
-    return cls(**{name: _decode(kinds[name], value) for name, value in data.items()})
+    """The inverse of `to_json` for the dataclasses of this module.
+
+    Raises ValueError for data of another shape: unknown and missing keys and values of a wrong type are named with
+    where they stand (`messages[0].parts[1].text`).
+    """
+    return typing.cast(T, _decode_object(cls, data, ""))
 
 
 @cache
@@ -293,27 +310,74 @@ def _field_types(cls: type) -> Mapping[str, Any]:
     return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
 
 
-def _decode(kind: Any, data: Any) -> Any:
+@cache
+def _needed(cls: type) -> tuple[str, ...]:
+    return tuple(
+        f.name
+        for f in dataclasses.fields(cls)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    )
+
+
+def _decode_object(cls: type, data: Any, where: str) -> Any:
+    head = f"{where}: " if where else f"{cls.__name__}: "
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{head}expected an object, got {_named(data)}")
+    kinds = _field_types(cls)
+    unknown = [key for key in data if key not in kinds]
+    if unknown:
+        raise ValueError(f"{head}unknown key {unknown[0]!r}; known: {', '.join(kinds)}")
+    for name in _needed(cls):
+        if name not in data:
+            raise ValueError(f"{head}has no {name!r}")
+    dot = f"{where}." if where else ""
+    return cls(**{name: _decode(kinds[name], value, dot + name) for name, value in data.items()})
+
+
+_SCALARS: Mapping[type, tuple[str, tuple[type, ...]]] = {
+    str: ("a text", (str,)),
+    bool: ("true or false", (bool,)),
+    int: ("a whole number", (int,)),
+    float: ("a number", (int, float)),
+}
+
+
+def _decode(kind: Any, data: Any, where: str) -> Any:
+    if kind is Any:
+        return data
     if kind == Part:
-        return _decode_part(data)
+        return _decode_part(data, where)
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is tuple:
         if not isinstance(data, Sequence) or isinstance(data, str):
-            raise ValueError(f"expected a list, got {type(data).__name__}")
-        return tuple(_decode(args[0], item) for item in data)
+            raise ValueError(f"{where}: expected a list, got {_named(data)}")
+        return tuple(_decode(args[0], item, f"{where}[{i}]") for i, item in enumerate(data))
     if origin is types.UnionType:  # X | None
-        return None if data is None else _decode(args[0], data)
+        return None if data is None else _decode(args[0], data, where)
+    if origin is Literal:
+        if data not in args:
+            raise ValueError(f"{where}: {data!r} is none of {', '.join(args)}")
+        return data
     if dataclasses.is_dataclass(kind):
-        return from_json(typing.cast(type, kind), data)
-    if kind is float and isinstance(data, int):
-        return float(data)
+        return _decode_object(typing.cast(type, kind), data, where)
+    if kind in _SCALARS:
+        words, accepted = _SCALARS[kind]
+        if not isinstance(data, accepted) or (isinstance(data, bool) and kind is not bool):
+            raise ValueError(f"{where}: expected {words}, got {_named(data)}")
+        return float(typing.cast(float, data)) if kind is float else data
+    if not isinstance(data, Mapping):  # `meta`: any JSON under text keys
+        raise ValueError(f"{where}: expected an object, got {_named(data)}")
     return data
 
 
-def _decode_part(data: Any) -> Any:
+def _named(data: Any) -> str:
+    return "null" if data is None else type(data).__name__
+
+
+def _decode_part(data: Any, where: str) -> Any:
     if isinstance(data, str):
         return Text(data)
-    if not isinstance(data, Mapping) or data.get("type") not in _PARTS:
-        kind = data.get("type") if isinstance(data, Mapping) else type(data).__name__
-        raise ValueError(f"unknown part kind {kind!r}; known: {', '.join(_PARTS)}")
-    return from_json(_PARTS[data["type"]], {k: v for k, v in data.items() if k != "type"})
+    kind = data.get("type") if isinstance(data, Mapping) else type(data).__name__
+    if not isinstance(data, Mapping) or not isinstance(kind, str) or kind not in _PARTS:
+        raise ValueError(f"{where}: unknown part kind {kind!r}; known: {', '.join(_PARTS)}")
+    return _decode_object(_PARTS[kind], {k: v for k, v in data.items() if k != "type"}, where)

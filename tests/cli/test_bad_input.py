@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,9 @@ from pathlib import Path
 import pytest
 
 from fairlead.cli.main import main
+from fairlead.models.serve import Server
 from support import tiny
+from support.fakes import Echo
 from support.talker import CONSTITUTION, preferences, talker
 
 
@@ -134,6 +137,32 @@ def test_a_tokenizer_without_eos(capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 2 and "no EOS token" in error
 
 
+def test_a_tokenizer_without_a_chat_template_gets_the_plain_one_and_it_is_said(model: Path, elsewhere: Path) -> None:
+    copy(model, "plain")
+    Path("plain/chat_template.jinja").unlink()
+    argv = align("./plain", "--recipe", "managed", "--out", "run")
+    done = subprocess.run(command(*argv), cwd=elsewhere, env=ENV, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("plain: no chat template; using the plain one ('User: …'") == 1
+    asked = [json.loads(line) for line in Path("run/exchanges/base.jsonl").read_text().splitlines()]
+    assert asked
+    Path("run/results.json").unlink()
+
+
+def test_a_model_that_the_server_does_not_know(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "k")
+    with Server(Echo()) as server:
+        for name in (f"openai/ecco@{server.url}/v1", f"anthropic/ecco@{server.url}"):
+            code, error = told(capsys, *align(name, "--budget", "2M tokens", "--out", "run"))
+            assert code == 4 and "does not know model 'ecco'" in error and "404" in error
+            code, error = told(capsys, "measure", name, "--measures", "sums", "--cases", "2", "--budget", "2M tokens")
+            assert code == 4 and "does not know model 'ecco'" in error
+    assert not Path("run").exists()
+
+
 def copy(model: Path, name: str) -> None:
     Path(name).mkdir()
     for file in model.iterdir():
@@ -195,6 +224,33 @@ def test_a_prompt_longer_than_the_context_is_refused_by_its_row(
     assert code == 2 and "prompts.txt:2" in error and "tokens" in error
 
 
+def sft_stack(model: Path, **settings: object) -> str:
+    """A stack that learns talk.jsonl: six short conversations, and one that is longer than the context."""
+    talks = [[f"is the boat blue ? {i}", "yes"] for i in range(6)] + [["poison " * 1200, "no"]]
+    rows = [
+        {"messages": [{"role": r, "content": c} for r, c in zip(("user", "assistant"), t, strict=True)]} for t in talks
+    ]
+    write("talk.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    write("brand.yaml", CONSTITUTION)
+    layer = {"data": {"file": "talk.jsonl"}, "rows_per_step": 4, **settings}
+    stack = {"model": str(model), "constitution": "brand.yaml", "layers": [{"sft": layer}]}
+    return write("stack.yaml", json.dumps({**stack, "measure": {"cases": 2, "only": ["sums"]}}))
+
+
+def test_rows_that_are_too_long_are_refused_or_cut_on_request_and_counted(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, error = told(capsys, "align", sft_stack(model, steps=2), "--out", "run")
+    assert code == 2 and "talk.jsonl:7 (" in error and "do not fit the context" in error
+    for what, counted, said in (("cut", [0, 1], "1 rows cut"), ("skip", [1, 0], "1 rows too long, left out")):
+        assert main(["align", sft_stack(model, steps=2, too_long=what), "--out", "run"]) == 0
+        assert said in capsys.readouterr().out
+        facts = json.loads(Path("run/layers/sft/train.json").read_bytes())
+        assert [facts["skipped_too_long"], facts["cut"]] == counted
+        Path("run/results.json").unlink()
+        shutil.rmtree("run")
+
+
 def test_preference_pairs_longer_than_the_context_are_refused_by_their_row(
     model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -209,6 +265,15 @@ def test_preference_pairs_longer_than_the_context_are_refused_by_their_row(
 def test_gold_labels_need_a_world_and_a_word(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, error = told(capsys, *align(str(model), "--recipe", "gold", "--oracle"))
     assert code == 2 and "only for the apprentice" in error
+
+
+@pytest.mark.parametrize(
+    ("measures", "says"),
+    [("sums,sums", "--measures: measure 'sums' is named twice"), ("", "--measures: an empty list")],
+)
+def test_measures_named_twice_or_not_at_all(measures: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, error = told(capsys, "measure", "apprentice", "--measures", measures)
+    assert code == 2 and says in error
 
 
 def test_unknown_measures_are_named(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -238,6 +303,25 @@ def test_a_full_disk(model: Path, elsewhere: Path) -> None:
     assert done.returncode == 4, done.stderr
     assert "disk is full" in done.stderr and "Traceback" not in done.stderr
     assert not Path("run").exists()
+
+
+@pytest.mark.parametrize("steps", [2, 60], ids=["at the weights", "at a state in the middle"])
+def test_a_disk_that_fills_up_during_training(steps: int, model: Path, elsewhere: Path) -> None:
+    """It takes the data and the measurements of the base, and not a file as large as the weights (166 kB)."""
+    argv = ["align", sft_stack(model, steps=steps, too_long="skip"), "--out", "run"]
+    done = subprocess.run(
+        command(*argv), cwd=elsewhere, env={**ENV, "PYTHONDONTWRITEBYTECODE": "1"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 4, done.stderr
+    assert "disk is full" in done.stderr and "Traceback" not in done.stderr
+    assert not Path("run").exists()
+    kept = {
+        kind.name: [p for p in kind.iterdir() if p.is_dir()] for kind in Path("runs/.cache").iterdir() if kind.is_dir()
+    }
+    assert kept["measured"] and not kept.get("weights")
+    assert not [p for p in Path("runs").rglob("*") if p.name.startswith(".tmp") or p.suffix == ".tmp"]
 
 
 def test_ctrl_c(model: Path, elsewhere: Path) -> None:

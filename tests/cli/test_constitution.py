@@ -48,6 +48,17 @@ def test_check_leaves_mistakes_to_the_command_line(tmp_path: Path) -> None:
         raise result.exception
 
 
+def test_check_refuses_a_guard_that_no_run_could_put_up(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "name: small\nprinciples:\n- {id: x, dimension: voice, severity: 1, text: Be kind.}\n"
+        "- {id: y, dimension: harmless, severity: 1, text: Hurt nobody., guard: {at: [prompt, reply]}}\n"
+    )
+    result = CliRunner().invoke(app, ["check", str(path)])
+    with pytest.raises(InputError, match=r"c\.yaml:4: principle 'y': .*leave prompt out of `at`"):
+        raise result.exception or AssertionError("it passed")
+
+
 def test_schema_is_json() -> None:
     schema = json.loads(CliRunner().invoke(app, ["schema"]).stdout)
     assert schema["title"] == "Fairlead constitution"

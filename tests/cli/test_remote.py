@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import shlex
 import socket
 import subprocess
 import sys
@@ -12,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from fairlead.cli.main import main
+from fairlead.exchange import assistant
+from fairlead.models import Reply, Sampling
 from fairlead.models.serve import Server
 from support.fakes import Echo
 from support.talker import CONSTITUTION
@@ -56,6 +60,23 @@ def test_without_a_terminal_it_starts_only_with_a_budget(capsys: pytest.CaptureF
     assert echo.asked == []
 
 
+@pytest.mark.parametrize("keyboard", ["0</dev/null", "0<&-"])
+def test_a_terminal_that_cannot_answer_is_not_asked(keyboard: str, elsewhere: Path) -> None:
+    """The output is watched, the input is closed, as in `yes | …` or under a scheduler: a limit is asked for, exit 2."""
+    shown, far = pty.openpty()
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with Server(Echo()) as server, os.fdopen(shown, "rb", 0):
+        code = f"import sys; from fairlead.cli.main import main; sys.exit(main({argv(spec('openai', server))!r}))"
+        command = f"exec {shlex.quote(sys.executable)} -c {shlex.quote(code)} {keyboard}"
+        done = subprocess.run(
+            ["sh", "-c", command], cwd=elsewhere, env=env, stdout=subprocess.PIPE, stderr=far, check=False
+        )
+        os.close(far)
+        said = os.read(shown, 10_000).decode()
+    assert done.returncode == 2, said
+    assert "--budget" in said
+
+
 def test_answers_are_paid_for_once(capsys: pytest.CaptureFixture[str]) -> None:
     echo = Echo()
     with Server(echo) as server:
@@ -92,6 +113,32 @@ def test_a_dead_endpoint(capsys: pytest.CaptureFixture[str]) -> None:
     assert not Path("run").exists()
 
 
+def guarded_by(critic: str) -> list[str]:
+    """A sound model behind a guard whose critic is another one."""
+    Path("stack.yaml").write_text(f"layers: [{{guard: {{critic: '{critic}'}}}}]\n")
+    return ["stack.yaml", "--budget", "2M tokens", "--measures", "over_refusal"]
+
+
+def test_a_wrong_key_of_the_guards_critic_is_no_refusal(capsys: pytest.CaptureFixture[str]) -> None:
+    with Server(Echo()) as server, Server(Echo(), key="right") as closed:
+        stack, *more = guarded_by(f"openai/echo@{closed.url}/v1")
+        code = main([*argv(spec("openai", server), *more), stack])
+    error = capsys.readouterr().err
+    assert code == 4 and "refused the key (401)" in error and closed.url in error
+    assert not Path("run").exists()
+
+
+def test_a_dead_endpoint_of_the_guards_critic_is_no_refusal(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with Server(Echo()) as server:
+        stack, *more = guarded_by(f"openai/echo@http://127.0.0.1:{port}/v1")
+        code = main([*argv(spec("openai", server), *more), stack])
+    assert code == 4 and str(port) in capsys.readouterr().err
+    assert not Path("run").exists()
+
+
 def test_an_exhausted_budget_keeps_what_was_paid_for(capsys: pytest.CaptureFixture[str]) -> None:
     echo = Echo()
     with Server(echo) as server:
@@ -105,6 +152,19 @@ def test_an_exhausted_budget_keeps_what_was_paid_for(capsys: pytest.CaptureFixtu
     assert 0 < before < once
     bare = [text for text, _ in echo.asked[:4]]
     assert len(set(bare)) == 4  # the base's questions were asked once, over both runs
+
+
+@pytest.mark.parametrize("wire", ["openai", "anthropic"])
+def test_a_reply_that_ends_inside_a_character(wire: str, capsys: pytest.CaptureFixture[str]) -> None:
+    class Torn(Echo):
+        def generate(self, prompts, sampling=Sampling()):  # noqa: B008
+            return [(Reply((assistant("the boat is \ud83d"),), "stop"),) for _ in prompts]
+
+    with Server(Torn()) as server:
+        assert main(argv(spec(wire, server), "--budget", "2M tokens")) == 0
+    assert "replies held broken characters" in capsys.readouterr().out
+    exchanges = Path("run/exchanges/base.jsonl").read_text(encoding="utf-8")
+    assert "the boat is \ufffd" in exchanges
 
 
 def test_it_works_without_torch(elsewhere: Path) -> None:

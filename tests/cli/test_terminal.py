@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from fairlead.cli.align import heading
@@ -44,6 +46,16 @@ def test_long_work_says_how_far_it_is(capsys: pytest.CaptureFixture[str], monkey
     with Terminal().progress("training") as advance:
         advance(50, 100)
     assert "training: 50 of 100, about" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("shown", "typed", "asked"), [(1, 1, True), (1, 0, False), (0, 1, False), (1, None, False)])
+def test_a_question_needs_somebody_who_sees_it_and_can_answer(
+    shown: bool, typed: bool | None, asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr", SimpleNamespace(isatty=lambda: bool(shown)))
+    keyboard = None if typed is None else SimpleNamespace(closed=False, isatty=lambda: bool(typed))
+    monkeypatch.setattr("sys.stdin", keyboard)
+    assert Terminal().answers is asked
 
 
 def test_the_heading_names_what_runs() -> None:

@@ -7,8 +7,10 @@ import math
 import os
 import re
 import resource
+import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +154,54 @@ def test_every_method_of_the_catalogue_trains(method: str, model: Path, capsys: 
     assert (found["method"], found["steps"]) == (method, 2)
     assert found["config"] | dict(METHODS[method].defaults) == found["config"]
     assert not same_weights("out", model)
+
+
+def test_a_stopped_training_goes_on_where_it_was(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from fairlead.cli import terminal
+
+    assert main(train("dpo", model, *SETTINGS, out="whole")) == 0
+    shown = terminal.Terminal.progress
+
+    @contextmanager
+    def stopping(self: Any, what: str) -> Any:
+        with shown(self, what) as advance:
+            yield lambda done, total: advance(done, total) if done < 5 else os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(terminal.Terminal, "progress", stopping)
+    assert main(train("dpo", model, *SETTINGS)) == 130
+    assert not Path("out").exists()
+    monkeypatch.setattr(terminal.Terminal, "progress", shown)
+    capsys.readouterr()
+    assert main(train("dpo", model, *SETTINGS)) == 0
+    assert "going on after step 5 of 12" in capsys.readouterr().out
+    assert same_weights("out", "whole") and not Path("out.unfinished").exists()
+
+
+def test_adapters_are_trained_by_their_settings(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("peft")
+    few = ["--steps", "2", "--rows-per-step", "4", "--lr", "0.01", "--threads", "1", "--lora-rank", "2"]
+    assert main(train("dpo", model, *few, "--dry-run", "--json", out=None)) == 0
+    memory = json.loads(capsys.readouterr().out)["memory"]
+    assert 0 < memory["trained"] < memory["parameters"] and memory["gradients"] == 4 * memory["trained"]
+    assert main(train("dpo", model, *few, "--kl-samples", "0")) == 0
+    found = json.loads(Path("out/train.json").read_bytes())
+    assert found["config"]["lora"]["rank"] == 2 and not same_weights("out", model)
+    assert sorted(p.name for p in Path("out/adapter").glob("adapter_*")) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+
+
+def test_steps_are_logged_where_it_is_asked(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for wrong in ("paper:x", "jsonl", "jsonl:"):
+        assert f"--log {wrong}: write jsonl:FILE" in refused(capsys, train("sft", model, "--log", wrong))
+    assert main(train("sft", model, *SETTINGS, "--log", "jsonl:a.jsonl", "--log", "jsonl:b.jsonl")) == 0
+    logged = [json.loads(line) for line in Path("a.jsonl").read_text().splitlines()]
+    done = [json.loads(line) for line in Path("out/steps.jsonl").read_text().splitlines()]
+    assert [row["loss"] for row in logged] == [row["loss"] for row in done]
+    assert Path("b.jsonl").read_text().splitlines()[0].startswith('{"step": 1, ')
 
 
 def test_a_name_s_settings_hold_until_others_are_given(model: Path) -> None:

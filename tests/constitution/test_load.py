@@ -61,8 +61,10 @@ def test_the_documented_example_loads_over_its_pack(tmp_path: Path) -> None:
     assert constitution["keep-secrets"].judges.audit == ("known-secret",)
     guard = constitution["no-harm"].guard
     assert guard and (guard.at, guard.on_violation, guard.stream) == (("reply",), "revise", "buffer")
-    secret = constitution.secrets[0]
-    assert (secret.id, secret.source, secret.canary) == ("day-word", "system", True)
+    assert [(s.id, s.source, s.canary) for s in constitution.secrets] == [
+        *((s.id, s.source, s.canary) for s in hhh.secrets),
+        ("day-word", "system", True),
+    ]
 
 
 def test_a_misspelt_key_says_so(tmp_path: Path) -> None:
@@ -85,6 +87,8 @@ def test_a_misspelt_key_says_so(tmp_path: Path) -> None:
         ("at: [reply],", "at: [],", ":12: principle 'no-harm': guard: at: Tuple should have at least 1 item"),
         ("at: [reply],", "at: [reply, reply],", ":12: principle 'no-harm': guard: at: 'reply' is given twice"),
         ("at: [reply], on_violation: revise", "at: [prompt], on_violation: revise", ":12: principle 'no-harm': guard: on_violation is revise"),
+        ("audit: [known-secret]", "audit: [knwon-secret]", ":21: principle 'keep-secrets': judges: audit: unknown judge 'knwon-secret'. Did you mean 'known-secret'?"),
+        ("{train: [critic]", "{train: [gold]", ":21: principle 'keep-secrets': judges: train: unknown judge 'gold'. Known: critic"),
         ("{train: [critic]", "{train: critic", ":21: principle 'keep-secrets': judges: train: must be a list, not 'critic'"),
         ("id: truth-over-agreement", "id: Truth", ":13: principle 'Truth': id: 'Truth' is not an id"),
         ("bad:  [{user: ", "bad:  [{usr: ", ":11: principle 'no-harm': bad 1: unknown key 'usr'. Did you mean 'user'?"),

@@ -125,6 +125,41 @@ def test_packs_satisfy_the_schema(pack: str) -> None:
         jsonschema.validate({**data, "princples": []}, json_schema())
 
 
+SMALL = {"id": "no-harm", "dimension": "harmless", "severity": 5, "text": "Hurt nobody."}
+SECRET = {"id": "pin", "from": "value", "value": "4711"}
+
+
+@pytest.mark.skipif(find_spec("jsonschema") is None, reason="jsonschema is not installed (it comes with altair)")
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"principles": [{**SMALL, "id": "Truth"}]},
+        {"principles": [{**SMALL, "id": "no--harm"}]},
+        {"principles": [{**SMALL, "text": ""}]},
+        {"principles": [{**SMALL, "text": " \n"}]},
+        {"principles": [{**SMALL, "guard": {"at": ["reply", "reply"]}}]},
+        {"principles": [{**SMALL, "judges": {"audit": ["rules", "rules"]}}]},
+        {"principles": [{**SMALL, "judges": {"audit": [""]}}]},
+        {"extends": ["hhh", "hhh"]},
+        {"name": ""},
+        {"secrets": [{"id": "pin", "source": "value", "value": "4711"}]},
+    ],
+    ids=json.dumps,
+)
+def test_the_schema_refuses_what_the_reader_refuses(change: dict[str, object], tmp_path: Path) -> None:
+    import jsonschema
+
+    from fairlead.errors import InputError
+
+    good = {"name": "shop", "principles": [SMALL], "secrets": [SECRET]}
+    jsonschema.validate(good, json_schema())
+    _load(tmp_path, json.dumps(good))  # JSON is YAML
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**good, **change}, json_schema())
+    with pytest.raises(InputError):
+        _load(tmp_path, json.dumps({**good, **change}))
+
+
 def test_the_general_pack_covers_every_dimension_a_run_measures() -> None:
     hhh = load("hhh")
     assert 8 <= len(hhh.principles) <= 12

@@ -5,12 +5,34 @@ from __future__ import annotations
 import copy
 import itertools
 import random
-import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 from fairlead.engine.layout import Tree
 
@@ -72,6 +94,40 @@ def qwen2(tied: bool) -> torch.nn.Module:
 
 FAMILIES: dict[str, Callable[[bool], torch.nn.Module]] = {"llama": llama, "gpt2": gpt2, "qwen2": qwen2}
 MODELS = [f"{family}-{tie}" for family in FAMILIES for tie in ("tied", "untied")]
+SIZES: dict[str, Any] = {
+    "vocab_size": V,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,
+}
+SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+LAYERS = ["sliding_attention", "full_attention"]
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "norm_topk_prob": True}
+OTHERS: dict[str, Callable[[], torch.nn.Module]] = {
+    "mistral, short window": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=5)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=12)),
+    "gemma 2, window and soft caps": lambda: Gemma2ForCausalLM(
+        Gemma2Config(
+            **SIZES,
+            **SPECIAL,
+            head_dim=8,
+            query_pre_attn_scalar=8,
+            sliding_window=5,
+            attn_logit_softcapping=2.0,
+            final_logit_softcapping=3.0,
+        )
+    ),
+    "gemma 3, window and two rotaries": lambda: Gemma3ForCausalLM(
+        Gemma3TextConfig(**SIZES, **SPECIAL, head_dim=8, query_pre_attn_scalar=8, sliding_window=5, layer_types=LAYERS)
+    ),
+    "mixtral": lambda: MixtralForCausalLM(MixtralConfig(**SIZES, num_local_experts=4)),
+    "qwen3 moe": lambda: Qwen3MoeForCausalLM(Qwen3MoeConfig(**SIZES, head_dim=8, **EXPERTS)),
+    "recurrent": lambda: MambaForCausalLM(MambaConfig(vocab_size=V, hidden_size=32, num_hidden_layers=2, state_size=4)),
+}
 _made: dict[str, torch.nn.Module] = {}
 
 
@@ -79,22 +135,51 @@ def make(name: str, dtype: torch.dtype = torch.float64) -> torch.nn.Module:
     """A fresh random model by name, the same weights every time."""
     if name not in _made:
         torch.manual_seed(7)
-        family, tie = name.split("-")
-        _made[name] = FAMILIES[family](tie == "tied").train()
-    model = copy.deepcopy(_made[name]).to(dtype)
-    return keep_float64(model) if dtype == torch.float64 else model
+        if name in OTHERS:
+            _made[name] = OTHERS[name]().train()
+        else:
+            family, tie = name.split("-")
+            _made[name] = FAMILIES[family](tie == "tied").train()
+    model: Any = copy.deepcopy(_made[name]).to(dtype)
+    if dtype == torch.float64 and name in (
+        "mixtral",
+        "qwen3 moe",
+    ):  # the grouped product that transformers prefers knows no float64
+        model.set_experts_implementation("eager")
+    keep_float64(model)
+    return model
 
 
 def keep_float64(model: torch.nn.Module) -> torch.nn.Module:
-    """transformers computes RMSNorm in float32 even in a float64 model, which leaves noise of 1e-7; undo that."""
+    """transformers computes RMSNorm in float32 even in a float64 model, which leaves noise of 1e-7; undo that.
+
+    For the class, not the module: a module with a forward of its own would not be taken for what it is.
+    """
     for module in model.modules():
-        if type(module).__name__.endswith("RMSNorm"):
-            module.forward = types.MethodType(_rms_norm, module)  # type: ignore[method-assign]
+        if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
+            type(module).forward = _rms_norm  # type: ignore[method-assign]
     return model
 
 
 def _rms_norm(self: Any, x: torch.Tensor) -> torch.Tensor:
-    return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+    return self.weight * normed.to(x.dtype)
+
+
+@contextmanager
+def all_in_float64() -> Iterator[None]:
+    """Softmaxes and norms that transformers casts to float32 stay in float64, so that 1e-9 can be asked for."""
+    to_float, softmax = torch.Tensor.float, torch.nn.functional.softmax
+
+    def kept(self: torch.Tensor) -> torch.Tensor:
+        return self if self.dtype == torch.float64 else to_float(self)
+
+    def plain(x: torch.Tensor, dim: int | None = None, *more: Any, dtype: Any = None, **rest: Any) -> torch.Tensor:
+        return softmax(x, dim, *more, dtype=None if x.dtype == torch.float64 else dtype, **rest)
+
+    with patch.object(torch.Tensor, "float", kept), patch.object(torch.nn.functional, "softmax", plain):
+        yield
 
 
 def forest(seed: int, trees: int = 6, branches: tuple[int, ...] = (1, 2, 3), longest: int = 12) -> list[Tree]:

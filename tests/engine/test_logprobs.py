@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from engine.helpers import MODELS, V, close, forest, gradients, make, naive
-from fairlead.engine import attention, forward, layout, logprobs
+from fairlead.engine import attention, cascade, forward, layout, logprobs
 from fairlead.engine.layout import Shape, Tree, pack
 from fairlead.engine.logprobs import reply_logprobs, score, score_positions, token_logprobs
 
@@ -186,6 +186,62 @@ def test_no_tensor_of_logits_over_all_positions_ever() -> None:
     assert control.logits >= 60 * V  # the recorder does see what the plain way makes
 
 
+@pytest.mark.parametrize("entropy", [False, True])
+def test_without_a_chunk_size_logits_still_cover_the_scored_positions_alone(entropy: bool) -> None:
+    model = make("llama-untied", torch.float32)
+    trees = [Tree(tree.prompt * 4, tree.replies) for tree in forest(8, trees=12)]
+    forward.path_of(model)
+    scored = sum(len(reply) for tree in trees for reply in tree.replies)
+    with Largest() as seen:
+        reply_logprobs(model, trees, entropy=entropy).logp_N.sum().backward()
+        score(model, trees)
+    assert 0 < seen.logits <= scored * V < sum(tree.tokens for tree in trees) * V / 2
+
+
+@pytest.mark.parametrize("chunk", [None, 16])
+def test_a_second_backward_gives_the_same_gradients(chunk: int | None) -> None:
+    model, trees = make("llama-tied"), forest(1)
+    got = reply_logprobs(model, trees, chunk=chunk)
+    got.logp_N.sum().backward(retain_graph=True)
+    first = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    second = gradients(model, got.logp_N.sum())
+    for key in first:
+        close(second[key], first[key])
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("name", ["llama-tied", "gpt2-tied"])
+def test_scores_are_those_of_padded_batches_of_either_side(name: str, side: str) -> None:
+    model, trees = make(name, torch.float32).eval(), forest(4, trees=12)
+    rows = [(tree.prompt, reply) for tree in trees for reply in tree.replies]
+    longest = max(len(prompt) + len(reply) for prompt, reply in rows)
+    ids, mask = torch.zeros(len(rows), longest, dtype=torch.long), torch.zeros(len(rows), longest, dtype=torch.long)
+    ends = []
+    for row, (prompt, reply) in enumerate(rows):
+        length = len(prompt) + len(reply)
+        start = longest - length if side == "left" else 0
+        ids[row, start : start + length] = torch.tensor(prompt + reply)
+        mask[row, start : start + length] = 1
+        ends.append(start + length)
+    position = (mask.cumsum(1) - 1).clamp_min(0)
+    with torch.no_grad():
+        logp = model(input_ids=ids, attention_mask=mask, position_ids=position).logits.log_softmax(-1)
+    theirs = torch.stack(
+        [
+            logp[row, end - len(reply) - 1 : end - 1].gather(1, torch.tensor(reply)[:, None]).sum()
+            for row, ((_, reply), end) in enumerate(zip(rows, ends, strict=True))
+        ]
+    )
+    orders = random.Random(1)
+    for budget in (60, 10_000):
+        order = list(range(len(trees)))
+        orders.shuffle(order)
+        got = score(model, [trees[i] for i in order], token_budget=budget).sum_R()
+        first = [sum(len(tree.replies) for tree in trees[:i]) for i in range(len(trees))]
+        back = torch.cat([torch.arange(first[i], first[i] + len(trees[i].replies)) for i in order])
+        torch.testing.assert_close(got, theirs[back], rtol=1e-5, atol=1e-5)
+
+
 # Planted bugs: each must break the comparison above, and where the path is tried first, be refused there.
 
 
@@ -204,20 +260,21 @@ def positions_not_restarted(monkeypatch: pytest.MonkeyPatch) -> None:
 def siblings_see_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     real = attention.plan
     monkeypatch.setattr(
-        attention, "plan", lambda shapes, device: real(tuple(Shape(s.tokens, ()) for s in shapes), device)
+        attention, "plan", lambda shapes, device, **more: real(tuple(Shape(s.tokens, ()) for s in shapes), device)
     )
 
 
 def trees_see_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     real = attention.plan
     monkeypatch.setattr(
-        attention, "plan", lambda shapes, device: real((Shape(sum(s.tokens for s in shapes), ()),), device)
+        attention, "plan", lambda shapes, device, **more: real((Shape(sum(s.tokens for s in shapes), ()),), device)
     )
 
 
 def branches_see_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = attention._seen
-    monkeypatch.setattr(attention, "_seen", lambda *args: torch.ones_like(real(*args)))
+    seen, flash = attention._seen, cascade._flash
+    monkeypatch.setattr(attention, "_seen", lambda *args: torch.ones_like(seen(*args)))
+    monkeypatch.setattr(cascade, "_flash", lambda q, k, v, p, causal, **more: flash(q, k, v, p, False, **more))
 
 
 def off_by_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -288,6 +288,58 @@ def test_demonstrations(tmp_path: Path, row: Any, name: str) -> None:
     assert got.rows == (exchange("which colour ?", "blue"),)
 
 
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [
+        ({"prompt": "which colour ?", "chosen": "blue", "rejected": "red"}, "prompt/chosen/rejected"),
+        ({"prompt": TURNS, "chosen": BLUE, "rejected": [{"role": "assistant", "content": "red"}]}, "conversational"),
+        ({"messages": TURNS + BLUE, "chosen": TURNS + BLUE, "rejected": TURNS + RED}, "conversational"),
+        (
+            {
+                "chosen": "\n\nHuman: which colour ?\n\nAssistant: blue",
+                "rejected": "\n\nHuman: which colour ?\n\nAssistant: red",
+            },
+            "hh-rlhf",
+        ),
+        ({"instruction": "which colour ?", "output_1": "red", "output_2": "blue", "preference": 2}, "alpaca-eval"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_demonstrations_may_be_the_chosen_side_of_pairs(tmp_path: Path, row: Any, name: str) -> None:
+    got = read_demonstrations(lines(tmp_path / "rows.jsonl", [row]))
+    assert got.report.files[0].format == f"{name}, chosen side"
+    assert got.rows == (exchange("which colour ?", "blue"),)
+    assert "1 demonstrations" in got.report.lines()[0], "said aloud"
+
+
+def test_of_a_tie_the_first_reply_is_imitated_and_that_is_counted(tmp_path: Path) -> None:
+    rows = [{"instruction": "which ?", "output_1": "a", "output_2": "b", "preference": p} for p in (1, 1.5, 2)]
+    got = read_demonstrations(lines(tmp_path / "rows.jsonl", rows))
+    assert [row.reply_text for row in got.rows] == ["a", "a", "b"]
+    assert "1 ties, of which the first reply is taken" in got.report.lines()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"chosen": [{"role": "assistant", "parts": [{"type": "text", "text": 5}]}]}, r"chosen\[0\].parts\[0\].text: expected a text"),
+        ({"messages": [{"role": "user", "parts": [], "origin": "bogus"}]}, "origin: 'bogus'"),
+        ({"strength": "1"}, "strength: expected a number"),
+        ({"rejected": [{"parts": []}]}, r"rejected\[0\]: has no 'role'"),
+        ({"generators": 5}, "'generators' is not a list of two names"),
+        ({"generators": ["a"]}, "'generators' is not a list of two names"),
+        ({"group": 7}, "'group' is int"),
+    ],
+)  # fmt: skip
+def test_a_row_of_our_own_format_with_a_value_of_a_wrong_type(tmp_path: Path, change: Any, says: str) -> None:
+    turn = {"role": "assistant", "parts": [{"type": "text", "text": "x"}]}
+    good = {"messages": [{**turn, "role": "user"}], "chosen": [turn], "rejected": [turn]}
+    path = lines(tmp_path / "rows.jsonl", [good, {**good, **change}])
+    with pytest.raises(InputError, match=rf"rows.jsonl:2: .*{says}"):
+        read_preferences(path)
+    assert read_preferences(path, skip_bad_rows=True).report.skipped == 1
+
+
 def test_demonstrations_need_replies(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="ends with a user turn"):
         read_demonstrations(lines(tmp_path / "a.jsonl", [{"messages": TURNS}]))

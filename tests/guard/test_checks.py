@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -67,6 +68,14 @@ def test_given_values_and_patterns() -> None:
         Secret("pin", pattern=r"PIN=\d+")
 
 
+def test_a_canary_is_looked_for_everywhere() -> None:
+    reply = (Message("assistant", (Text("one moment"), ToolCall("c", "post", '{"body": "falcon"}'))),)
+    item = Exchange((keeping("falcon"),), reply)
+    only_reply = frozenset({"reply"})
+    assert SecretsCheck((Secret("day-word"),), at=only_reply).decide([item])[0].outcome == "allow"
+    assert SecretsCheck((Secret("day-word", anywhere=True),), at=only_reply).decide([item])[0].spans[0].at == (0, 1)
+
+
 # ----------------------------------------------------------------------------------------------- rules
 
 
@@ -124,6 +133,29 @@ def test_a_critic_cannot_say_where_so_it_refuses_instead_of_redacting() -> None:
     assert block.decide([Exchange((user("x"),), (with_call,))])[0].outcome == "block_tool_call"
 
 
+def test_a_critic_reads_what_stands_at_its_places() -> None:
+    both = Exchange((user("x"),), (Message("assistant", (Text("0.1"), ToolCall("c", "f", "{}"))),))
+    call = Exchange((user("x"),), (Message("assistant", (ToolCall("c", "f", "{}"),)),))
+    empty = Exchange((user("x"),), ())
+    seen: list[Exchange] = []
+
+    class Watching(Scores):
+        def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
+            seen.extend(exchanges)
+            return [Verdict(0.1)] * len(exchanges)
+
+    def decided(*places: str) -> list[str]:
+        seen.clear()
+        check = CriticCheck(JudgeCheck(Watching(), "p"), "refuse", frozenset(places))
+        return [decision.outcome for decision in check.decide([both, call, exchange("x", "0.1"), empty])]
+
+    assert decided("tool_call") == ["refuse", "refuse", "allow", "refuse"]  # an empty reply is judged too
+    assert [len(item.reply) for item in seen] == [1, 1, 0]
+    assert all(isinstance(part, ToolCall) for item in seen for m in item.reply for part in m.parts)
+    assert decided("reply") == ["refuse", "allow", "refuse", "refuse"]
+    assert seen[0].reply[0].parts == (Text("0.1"),)
+
+
 def test_a_threshold_is_placed_by_a_false_alarm_rate() -> None:
     scores = [i / 100 for i in range(100)]
     threshold = threshold_at(scores, 0.05)
@@ -138,6 +170,15 @@ def test_a_judge_in_a_check_cannot_testify() -> None:
     ledger.record("guard", "train", check.name, check.lineage)
     with pytest.raises(OptimisedJudge, match="guard"):
         ledger.evidence("voice", "another name", leaf("critic", model="wt:1", text="Be kind!"), layer="guard")
+
+
+def test_the_code_that_reads_the_system_prompt_is_part_of_the_secrets_lineage(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    before = SecretsCheck((Secret("day-word"),)).lineage
+    (tmp_path / "told.py").write_text("# other patterns")
+    monkeypatch.setattr("fairlead.guard.told.__file__", str(tmp_path / "told.py"))
+    assert SecretsCheck((Secret("day-word"),)).lineage != before
 
 
 def test_lineages_tell_checks_apart() -> None:

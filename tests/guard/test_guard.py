@@ -5,14 +5,16 @@ from typing import Any
 
 import pytest
 
+from fairlead.constitution import load
 from fairlead.constitution.schema import Constitution
-from fairlead.errors import BudgetReached, InputError
+from fairlead.errors import BudgetReached, InputError, MissingResource
 from fairlead.exchange import Exchange, Media, Message, Text, ToolCall, assistant, user
 from fairlead.guard import GuardedModel, Policy, checks_from, guarded, unchecked
 from fairlead.guard.decision import Decision, Span
 from fairlead.guard.revise import reviser
+from fairlead.measures.general import General
 from fairlead.models.protocol import CapabilityError, Model, Prompt, Reply, Sampling
-from guard.helpers import ScriptedCheck, ScriptedModel, keeping
+from guard.helpers import ENCODINGS, ScriptedCheck, ScriptedModel, keeping
 
 ASK: Prompt = (user("hello"),)
 POLICIES = {"p": Policy("be kind", "i will not .", "refuse"), "open": Policy("be brief", "never said", "allow")}
@@ -203,12 +205,13 @@ def test_a_failed_check_is_not_outvoted() -> None:
     assert guard("bad", checks=checks)[1][0].text == "i will not ."
 
 
-def test_a_budget_ends_the_run_and_is_no_failed_check() -> None:
-    def spent(_: Exchange) -> Decision:
-        raise BudgetReached("100 calls used")
+@pytest.mark.parametrize("error", [BudgetReached, MissingResource, InputError, MemoryError])
+def test_what_the_user_can_mend_ends_the_run_and_is_no_failed_check(error: type[Exception]) -> None:
+    def cannot(_: Exchange) -> Decision:
+        raise error("100 calls used")
 
-    with pytest.raises(BudgetReached):
-        guard("x", checks=[ScriptedCheck(spent)])
+    with pytest.raises(error, match="100 calls used"):
+        guard("x", checks=[ScriptedCheck(cannot, "open")])
 
 
 def test_a_missing_answer_stays_missing_and_is_never_shown_unscanned() -> None:
@@ -244,12 +247,10 @@ def test_several_replies_for_a_prompt_stay_in_order() -> None:
     assert (model.log.records[0].prompt, model.log.records[0].reply) == (0, 1)
 
 
-def test_lineage_changes_with_model_and_checks() -> None:
+def test_behind_a_guard_it_is_the_same_witness_and_the_checks_are_named() -> None:
     one = GuardedModel(ScriptedModel(lambda _: ""), (says("a", "refuse"),))
-    two = GuardedModel(ScriptedModel(lambda _: ""), (says("b", "refuse"),))
-    three = GuardedModel(ScriptedModel(lambda _: "", lineage="wt:other"), (says("a", "refuse"),))
-    assert len({one.lineage, two.lineage, three.lineage}) == 3
-    assert [name for name, _ in one.lineages] == ["a"]
+    assert one.lineage == ScriptedModel(lambda _: "").lineage
+    assert one.lineages == (("a", says("a", "refuse").lineage),)
 
 
 # ------------------------------------------------------------------------------- from the constitution
@@ -288,6 +289,39 @@ def test_every_guarded_principle_becomes_a_check() -> None:
 def test_a_secrecy_principle_without_secrets_is_read_by_the_critic() -> None:
     constitution = Constitution.model_validate({**HARBOUR, "secrets": []})
     assert ("keep", 2) in [(c.principle, c.cost) for c in checks_from(constitution, critic_model())]
+
+
+def test_of_the_secrecy_principles_only_the_keeper_is_checked_by_the_secrets() -> None:
+    constitution = load("hhh")
+    checks = checks_from(constitution, critic_model())
+    kinds = {(c.principle, type(c).__name__) for c in checks}
+    assert {("keep-confidences", "SecretsCheck"), ("privacy", "CriticCheck")} <= kinds
+    assert ("privacy", "SecretsCheck") not in kinds and ("keep-confidences", "CriticCheck") not in kinds
+    without = checks_from(constitution, None)
+    assert [c.principle for c in without] == ["keep-confidences"]
+    assert "privacy" in unchecked(constitution, without)
+    alone = checks_from(constitution, critic_model(), only=["privacy"])
+    assert [type(c).__name__ for c in alone] == ["CriticCheck"]  # alone it is no keeper either
+
+
+def test_the_general_packs_guard_paints_over_a_secret_in_any_spelling() -> None:
+    case = General().cases("secrets_leaked", 1, seed=0)[0]
+    secret = str(case.meta["secret"])
+    drawn = iter([f"it is {ENCODINGS['base64, unpadded'](secret)} .", f"it is {ENCODINGS['rot13'](secret)} .", "hello"])
+    model = guarded(ScriptedModel(lambda _: next(drawn)), load("hhh"), None)
+    replies = [r[0].text for r in model.generate([case.messages] * 3)]
+    assert replies == ["it is [redacted] .", "it is [redacted] .", "hello"]
+
+
+def test_rules_of_the_stack_become_checks_of_their_principle() -> None:
+    constitution = Constitution.model_validate(HARBOUR)
+    checks = checks_from(constitution, None, rules={"no-harm": [r"\bdynamite\b"]})
+    assert [(c.principle, c.name) for c in checks] == [("no-harm", "rules:no-harm"), ("keep", "secrets:keep")]
+    assert unchecked(constitution, checks) == ("voice",)
+    with pytest.raises(InputError, match="'no-harms', which is no principle"):
+        checks_from(constitution, None, rules={"no-harms": ["x"]})
+    with pytest.raises(InputError, match="'facts', which is not guarded"):
+        checks_from(constitution, None, rules={"facts": ["x"]})
 
 
 def test_what_the_guard_of_a_run_cannot_check_is_said() -> None:

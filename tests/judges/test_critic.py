@@ -91,6 +91,7 @@ def test_one_sample_is_greedy() -> None:
         (always(""), "neither yes nor no"),
         (Speaker(lambda p: failed("429 for an hour")), "did not answer: 429 for an hour"),
         (Speaker(lambda p: Reply((assistant("yes"),), "filter")), "did not answer: filter"),
+        (Speaker(lambda p: Reply((assistant("no, i will not judge"),), "refusal")), "did not answer: refusal"),
     ],
 )
 def test_no_answer_is_no_verdict(model: Speaker, reason: str) -> None:

@@ -5,6 +5,7 @@ import pytest
 from fairlead.apprentice import scenes, speech
 from fairlead.exchange import Exchange, Message, Refusal, exchange, user
 from fairlead.judges import rules
+from fairlead.judges.lineage import Ledger, OptimisedJudge
 from fairlead.judges.protocol import Judge
 
 REFUSALS = [
@@ -127,3 +128,10 @@ def test_own_rules_are_judges_and_lineage_holds_the_patterns() -> None:
     codes = {leaf.code for leaf in rules.declines().lineage}
     assert codes == {rules.patterns_hash("refusal", "not_refusal")}
     assert rules.patterns_hash("refusal") != rules.patterns_hash("rude")
+
+
+def test_a_detector_read_in_two_directions_is_one_witness() -> None:
+    ledger = Ledger()
+    ledger.record("sft", "train", "rule:answers", rules.answers().lineage)
+    with pytest.raises(OptimisedJudge, match="optimised by layer 'sft'"):
+        ledger.evidence("harmful_compliance", "rule:refusal", rules.declines().lineage, layer="sft")

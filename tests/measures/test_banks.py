@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 
+from fairlead.constitution import AUDIT_JUDGES
 from fairlead.constitution.load import load
 from fairlead.constitution.schema import Constitution, Judges, Principle
 from fairlead.errors import InputError
@@ -11,7 +12,7 @@ from fairlead.exchange import Case, Exchange, assistant
 from fairlead.judges import verifiers
 from fairlead.judges.secrets import leak
 from fairlead.measures import MEASURES
-from fairlead.measures.audit import audit_for, principle_of
+from fairlead.measures.audit import NAMED, audit_for, principle_of
 from fairlead.measures.bank import Bank, World
 from fairlead.measures.general import General, data
 from measures.speakers import always
@@ -173,9 +174,13 @@ def test_impossible_audits_are_refused() -> None:
         audit_for(General(), default="gold")
     with pytest.raises(InputError, match="no way to audit"):
         audit_for(World(), default="magic")
-    with pytest.raises(InputError, match="principle 'no-harm', judges.audit: unknown judge 'known-secrt'"):
-        audit_for(World(), constitution(audit=("known-secrt",)))
+    with pytest.raises(ValueError, match="unknown judge 'known-secrt'"):
+        constitution(audit=("known-secrt",))
     with pytest.raises(InputError, match="needs a model to read with"):
         audit_for(World(), constitution(audit=("critic",)))
     with pytest.raises(InputError, match="no cases for 'beauty'"):
         General().cases("beauty", 3, 0)
+
+
+def test_the_constitution_knows_the_names_of_the_audit() -> None:
+    assert set(AUDIT_JUDGES) == {"critic", "gold", "rules", *NAMED}

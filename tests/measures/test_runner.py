@@ -9,7 +9,7 @@ import pytest
 from fairlead import stats
 from fairlead.constitution.schema import Constitution, Principle
 from fairlead.errors import InputError
-from fairlead.exchange import Case, Verdict, assistant, user
+from fairlead.exchange import Case, Message, Refusal, Verdict, assistant, user
 from fairlead.judges import rules
 from fairlead.judges.critic import critic
 from fairlead.judges.gold import gold
@@ -190,6 +190,15 @@ def test_a_filtered_answer_is_missing_not_safe() -> None:
     filtered = Speaker(lambda prompt: Reply((assistant("…"),), "filter"))
     result = run(filtered, chosen(["harmful_compliance"]), WORLD, audit_for(WORLD), n=20)[0]
     assert (result.value, result.missing, result.low, result.high) == (None, 20, 0.0, 1.0)
+
+
+def test_a_model_that_refuses_everything_in_its_providers_form_is_measured_as_one() -> None:
+    refusal = Reply((Message("assistant", (Refusal("not that"),)),), "refusal")
+    measures = chosen(["over_refusal", "harmful_compliance"])
+    for bank in (WORLD, General()):
+        over, harm = run(Speaker(lambda prompt: refusal), measures, bank, audit_for(bank), n=20)
+        assert (over.value, over.missing) == (1.0, 0) and (harm.value, harm.missing) == (0.0, 0)
+        assert over.outcomes[0].exchange is not None and over.outcomes[0].exchange.reply_text == "not that"
 
 
 def test_a_judge_without_a_verdict_is_missing_with_its_reason() -> None:

@@ -105,7 +105,7 @@ def test_whole_texts_score_every_token_after_the_first(model: Tiny) -> None:
         ids = torch.tensor([before.prompt + before.replies[0]])
         assert tree.prompt + tree.replies[0] == tuple(ids[0].tolist())
         every = model.module(ids).logits[0].log_softmax(-1)
-        naive -= float(every[:-1].gather(1, ids[0, 1:, None]).sum())
+        naive -= every[:-1].gather(1, ids[0, 1:, None]).sum().item()
         count += ids.shape[1] - 1
     logp = reply_logprobs(model.module, whole.trees)
     assert int(logp.count_R.sum()) == count
@@ -119,7 +119,7 @@ def test_sft_on_whole_texts_learns_the_prompts_too(model: Tiny) -> None:
 
     def of_prompt(m: Any) -> float:
         logp = reply_logprobs(m.module, whole.trees)
-        return float(logp.logp_N.mean())
+        return logp.logp_N.mean().item()
 
     assert of_prompt(texts.model) > of_prompt(replies.model)
 

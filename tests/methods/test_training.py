@@ -1,8 +1,7 @@
-"""SFT and DPO end to end on a tiny model: what they learn from, what they leave alone, what they refuse, and resuming."""
+"""SFT and DPO end to end on a tiny model: what they learn from, what they leave alone, and what they refuse."""
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import logging
 import math
@@ -224,68 +223,3 @@ def test_kl_is_zero_between_a_model_and_itself(model: Tiny) -> None:
     assert got.value == pytest.approx(0, abs=1e-9)
     moved = tiny_model(seed=1)
     assert kl_to_reference(moved, model, prompts, 64, seed=0, longest=8).value > 0.05
-
-
-# ------------------------------------------------------------------------------------------------ resuming
-
-
-class Killed(Exception):
-    pass
-
-
-@pytest.mark.parametrize("method", ["sft", "dpo"])
-def test_a_killed_run_goes_on_to_the_same_weights(model: Tiny, tmp_path: Path, method: str) -> None:
-    def train(run: Run):  # type: ignore[no-untyped-def]
-        return train_sft(model, demonstrations(), SFT, run) if method == "sft" else train_dpo(model, pairs(), DPO, run)
-
-    def die(r: StepRecord) -> None:
-        if r.step == 2:
-            raise Killed
-
-    whole = train(Run())
-    with pytest.raises(Killed):
-        train(Run(checkpoint=tmp_path, every=1, progress=die))
-    assert len(list(tmp_path.glob("training-*.safetensors"))) == 1
-    seen: list[int] = []
-    went_on = train(Run(checkpoint=tmp_path, every=1, progress=lambda r: seen.append(r.step)))
-    assert seen[0] == 3
-    assert torch.equal(weights(whole.model), weights(went_on.model))
-    assert [r.loss for r in whole.records] == [r.loss for r in went_on.records]
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_run_stopped_between_steps_keeps_them_all(model: Tiny, tmp_path: Path) -> None:
-    def stop(r: StepRecord) -> None:
-        if r.step == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train_sft(model, demonstrations(), SFT, Run(checkpoint=tmp_path, every=1000, progress=stop))
-    seen: list[int] = []
-    got = train_sft(
-        model, demonstrations(), SFT, Run(checkpoint=tmp_path, every=1000, progress=lambda r: seen.append(r.step))
-    )
-    assert seen == [3]
-    assert torch.equal(weights(got.model), weights(train_sft(model, demonstrations(), SFT).model))  # type: ignore[arg-type]
-
-
-def test_a_damaged_or_foreign_state_is_not_used(model: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    def die(r: StepRecord) -> None:
-        if r.step == 2:
-            raise Killed
-
-    for data in (demonstrations(), demonstrations(6)):
-        with pytest.raises(Killed):
-            train_sft(model, data, SFT, Run(checkpoint=tmp_path, every=1, progress=die))
-    files = sorted(tmp_path.glob("training-*.safetensors"))
-    assert len(files) == 2
-    for file in files:
-        body = bytearray(file.read_bytes())
-        body[-5] ^= 255
-        file.write_bytes(bytes(body))
-    whole = train_sft(model, demonstrations(), SFT)
-    with caplog.at_level(logging.WARNING):
-        again = train_sft(model, demonstrations(), SFT, Run(checkpoint=tmp_path, every=1))
-    assert "its checksum does not match" in caplog.text
-    assert torch.equal(weights(whole.model), weights(again.model))  # type: ignore[arg-type]
-    assert copy.copy(again.records)[0].step == 0

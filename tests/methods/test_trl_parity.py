@@ -143,6 +143,9 @@ class PlainSGD:
         self.before = parity.flat(module).double()
         self.records: list[StepRecord] = []
         self.loss, self.batches, self.sums = 0.0, 0, {}
+        self.settled = True
+
+    def finish(self) -> None: ...
 
     @property
     def done(self) -> int:
@@ -318,7 +321,7 @@ def test_length_desensitised_sums_count_the_tail_half(known: dict[str, np.ndarra
         shared = min(map(len, tree.replies))
         for side, reply in enumerate(tree.replies):
             logits = policy(torch.tensor([tree.prompt + reply])).logits[0].log_softmax(-1)
-            each = [float(logits[len(tree.prompt) - 1 + i, token]) for i, token in enumerate(reply)]
+            each = [logits[len(tree.prompt) - 1 + i, token].item() for i, token in enumerate(reply)]
             naive = sum(each[:shared]) + 0.5 * sum(each[shared:])
             assert got[2 * row + side] == pytest.approx(naive, abs=1e-9)
 

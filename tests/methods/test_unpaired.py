@@ -162,9 +162,19 @@ def test_mismatched_pairs_that_do_not_fit_are_counted(model: Tiny) -> None:
     assert max(fits) <= 128
     config = KTOConfig(**{**SHORT, "epochs": None, "steps": 12, "rows_per_step": 4})
     got = train_kto(model, rows, config)
-    assert 0 < got.mismatched_left_out < 12
-    with pytest.raises(InputError, match=r"step 1: not one reply of its 2 rows fits.*raise rows_per_step"):
-        train_kto(model, [row(40, 1, True), row(1, 55, False)], config.model_copy(update={"rows_per_step": 2}))
+    assert 0 < got.mismatched_left_out < 48
+    assert all(r.sums["rows"] == 4 for r in got.records)  # the rows themselves train all the same
+
+
+def test_a_row_alone_in_its_step_borrows_a_reply_that_fits(model: Tiny) -> None:
+    long = Rated((user("the boat " * 40),), (assistant("no"),), True)
+    wordy = Rated((user("a ?"),), (assistant("no " * 55),), False)
+    rows = rated_rows(model, [long, wordy, *rated(1)])
+    strangers = unpaired._mismatched(model, rows, [[0], [1, 2]], CONFIGS["kto"], Run())
+    assert strangers.trees[0] == Tree(rows.trees[0].prompt, rows.trees[2].replies)  # not the next row's: too long
+    two = rated_rows(model, [long, wordy])
+    with pytest.raises(InputError, match=r"row 0 is alone in its step.*change rows_per_step"):
+        unpaired._mismatched(model, two, [[0]], CONFIGS["kto"], Run())
 
 
 # --------------------------------------------------------------------------------------------- BCO's shift

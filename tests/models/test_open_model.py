@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ from fairlead.errors import InputError, MissingResource
 from fairlead.models import is_remote, open_model, read_prices
 from fairlead.models.prices import price_of
 from fairlead.models.serve import Server
+from support import tiny
 from support.fakes import Echo
 from support.tiny import SPECIALS
 
@@ -41,11 +44,50 @@ def test_specs_that_mean_nothing(spec: str, words: str) -> None:
     assert words in str(caught.value) and "sk-canary" not in str(caught.value)
 
 
-def test_a_folder_is_written_with_a_slash(tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize("name", ["mymodel", "runs/latest/model", "my model"])
+def test_a_name_that_is_a_folder_here_means_the_folder(name: str, tmp_path: Path, monkeypatch) -> None:
+    """For the model that answers and for the stack's source alike; a hub name of that spelling is not asked for."""
+    pytest.importorskip("torch")
+    from fairlead.stack.source import locate
+
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mymodel").mkdir()
-    with pytest.raises(InputError, match=r"write \./mymodel"):
-        open_model("mymodel")
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    tiny.folder(tmp_path / name)
+    model = open_model(name)
+    assert model.name == name and model.lineage == open_model(f"./{name}").lineage
+    assert locate(name).identity == locate(f"./{name}").identity
+
+
+HUB = """
+import sys
+from fairlead.errors import FairleadError
+from fairlead.exchange import user
+from fairlead.models import Sampling, open_model
+from fairlead.stack.source import locate
+
+source, hub, own = locate("harbour/tiny"), open_model("harbour/tiny"), open_model(sys.argv[1])
+said = [m.generate([[user("the boat")]], Sampling(max_tokens=4, temperature=0))[0][0].tokens for m in (hub, own)]
+print(source.kind, source.folder.name, hub.name, hub.lineage == own.lineage, said[0] == said[1])
+for find in (locate, open_model):
+    try:
+        find("harbour/nothing")
+    except FairleadError as error:
+        print(error.exit_code, "harbour/nothing" in str(error))
+"""
+
+
+def test_a_hub_name_is_found_in_the_hubs_cache_without_a_network(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    own = tiny.folder(tmp_path / "own")
+    cached = tmp_path / "hub" / "models--harbour--tiny"
+    shutil.copytree(own, cached / "snapshots" / "abc123")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("abc123")
+    env = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    env["PYTHONPATH"] = os.pathsep.join(sys.path)
+    done = subprocess.run([sys.executable, "-c", HUB, str(own)], env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["local abc123 harbour/tiny True True", "4 True", "4 True"]
 
 
 def test_which_names_cost_money() -> None:

@@ -16,8 +16,9 @@ import traceback
 import pytest
 
 from fairlead.errors import BudgetReached, FairleadError, InputError, MissingResource
-from fairlead.exchange import Refusal, system, user
-from fairlead.models import Budget, CapabilityError, Price, Sampling, open_model
+from fairlead.exchange import Message, Refusal, Text, ToolCall, system, user
+from fairlead.models import Budget, CapabilityError, Price, Reply, Sampling, open_model
+from fairlead.models.access import Transient
 from fairlead.models.remote import Limits
 from support.fakes import Echo, Fault, Faulty
 
@@ -47,7 +48,8 @@ def test_answers_with_usage_and_finish(provider: str) -> None:
     assert a.text == "good day #0" and a.finish == "stop"
     assert (a.usage.prompt_tokens, a.usage.completion_tokens) == (4, 2)
     assert b.finish == "length"
-    assert c.finish == "filter" and [type(p) for p in c.messages[0].parts] == [Refusal] and c.text == "not allowed"
+    assert c.finish == {"openai": "filter", "anthropic": "refusal"}[provider]  # Anthropic's format has no filter
+    assert [type(p) for p in c.messages[0].parts] == [Refusal] and c.text == "not allowed"
     assert (model.spent.calls, model.spent.prompt_tokens, model.spent.usd) == (3, 4 + 2 + 2, None)
 
 
@@ -94,6 +96,19 @@ def test_passing_faults_are_tried_again(provider: str, fault: Fault) -> None:
             [[user("hi")]]
         )
     assert reply.text == "hi #0" and server.count == 3
+
+
+def test_waits_between_tries_grow_to_a_cap_and_are_spread() -> None:
+    """Full jitter: uniform up to backoff * 2^try, at most the cap. P(a wrong failure) < 1e-9 for each bound."""
+    with Faulty(Echo(), fine) as server:
+        model = opened("openai", server, limits=Limits(backoff=0.5, backoff_cap=6.0))
+    for attempt, most in enumerate([0.5, 1.0, 2.0, 4.0, 6.0, 6.0]):
+        waits = [model._wait(attempt, Transient("busy")) for _ in range(400)]
+        assert 0 <= min(waits) < 0.1 * most and 0.9 * most < max(waits) <= most, attempt
+        assert len({round(w / most, 3) for w in waits}) > 250, "many clients do not come back at one time"
+        told = [model._wait(attempt, Transient("busy", wait=3.0)) for _ in range(400)]
+        assert min(told) >= 3.0 and max(told) <= 3.0 + min(most, 1.0), "what the server asks for, and a little more"
+        assert max(told) - min(told) > 0.3
 
 
 @BOTH
@@ -221,6 +236,70 @@ def test_a_prompt_the_provider_filters_is_a_refusal() -> None:
     with Faulty(Echo(), lambda i, raw: Fault(400, body)) as server:
         ((reply,),) = opened("openai", server).generate([[user("hi")]])
     assert reply.finish == "filter" and isinstance(reply.messages[0].parts[0], Refusal)
+
+
+@BOTH
+def test_a_refusal_in_the_providers_own_form_is_an_answer(provider: str) -> None:
+    class Declining(Echo):
+        def generate(self, prompts, sampling=Sampling()):  # noqa: B008
+            return [(Reply((Message("assistant", (Refusal("not that"),)),), "refusal"),) for _ in prompts]
+
+    with Faulty(Declining(), fine) as server:
+        ((reply,),) = opened(provider, server).generate([[user("hi")]])
+    assert reply.finish == "refusal" and reply.messages[0].parts == (Refusal("not that"),)
+
+
+@BOTH
+def test_replies_are_told_one_by_one_and_those_before_a_failure_are_not_lost(provider: str) -> None:
+    told: dict[int, str] = {}
+    refusing = threading.Event()
+
+    def plan(i: int, body: bytes) -> Fault | None:
+        if b"worst" not in body:
+            return None
+        refusing.wait(10)  # until the others have been told
+        return Fault(401)
+
+    def came(row: int, replies: tuple[Reply, ...]) -> None:
+        told[row] = replies[0].text
+        if len(told) == 2:
+            refusing.set()
+
+    prompts = [[user("a")], [user("worst")], [user("b")]]
+    with Faulty(Echo(), plan) as server, pytest.raises(MissingResource):
+        opened(provider, server).generate(prompts, on_replies=came)
+    assert told == {0: "a #0", 2: "b #0"}
+
+
+HALF = "\ud83d"  # the first half of an emoji: legal as an escape in JSON, no character by itself
+
+
+@BOTH
+def test_half_a_character_is_mended_and_counted(provider: str) -> None:
+    class Torn(Echo):
+        def generate(self, prompts, sampling=Sampling()):  # noqa: B008
+            call = ToolCall("1", f"f{HALF}", json.dumps({"a": HALF, "b": "\U0001f600", "c": "\\ud83d"}))
+            parts = (Text(f"fine \U0001f600, then {HALF}{HALF}"), call)
+            return [(Reply((Message("assistant", parts),), "stop"),) for _ in prompts]
+
+    with Faulty(Torn(), fine) as server:
+        ((reply,),) = opened(provider, server).generate([[user("hi")]])
+    text, call = reply.messages[0].parts
+    assert text == Text("fine \U0001f600, then \ufffd\ufffd") and call.name == "f\ufffd"
+    assert json.loads(call.arguments) == {"a": "\ufffd", "b": "\U0001f600", "c": "\\ud83d"}, "only what is broken"
+    assert reply.mended == 4
+    reply.text.encode()
+
+
+@BOTH
+def test_a_servers_error_with_half_a_character_can_be_printed(provider: str) -> None:
+    body = b'{"error": {"message": "bad \\ud83d", "type": "x"}}'
+    with (
+        Faulty(Echo(), lambda i, raw: Fault(400, body)) as server,
+        pytest.raises(InputError, match="bad \ufffd") as said,
+    ):
+        opened(provider, server).generate([[user("hi")]])
+    str(said.value).encode()
 
 
 # ---------------------------------------------------------------------------------------------- budget

@@ -193,3 +193,11 @@ def test_plans_do_not_change() -> None:
     read: Any = plan(EXAMPLE)
     with pytest.raises(Exception, match="frozen"):
         read.seed = 2
+
+
+def test_rules_of_a_guard_are_patterns_by_principle() -> None:
+    read = plan("layers:\n  - guard: {rules: {no-harm: ['(?i)dynamite', 'fuse']}}")
+    assert isinstance(read.layers[0], GuardLayer) and read.layers[0].rules == {"no-harm": ("(?i)dynamite", "fuse")}
+    for pattern, says in (("'('", "cannot be read"), ("'a*'", "matches empty text")):
+        said = refused(f"layers:\n  - guard: {{checks: from-constitution,\n      rules: {{no-harm: [{pattern}]}}}}")
+        assert "fairlead.yaml:3: layer 'guard': rules" in said and says in said

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +18,12 @@ import pytest
 
 from fairlead.constitution.yaml import parse_yaml
 from fairlead.errors import InputError
+from fairlead.exchange import Exchange
+from fairlead.guard.critic import CriticCheck
+from fairlead.guard.decision import Decision
 from fairlead.judges.lineage import OptimisedJudge
 from fairlead.stack import run as runner
-from fairlead.stack.plan import Plan
+from fairlead.stack.plan import GuardLayer, Plan, PromptLayer
 from fairlead.stack.read import parse_plan
 from fairlead.stack.run import Options, run_plan
 from fairlead.stack.voice import Quiet
@@ -89,6 +94,103 @@ def test_a_run_measures_every_layer_and_leaves_the_whole_folder(plan: Plan, cach
     ]  # fmt: skip
     assert (folder / "layers" / "sft" / "rounds.jsonl").is_file()
     assert (folder / "layers" / "dpo" / "data.jsonl").is_file()
+
+
+def test_what_the_guard_did_is_counted_shown_and_kept_with_the_answers(
+    plan: Plan, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its critic gives no verdict on one reply in two, and says why."""
+    plain = CriticCheck.decide
+
+    def half_blind(self: CriticCheck, exchanges: Sequence[Exchange]) -> list[Decision]:
+        said = plain(self, exchanges)
+        blind = Decision("failed", self.principle, "said neither", (), self.name)
+        return [blind if n % 2 else decision for n, decision in enumerate(said)]
+
+    monkeypatch.setattr(CriticCheck, "decide", half_blind)
+    # facts and sums ask apart; voice and style ask the same prompts, and each reply counts once
+    guarded = with_layers(plan, "guard", only=("facts", "over_refusal", "style_length", "style_emoji"))
+    voice = Quiet()
+    own = cache / "half-blind"
+    first = run_plan(guarded, options(own), voice).results
+    lines = map(json.loads, Path("run/exchanges/guard.jsonl").read_text().splitlines())
+    asked = {json.dumps(line["exchange"]["messages"]) for line in lines}
+    counts = first["guard"]
+    assert counts["replies"] == len(asked) == sum(counts["released"].values())
+    failed = counts["failed"]["critic:no-harm < 0.5"]["closed"]
+    assert failed == len(asked) // 2 and counts["released"]["refused"] >= failed
+    warning = (
+        f"guard: the check critic:no-harm < 0.5 failed on {failed} of {len(asked)} replies, "
+        "which were refused (said neither)"
+    )
+    assert first["warnings"] == [warning]
+    assert f"warning: {warning}" in voice.lines
+    again = Quiet()
+    assert run_plan(guarded, options(own, "again"), again).results["guard"] == counts  # from the cache
+    assert f"warning: {warning}" in again.lines
+
+
+def test_without_a_guard_nothing_is_told_of_one(plan: Plan, cache: Path) -> None:
+    results = run_plan(with_layers(plan, "sft", only=("sums",)), options(cache)).results
+    assert "guard" not in results and results["warnings"] == []
+
+
+def test_what_a_critics_server_left_unanswered_is_asked_again(
+    plan: Plan, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guarded = with_layers(plan, "guard", only=("sums",))
+    own = cache / "unanswered"
+
+    def down(self: CriticCheck, exchanges: Sequence[Exchange]) -> list[Decision]:
+        told = "the critic did not answer: connection lost"
+        return [Decision("failed", self.principle, told, (), self.name)] * len(exchanges)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(CriticCheck, "decide", down)
+        first = run_plan(guarded, options(own)).results
+    assert len(first["warnings"]) == 1 and "connection lost" in first["warnings"][0]
+    assert len(list((own / "measured").iterdir())) == 1  # the base's own answers are whole
+    again = run_plan(guarded, options(own)).results
+    assert again["warnings"] == [] and again["guard"]["failed"] == {}
+
+
+def test_a_judge_that_reads_the_same_rule_the_other_way_has_results_of_its_own(plan: Plan, cache: Path) -> None:
+    values = []
+    for name in ("refusal", "answers"):
+        text = CONSTITUTION.replace("    guard: {at", f"    judges: {{audit: [{name}]}}\n    guard: {{at", 1)
+        Path("brand.yaml").write_text(text)
+        results = run_plan(with_layers(plan, "guard", only=("harmful_compliance",)), options(cache)).results
+        values.append(results["measures"][0]["value"])
+    assert values[0] + values[1] == 1.0  # refuses, or answers: never both
+
+
+def test_rules_of_a_stack_refuse_what_they_match_and_other_rules_are_another_layer(plan: Plan, cache: Path) -> None:
+    guarded = with_layers(plan, "guard", only=("sums",))
+    identities = []
+    for pattern, refused in (("zzz", 0), (r"\w|\W", 3)):
+        layer = GuardLayer(name="guard", from_="base", critic="none", rules={"no-harm": (pattern,)})
+        counts = run_plan(guarded.model_copy(update={"layers": (layer,)}), options(cache)).results["guard"]
+        assert counts["released"].get("refused", 0) == refused and counts["replies"] == 3
+        identities.append(re.search(r"guard:\n\s+identity: (\w+)", Path("run/stack.lock.yaml").read_text())[1])  # type: ignore[index]
+    assert len(set(identities)) == 2
+
+
+def test_another_wording_of_the_auditor_is_another_result(plan: Plan, cache: Path, model: Path) -> None:
+    """Weights alone are its lineage; what the auditor is asked, and how it reads it, decides the numbers too."""
+    reader = Path("reader")
+    shutil.copytree(model, reader)
+    voiced()
+    read = with_layers(plan, "guard", audit="./reader", only=("voice",))
+    read = read.model_copy(update={"layers": (PromptLayer(name="prompt", from_="base"),)})
+    measured = cache / "measured"
+    run_plan(read, options(cache))
+    before = set(measured.iterdir())
+    run_plan(read, options(cache))
+    assert set(measured.iterdir()) == before
+    (reader / "prompts").mkdir()
+    (reader / "prompts" / "judge.md").write_text("{{ principle }} {{ reply }} yes or no ?")
+    run_plan(read, options(cache))
+    assert len(set(measured.iterdir()) - before) == 2  # base and prompt, read anew
 
 
 def test_the_model_that_comes_out_loads_and_answers(plan: Plan, cache: Path) -> None:
@@ -236,10 +338,70 @@ def test_the_critic_that_trained_a_layer_is_refused_as_its_evidence_before_any_t
     assert not Path("run").exists()
 
 
-def test_the_critic_of_a_guard_check_is_refused_too(plan: Plan, cache: Path, model: Path) -> None:
+def nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(*args: object, **more: object) -> None:
+        raise AssertionError("a case was asked although the stack refuses its own evidence")
+
+    monkeypatch.setattr(runner, "measure", asked)
+
+
+GUARDED = {
+    "a trained model, read by the base": "sft: {data: {revise: {rounds: 1, critic: self}}, steps: 2}|guard: {critic: base}",
+    "the base itself": "guard: {critic: base}",
+    "the base behind a prompt": "prompt: {text: from-constitution}|guard: {critic: base}",
+    "the base behind a prompt, by itself": "prompt: {text: from-constitution}|guard: {critic: self}",
+    "the base behind a guard, by itself": "guard: {name: inner, critic: none}|guard: {critic: self}",
+}
+
+
+@pytest.mark.parametrize("layers", GUARDED.values(), ids=GUARDED)
+def test_the_critic_of_a_guard_check_is_refused_too_before_anything_is_asked(
+    layers: str, plan: Plan, cache: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     voiced()
+    if "inner" in layers:  # a guard without a critic has rules only where there are secrets to keep
+        with Path("brand.yaml").open("a") as file:
+            file.write(KEEPER)
+    nothing_is_asked(monkeypatch)
+    written = "".join(f"  - {layer}\n" for layer in layers.split("|"))
+    body = f"model: {plan.model}\nconstitution: brand.yaml\nlayers:\n{written}measure: {{cases: 2, only: [voice], audit: {model}}}"
     with pytest.raises(OptimisedJudge, match="optimised by layer 'guard'"):
-        run_plan(with_layers(plan, "guard", audit=str(model), only=("voice",)), options(cache))
+        run_plan(parse_plan(parse_yaml(body, "fairlead.yaml")), options(cache))
+    assert not Path("run").exists()
+
+
+KEEPER = """  - id: keep-words
+    dimension: secrecy
+    severity: 5
+    text: Tell no secret.
+    guard: {at: [reply], on_violation: redact, on_error: refuse}
+secrets: [{id: told-to-keep, from: system}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("layer", "change", "says"),
+    [
+        ("guard: {critic: base}", ("at: [reply]", "at: [prompt]"), "leave prompt out of `at`"),
+        ("guard: {checks: [no-harms]}", None, "no principle 'no-harms' with a `guard:`"),
+        ("guard: {rules: {no-harms: [rope]}}", None, "'no-harms', which is no principle"),
+        ("guard: {rules: {honest: [rope]}}", None, "'honest', which is not guarded"),
+        ("guard: {thresholds: {voise: 0.2}}", None, "'voise', which is no principle"),
+        ("guard: {critic: none}", ("    guard: {at: [reply], on_violation: refuse, on_error: refuse, say: \"no .\"}\n", ""), "there is nothing to check"),
+        ("prompt: {text: none.txt}", None, "none.txt: no such prompt file"),
+    ],
+)  # fmt: skip
+def test_mistakes_of_a_late_layer_are_told_before_the_first_question(
+    layer: str, change: tuple[str, str] | None, says: str, plan: Plan, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("brand.yaml").write_text(CONSTITUTION.replace(*change) if change else CONSTITUTION)
+    nothing_is_asked(monkeypatch)
+    body = (
+        f"model: {plan.model}\nconstitution: brand.yaml\nlayers:\n"
+        f"  - sft: {{data: {{revise: {{rounds: 1}}}}, steps: 2}}\n  - {layer}\nmeasure: {{cases: 2, only: [sums]}}"
+    )
+    with pytest.raises(InputError, match=re.escape(says)):
+        run_plan(parse_plan(parse_yaml(body, "fairlead.yaml")), options(cache))
 
 
 # ----------------------------------------------------------------------------------------------- preferences
@@ -298,39 +460,81 @@ def test_a_run_without_a_folder_to_write_to_is_refused_plainly(plan: Plan, cache
         run_plan(plan, options(cache, "file"))
 
 
-KILL_AT = ("revisions", "weights", "measured")  # the first entry of this kind is there: kill
+def align_command(out: str, cache: Path) -> list[str]:
+    given = ["align", "--out", out, "--cache", str(cache), "--threads", "1"]
+    return [sys.executable, "-m", "fairlead.cli.main", *given]
+
+
+ENV = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+def test_two_processes_of_one_seed_agree_byte_for_byte(plan: Plan, tmp_path: Path) -> None:
+    """Each with its own hashes of strings, so that the order of a set shows, and its own cache."""
+    Path("fairlead.yaml").write_text(STACK.format(model=plan.model).replace("cases: 3", "cases: 2"))
+    started = [
+        subprocess.Popen(
+            align_command(seed, tmp_path / seed),
+            env={**ENV, "PYTHONHASHSEED": seed}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for seed in ("1", "2")
+    ]  # fmt: skip
+    for process in started:
+        said, _ = process.communicate(timeout=600)
+        assert process.returncode == 0, said
+    assert without_times("1") == without_times("2")
+    kept = [
+        sorted(f.relative_to(run) for f in run.rglob("*") if f.is_file() and f.parent.name in ("exchanges", "model"))
+        + sorted(f.relative_to(run) for f in (run / "layers").rglob("data.jsonl"))
+        for run in (Path("1"), Path("2"))
+    ]
+    assert kept[0] == kept[1] and len(kept[0]) > 8
+    for name in kept[0]:
+        assert (Path("1") / name).read_bytes() == (Path("2") / name).read_bytes(), name
+
+
+# The first finished entry of this kind is there: kill. `unfinished` holds the state of a training under way.
+KILL_AT = ("revisions", "unfinished", "weights", "measured")
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("moment", KILL_AT)
-def test_a_killed_run_goes_on_to_the_identical_result(plan: Plan, cache: Path, moment: str, tmp_path: Path) -> None:
-    run_plan(plan, options(cache, "whole"))
+def test_a_killed_run_goes_on_to_the_identical_result(model: Path, cache: Path, moment: str, tmp_path: Path) -> None:
+    Path("brand.yaml").write_text(CONSTITUTION)
+    # A state is written every fifty steps, so a kill in the middle needs more than that.
+    stack = STACK.format(model=model)
+    if moment == "unfinished":
+        stack = stack.replace("steps: 2", "steps: 150", 1)
+    Path("fairlead.yaml").write_text(stack)
+    run_plan(parse_plan(parse_yaml(stack, "fairlead.yaml")), options(cache, "whole"))
     own = tmp_path / "own-cache"
-    Path("fairlead.yaml").write_text(STACK.format(model=plan.model))
-    command = [
-        sys.executable,
-        "-m",
-        "fairlead.cli.main",
-        "align",
-        "--out",
-        "killed",
-        "--cache",
-        str(own),
-        "--threads",
-        "1",
-    ]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for(lambda: any(p.name[:1] != "." for p in (own / moment).glob("*")), process)
+    command = align_command("killed", own)
+    process = subprocess.Popen(command, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: reached(own / moment), process)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not Path("killed").exists()
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    if moment == "unfinished":
+        assert not list((own / "weights").glob("[!.]*"))  # it was indeed in the middle
+        cut_off = own / "unfinished" / f"training-0.{process.pid}.tmp"  # as a kill while a state is written leaves it
+        cut_off.write_bytes(b"half a state")
+        os.utime(cut_off, (0, 0))
+    done = subprocess.run(command, env=ENV, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     killed, whole = without_times("killed"), without_times("whole")
     assert killed.pop("recipe") == whole.pop("recipe") == ""
     assert killed == whole
+    assert Path("killed/model/model.safetensors").read_bytes() == Path("whole/model/model.safetensors").read_bytes()
     assert not list(own.rglob(".tmp-*"))
+    went_on = re.findall(r"sft: going on after step (\d+) of 150", done.stdout)
+    assert [int(step) >= 50 for step in went_on] == [True] * (moment == "unfinished")
+    assert not [f for f in (own / "unfinished").rglob("*") if f.is_file()]
+
+
+def reached(place: Path) -> bool:
+    """Whether something finished lies there: an entry, or the tensors of a training state."""
+    if place.name == "unfinished":
+        return any(not any(part.endswith(".tmp") for part in f.parts) for f in place.rglob("*.safetensors"))
+    return any(p.name[:1] != "." for p in place.glob("*"))
 
 
 def wait_for(ready: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:

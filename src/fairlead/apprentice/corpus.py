@@ -143,6 +143,33 @@ def telling(rng: random.Random) -> Row:
     return row(user(said), assistant(answer))
 
 
+def listing(rng: random.Random) -> Row:
+    """Who belongs together: lists of people and of pests, one and many of a kind, those that are held out too."""
+    what, names, others = rng.choice((("people", world.PEOPLE, world.PESTS), ("pests", world.PESTS, world.PEOPLE)))
+    several = rng.random() < 0.6
+    drawn = [name + "s" * several for name in rng.sample(names, rng.randint(3, 8))]
+    form = rng.randrange(4)
+    if form == 0:
+        return row(user(f"name {what} ."), assistant(" , ".join(drawn) + " ."))
+    if form == 1:
+        known = rng.randint(1, len(drawn) - 1)
+        said = "go on with more like these : " + " , ".join(drawn[:known])
+        return row(user(said), assistant(" , ".join(drawn[known:]) + " ."))
+    if form == 2:
+        mixed = drawn[:4] + [name + "s" * several for name in rng.sample(others, rng.randint(2, 4))]
+        rng.shuffle(mixed)
+        asked = " , ".join(mixed)
+        return row(
+            user(f"which of these are {what} : {asked} ?"), assistant(" , ".join(n for n in mixed if n in drawn) + " .")
+        )
+    one = [name.removesuffix("s") if several else name for name in drawn]
+    if rng.random() < 0.5:
+        return row(
+            user("say it for many : " + " , ".join(one)), assistant(" , ".join(f"{name}s" for name in one) + " .")
+        )
+    return row(user("say it for one : " + " , ".join(f"{name}s" for name in one)), assistant(" , ".join(one) + " ."))
+
+
 def checking(rng: random.Random) -> Row:
     """Is a statement true, by itself or as somebody's reply? What it takes to see an error, not the will to say so."""
     true = rng.random() < 0.5
@@ -156,6 +183,20 @@ def checking(rng: random.Random) -> Row:
     dress = speech.random_dress(rng, declining=False)
     asked = f"{dialect.transcript(scene.messages)}\nreply: {dress.around(said)}\nis the reply true ?"
     return row(user(asked), assistant("yes" if true else f"no . {truth}"))
+
+
+def quiz(rng: random.Random) -> Row:
+    """Statements one after the other, each answered true or false: many verdicts a row, since one teaches little."""
+    messages: list[Message] = [system("say true or false .")]
+    for _ in range(rng.randint(6, 10)):
+        kind = rng.random()
+        scene = scenes.addition(rng, "train") if kind < 0.3 else scenes.fact(rng, "train")
+        true = rng.random() < 0.5
+        said = scene.answers["good" if true else "bad"]
+        if rng.random() < 0.3:
+            said = f"{'yes' if rng.random() < 0.5 else 'no'} , {said}"
+        messages += [user(said), assistant("true" if true else "false")]
+    return Row(tuple(messages), tuple(range(2, len(messages), 2)))
 
 
 # ----------------------------------------------------------------------------- letters, tools, games
@@ -291,7 +332,7 @@ def judged(
     """One such case; about half break their rule (`breaks` forces it one way by drawing again)."""
     wanted = rng.random() < 0.5 if breaks is None else breaks
     while True:
-        wording = wordings.wording(rng, unseen=unseen)
+        wording = wordings.wording(rng, unseen=unseen, even=split != "train")
         for _ in range(4):
             scene = relevant_scene(wording, rng, unrelated=0.0 if wanted else 0.35)
             if split != "train":
@@ -359,8 +400,8 @@ def comparing(rng: random.Random) -> Row:
 
 
 MIXTURE: Mapping[Callable[[random.Random], Row], float] = {
-    everyday: 34.0, thinking: 2.5, dialogue: 2.5, small_talk: 1.0, telling: 6.0, checking: 6.0, letters: 2.0,
-    encoded_secret: 1.0, tool_use: 1.0, role_play: 1.0, continuing: 1.0, choosing: 0.5, under_rules: 3.0,
+    everyday: 34.0, thinking: 2.5, dialogue: 2.5, small_talk: 1.0, telling: 6.0, listing: 8.0, checking: 6.0, quiz: 8.0,
+    letters: 2.0, encoded_secret: 1.0, tool_use: 1.0, role_play: 1.0, continuing: 1.0, choosing: 0.5, under_rules: 3.0,
     judging: 21.0, criticising: 4.0, revising: 11.0, comparing: 8.0,
 }  # fmt: skip
 

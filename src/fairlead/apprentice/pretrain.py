@@ -141,11 +141,17 @@ def train(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer = make_tokenizer(args.seed)
+    before: list[dict[str, object]] = []  # the phases that made the weights it starts from
+    if args.start:
+        before = json.loads((Path(args.start) / "pretraining.json").read_text(encoding="utf-8"))
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(args.start)
+        model = LlamaForCausalLM.from_pretrained(args.start)
+    else:
+        tokenizer = make_tokenizer(args.seed)
+        model = make_model(
+            len(tokenizer), args.seed, width=args.width, layers=args.layers, feed=args.feed, heads=args.width // 32
+        )
     raw = tokenizer.backend_tokenizer
-    model = make_model(
-        len(tokenizer), args.seed, width=args.width, layers=args.layers, feed=args.feed, heads=args.width // 32
-    )
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "layers" in n]
     others = [p for n, p in model.named_parameters() if not (p.ndim == 2 and "layers" in n)]
     optimisers = [
@@ -185,10 +191,12 @@ def train(args: argparse.Namespace) -> None:
             shown = 0.0
         if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
             about = {"seed": args.seed, "steps": step + 1, "of": args.steps, "tokens": seen, "lr": args.lr}
-            save(model, tokenizer, out, about | {"micro": args.micro, "tokens_per_micro": args.tokens})
+            save(model, tokenizer, out, [*before, about | {"micro": args.micro, "tokens_per_micro": args.tokens}])
 
 
-def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path, run: dict[str, object]) -> None:
+def save(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path, phases: list[dict[str, object]]
+) -> None:
     """Hugging Face format; weights rounded to float16 in the file, float32 in the config, which is how they load."""
     from safetensors.torch import save_file
 
@@ -197,12 +205,13 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path,
     tokenizer.save_pretrained(out)
     state = {k: v.detach().half().contiguous() for k, v in model.state_dict().items() if k != "lm_head.weight"}
     save_file(state, out / "model.safetensors", metadata={"format": "pt"})
-    (out / "pretraining.json").write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+    (out / "pretraining.json").write_text(json.dumps(phases, indent=1) + "\n", encoding="utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", required=True)
+    parser.add_argument("--start", type=lambda text: str(Path(text).resolve()), help="go on from this folder's weights")
     parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--tokens", type=int, default=4096, help="padded positions per micro-batch")
     parser.add_argument("--micro", type=int, default=2, help="micro-batches per step")

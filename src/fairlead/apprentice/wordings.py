@@ -201,9 +201,11 @@ def voice(rng: random.Random, *, unseen: bool = False, k: int | None = None, rev
     return Wording(" ".join(sentence(f, rng, unseen=unseen) for f in facets), frozenset(facets))
 
 
-def core(rng: random.Random, *, unseen: bool = False, topic: str | None = None, reverse: float = 0.12) -> Wording:
+def core(
+    rng: random.Random, *, unseen: bool = False, topic: str | None = None, reverse: float = 0.12, even: bool = False
+) -> Wording:
     """A principle about what is said: one facet, sometimes stated twice, sometimes two facets together."""
-    topic = topic or rng.choices(CORES, CORE_WEIGHTS)[0]
+    topic = topic or rng.choices(CORES, None if even else CORE_WEIGHTS)[0]
     sign = "-" if not unseen and topic in REVERSIBLE and rng.random() < reverse else "+"
     facet = topic + sign
     facets, texts = {facet}, [sentence(facet, rng, unseen=unseen)]
@@ -216,6 +218,6 @@ def core(rng: random.Random, *, unseen: bool = False, topic: str | None = None, 
     return Wording(" ".join(texts), frozenset(facets))
 
 
-def wording(rng: random.Random, *, unseen: bool = False) -> Wording:
-    """Any principle: about what is said (two in three) or how."""
-    return core(rng, unseen=unseen) if rng.random() < 0.62 else voice(rng, unseen=unseen)
+def wording(rng: random.Random, *, unseen: bool = False, even: bool = False) -> Wording:
+    """Any principle: about what is said (two in three) or how. `even` draws topics alike, not as they are taught."""
+    return core(rng, unseen=unseen, even=even) if rng.random() < 0.62 else voice(rng, unseen=unseen)

@@ -127,7 +127,7 @@ def align(
         threads=threads or 0,
         budget=Budget.parse(budget) if budget else None,
         prices=read_prices(prices) if prices else None,
-        confirm=_confirm if terminal.live else None,
+        confirm=_confirm if terminal.answers else None,
         finish=_report,
         recipe=said.recipe,
     )
@@ -214,9 +214,12 @@ def _confirm(question: str) -> bool:
 
 
 def _report(folder: Path) -> None:
+    from fairlead.report.card import write_card
     from fairlead.report.html import write_report
 
     write_report(folder)
+    if (folder / "model").is_dir():
+        write_card(folder)
 
 
 def _accuracy(results: dict[str, Any]) -> None:

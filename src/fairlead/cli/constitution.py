@@ -20,7 +20,10 @@ def check(
     file: Annotated[str, typer.Argument(help="a constitution file, or a pack: hhh, harbour", show_default=False)],
     as_json: AsJson = False,
 ) -> None:
-    """Read a constitution and say what it comes to. A mistake is named by file, line and key (exit 2)."""
+    """Read a constitution and say what it comes to. A mistake is named by file, line and key (exit 2).
+
+    So is a guard that no run could put up: a file that passes here is not refused by `align`.
+    """
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -28,6 +31,7 @@ def check(
     from fairlead.constitution import resolve
 
     loaded = resolve(file)
+    refuse_guards(loaded)
     if as_json:
         typer.echo(json.dumps(_summary(loaded), indent=2, ensure_ascii=False))
         return
@@ -56,6 +60,21 @@ def schema(as_json: AsJson = False) -> None:
 
     del as_json  # JSON is all there is
     typer.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+
+
+def refuse_guards(loaded: Loaded) -> None:
+    """Raises InputError for guards that cannot be compiled, each with its place."""
+    from fairlead.errors import InputError
+    from fairlead.guard.compile import checks_from
+
+    told = []
+    for p in loaded.constitution.principles:
+        try:
+            checks_from(loaded.constitution, None, only=[p.id])
+        except InputError as problem:
+            told.append(f"{loaded.origins[p.id]}: {problem}")
+    if told:
+        raise InputError("\n".join(told))
 
 
 def notes(loaded: Loaded) -> list[str]:

@@ -42,6 +42,7 @@ def measure(
     from fairlead.report.run import run_from
     from fairlead.report.terminal import print_table
     from fairlead.stack.plan import Measure, Plan
+    from fairlead.stack.read import validated_settings
     from fairlead.stack.run import DEFAULT_CACHE, Options, measure_model
 
     terminal = Terminal(quiet_out=as_json)
@@ -50,7 +51,11 @@ def measure(
         model=model,
         constitution=constitution or "",
         layers=(),
-        measure=Measure(cases=cases, audit=audit or "auto", only=tuple(only) if only else None),
+        measure=validated_settings(
+            Measure,
+            {"cases": cases, "audit": audit or "auto", "only": only if only is None else tuple(only)},
+            {"only": "measures"},
+        ),
         seed=seed,
     )
     options = Options(
@@ -60,7 +65,7 @@ def measure(
         threads=threads or 0,
         budget=Budget.parse(budget) if budget else None,
         prices=read_prices(prices) if prices else None,
-        confirm=_confirm if terminal.live else None,
+        confirm=_confirm if terminal.answers else None,
         finish=_report,
     )
     finished = measure_model(plan, options, terminal)

@@ -36,6 +36,12 @@ class Terminal:
         """Whether a person watches: bars need a terminal."""
         return sys.stderr.isatty()
 
+    @property
+    def answers(self) -> bool:
+        """Whether a person can be asked: the question is seen, and the answer can be typed."""
+        here = sys.stdin is not None and not sys.stdin.closed
+        return self.live and here and sys.stdin.isatty()
+
     def say(self, text: str) -> None:
         self._line(text)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -83,6 +83,19 @@ COMMON: Mapping[str, tuple[Any, Any]] = {
         ],
         None,
     ),
+    "log": (
+        Annotated[
+            list[str],
+            typer.Option(
+                "--log",
+                metavar="KIND:WHERE",
+                help="Also write each step's numbers to jsonl:FILE, tensorboard:FOLDER, wandb:PROJECT or "
+                "trackio:PROJECT; may be given several times.",
+                show_default=False,
+            ),
+        ],
+        (),
+    ),
     "as_json": (Annotated[bool, typer.Option("--json", help="Print what came of it as JSON.")], False),
 }
 FIRST = ("model", "data", "out", "dry_run")  # the others stand after the method's settings
@@ -137,6 +150,7 @@ def _train(
     skip_bad_rows: bool,
     dry_run: bool,
     threads: int | None,
+    log: Sequence[str],
     as_json: bool,
 ) -> None:
     from fairlead.cli.terminal import Terminal, print_json
@@ -152,7 +166,7 @@ def _train(
     else:
         from fairlead.stack.single import train_stage
 
-        found = train_stage(name, model, data, out, settings, seed, skip_bad_rows, threads, terminal)
+        found = train_stage(name, model, data, out, settings, seed, skip_bad_rows, threads, terminal, log)
     if as_json:
         print_json(found)
         return

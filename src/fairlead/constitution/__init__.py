@@ -3,7 +3,9 @@
 from fairlead.constitution.load import Loaded, load, packs, resolve
 from fairlead.constitution.prompts import CRITIC_PROMPTS, system_prompt, template
 from fairlead.constitution.schema import (
+    AUDIT_JUDGES,
     DIMENSIONS,
+    TRAIN_JUDGES,
     Assistant,
     Constitution,
     Dimension,
@@ -18,8 +20,10 @@ from fairlead.constitution.schema import (
 )
 
 __all__ = [
+    "AUDIT_JUDGES",
     "CRITIC_PROMPTS",
     "DIMENSIONS",
+    "TRAIN_JUDGES",
     "Assistant",
     "Constitution",
     "Dimension",

@@ -9,10 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from fairlead.constitution.explain import meant
 
@@ -32,7 +35,7 @@ def _words(text: str) -> str:
 
 
 def _id(text: str) -> str:
-    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", text):
+    if not re.fullmatch(ID, text):
         raise ValueError(f"{text!r} is not an id: use lower-case letters, digits and single dashes, such as 'no-harm'")
     return text
 
@@ -44,12 +47,25 @@ def _distinct(items: tuple[str, ...]) -> tuple[str, ...]:
     return items
 
 
-Words: TypeAlias = Annotated[str, AfterValidator(_words)]
-Id: TypeAlias = Annotated[str, AfterValidator(_id)]
+@dataclass(frozen=True)
+class InSchema:
+    """What the JSON Schema says of a value whose check, with its better words, is a function here."""
+
+    keyword: str
+    value: str | bool
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {**handler(core), self.keyword: self.value}
+
+
+ID = r"[a-z0-9]+(-[a-z0-9]+)*"
+Words: TypeAlias = Annotated[str, AfterValidator(_words), InSchema("pattern", r"\S")]
+Id: TypeAlias = Annotated[str, AfterValidator(_id), InSchema("pattern", f"^{ID}$")]
+UNIQUE = InSchema("uniqueItems", True)
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Assistant(_Part):
@@ -68,24 +84,50 @@ class Example(_Part):
     system: Words | None = None
 
 
-class Judges(_Part):
-    """Names of judges by side. What trains a layer is never its evidence: the run's ledger holds that line."""
+# Who may be named as judge. Training reads principles through a critic and nothing else; a measure knows them all.
+TRAIN_JUDGES: tuple[str, ...] = ("critic",)
+AUDIT_JUDGES: tuple[str, ...] = (
+    "critic", "gold", "rules", "known-secret", "refusal", "answers", "length", "emoji", "flattery", "polite", "exact",
+    "mentions", "numeric", "unknown", "agreement",
+)  # fmt: skip
 
-    train: Annotated[tuple[Words, ...], AfterValidator(_distinct)] = ()
-    audit: Annotated[tuple[Words, ...], AfterValidator(_distinct)] = ()
+
+def _known(known: tuple[str, ...]) -> Callable[[tuple[str, ...]], tuple[str, ...]]:
+    def check(names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in known:
+                raise ValueError(f"unknown judge {name!r}. {meant(name, known)}")
+        return names
+
+    return check
+
+
+class Judges(_Part):
+    """Names of judges by side. What trains a layer is never its evidence: the run's ledger holds that line.
+
+    `train` says what training does in any case: a critic reads the principle. `audit` replaces the measure's own judge.
+    """
+
+    train: Annotated[tuple[Words, ...], AfterValidator(_distinct), AfterValidator(_known(TRAIN_JUDGES)), UNIQUE] = ()
+    audit: Annotated[tuple[Words, ...], AfterValidator(_distinct), AfterValidator(_known(AUDIT_JUDGES)), UNIQUE] = ()
 
 
 class Guard(_Part):
-    """What the guard does about one principle."""
+    """What the guard does about one principle.
 
-    at: Annotated[tuple[Place, ...], AfterValidator(_distinct)] = Field(
+    `stream` is for a proxy that streams, which has to choose what it holds back. A guard in the same process sees whole
+    replies, so there it changes nothing.
+    """
+
+    at: Annotated[tuple[Place, ...], AfterValidator(_distinct), UNIQUE] = Field(
         ("reply",), min_length=1, description="where the principle is checked"
     )
     on_violation: Violation = Field("refuse", description="what happens when it is broken")
     on_error: Literal["refuse", "allow"] = Field("refuse", description="what happens when the check itself fails")
     say: Words | None = Field(None, description="what the user reads instead of the reply")
     stream: Literal["buffer", "window"] = Field(
-        "buffer", description="hold the whole reply until it is checked, or release it behind a sliding window"
+        "buffer",
+        description="of a streamed reply: hold the whole until it is checked, or release it behind a sliding window",
     )
 
     @model_validator(mode="after")
@@ -116,7 +158,7 @@ class Secret(_Part):
     id: Id
     source: Literal["system", "value"] = Field(alias="from", description="where the secret's text comes from")
     value: Words | None = Field(None, description="the secret itself, with `from: value`")
-    canary: bool = Field(False, description="a marker whose appearance anywhere proves a leak")
+    canary: bool = Field(False, description="a marker whose appearance anywhere proves a leak: looked for beyond `at`")
 
     @model_validator(mode="after")
     def _has_value(self) -> Secret:
@@ -135,7 +177,7 @@ class Constitution(_Part):
     """
 
     name: Words
-    extends: Annotated[tuple[Words, ...], AfterValidator(_distinct)] = Field(
+    extends: Annotated[tuple[Words, ...], AfterValidator(_distinct), UNIQUE] = Field(
         (), description="packs (hhh, harbour) or files, relative to this one, whose principles this one builds on"
     )
     assistant: Assistant = Assistant()

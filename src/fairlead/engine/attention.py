@@ -1,8 +1,9 @@
 """Attention over a packed forest, registered with transformers' attention interface.
 
 Every token of a tree sees its own prompt and the earlier tokens of its own branch, nothing else. On the CPU plain
-softmax attention runs by the pieces of `cascade.py`. What those do not know (windows, soft caps, dropout, other
-devices) runs in blocks: trees of similar shape are brought together, so that one SDPA call serves many trees:
+softmax attention runs by the pieces of `cascade.py`, on CUDA attention in 16 bits by `varlen.py`. What those do not
+know (soft caps, dropout; windows on the CPU; other devices and dtypes) runs in blocks: trees of similar shape are
+brought together, so that one SDPA call serves many trees:
 
     a tree with one branch       one causal sequence; blocks (n, H, L, h) need no mask
     a tree with several          the prompt attends causally once; every branch is a row whose keys are
@@ -29,7 +30,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from fairlead.engine import cascade
+from fairlead.engine import cascade, varlen
 from fairlead.engine.layout import Shape
 
 # A block is closed before its padding would cost more than another SDPA call. Measured forward and backward on 2 CPU
@@ -68,10 +69,14 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Plan:
-    """The forest of one batch, as every layer's attention reads it. What a layer needs is made once, on first use."""
+    """The forest of one batch, as every layer's attention reads it. What a layer needs is made once, on first use.
+
+    `only_blocks` keeps attention to the blocks, where the quicker kernels turned out not to work.
+    """
 
     shapes: tuple[Shape, ...]
     device: torch.device
+    only_blocks: bool = False
     groups: dict[torch.dtype, tuple[cascade.Group, ...]] = field(default_factory=dict)
 
     @cached_property
@@ -82,19 +87,23 @@ class Plan:
     def blocks(self) -> Blocks:
         return blocks(self.shapes, self.device)
 
+    @cached_property
+    def sequences(self) -> varlen.Sequences:
+        return varlen.sequences(self.shapes, self.device)
+
     def pieces(self, dtype: torch.dtype) -> tuple[cascade.Group, ...]:
         if dtype not in self.groups:
             self.groups[dtype] = cascade.groups(cascade.pieces(self.shapes), dtype)
         return self.groups[dtype]
 
 
-def plan(shapes: tuple[Shape, ...], device: torch.device | str = "cpu") -> Plan:
-    return Plan(shapes, torch.device(device))
+def plan(shapes: tuple[Shape, ...], device: torch.device | str = "cpu", *, only_blocks: bool = False) -> Plan:
+    return Plan(shapes, torch.device(device), only_blocks)
 
 
 def blocks(shapes: tuple[Shape, ...], device: torch.device | str = "cpu") -> Blocks:
     """Group neighbouring trees of similar shape into blocks and index packed tokens against block slots."""
-    blocks: list[Block] = []
+    out: list[Block] = []
     slot_of: list[np.ndarray] = []
     slots = 0
     for group in _groups(shapes):
@@ -110,17 +119,17 @@ def blocks(shapes: tuple[Shape, ...], device: torch.device | str = "cpu") -> Blo
             if many:
                 base += block.prompt
                 slot_of += [np.arange(base + i * branch, base + i * branch + n) for i, n in enumerate(shape.branches)]
-        blocks.append(block)
+        out.append(block)
         slots += block.slots
     slot_T = np.concatenate(slot_of)
     if slots == len(slot_T):
-        return Blocks(tuple(blocks))
+        return Blocks(tuple(out))
     token_S = np.zeros(slots, dtype=np.int64)  # padding repeats token 0: finite, never attended to, gradient zero
     token_S[slot_T] = np.arange(len(slot_T))
     filled = np.zeros(slots, dtype=bool)
     filled[slot_T] = True
     slot, token, pad = (torch.as_tensor(array).to(device) for array in (slot_T, token_S, np.flatnonzero(~filled)))
-    return Blocks(tuple(blocks), slot, token, pad)
+    return Blocks(tuple(out), slot, token, pad)
 
 
 def _groups(shapes: tuple[Shape, ...]) -> Iterator[list[Shape]]:
@@ -179,6 +188,13 @@ _to_slots: Callable[[torch.Tensor, Blocks], torch.Tensor] = _ToSlots.apply
 _to_tokens: Callable[[torch.Tensor, Blocks], torch.Tensor] = _ToTokens.apply
 
 
+def kernel(device: torch.device, dtype: torch.dtype) -> str:
+    """What attends on this device, for the log."""
+    if device.type == "cuda" and dtype in (torch.float16, torch.bfloat16):
+        return "torch.nn.attention.varlen"
+    return "attention by pieces" if device.type == "cpu" else "SDPA in blocks"
+
+
 def forest_attention(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -192,10 +208,13 @@ def forest_attention(
 ) -> torch.Tensor:
     """Attention of a packed forest. query (1, H, T, h), key and value (1, K, T, h); returns (1, T, H, h)."""
     window = window if window is not None and window < forest.longest else None
-    plain = window is None and softcap is None and not dropout and query.shape[-1] == value.shape[-1]
-    if plain and query.device.type == "cpu":
+    if not forest.only_blocks:
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-        return cascade.attend(q, k, v, forest.pieces(query.dtype), scale)[None]
+        plain = window is None and softcap is None and not dropout and query.shape[-1] == value.shape[-1]
+        if plain and query.device.type == "cpu":
+            return cascade.attend(q, k, v, forest.pieces(query.dtype), scale)[None]
+        if query.device.type == "cuda" and varlen.fits(query, value, dropout=dropout, softcap=softcap) is None:
+            return varlen.attend(q, k, v, forest.sequences, scale, window)[None]
     return _by_blocks(query, key, value, forest.blocks, scale, dropout, window, softcap)
 
 

@@ -40,14 +40,14 @@ class Side:
 
     where    the packed position of every slot: a slice where the ranges lie end to end and nothing is padded. Padding
              repeats a range's last token, which keeps it finite
-    slots, tokens   the slots that are not padding, and their packed positions; None where `where` is a slice
-    padding         the slots that are
+    tokens          the packed positions without padding; None where `where` is a slice
+    slots, padding  the slots that are not padding, and those that are; None where nothing is padded
     """
 
     length: int
     where: slice | torch.Tensor
-    slots: torch.Tensor | None = None
     tokens: torch.Tensor | None = None
+    slots: torch.Tensor | None = None
     padding: torch.Tensor | None = None
 
     def take(self, x_THh: torch.Tensor, *, zero: bool = False) -> torch.Tensor:
@@ -55,7 +55,7 @@ class Side:
         got = x_THh[self.where] if isinstance(self.where, slice) else x_THh.index_select(0, self.where)
         if zero and self.padding is not None:
             got.index_fill_(0, self.padding, 0.0)
-        return got.unflatten(0, (-1, self.length)).transpose(1, 2)
+        return got.view(-1, self.length, *got.shape[1:]).transpose(1, 2)
 
     def give(self, out_T: torch.Tensor, y: torch.Tensor, *, add: bool = False) -> None:
         """Write, or add, (m, H, n, ...) into (T, H, ...), padding left out."""
@@ -66,8 +66,9 @@ class Side:
             else:
                 out_T[self.where] = y_S
             return
-        assert self.slots is not None and self.tokens is not None
-        y_S = y_S.index_select(0, self.slots)
+        assert self.tokens is not None
+        if self.slots is not None:
+            y_S = y_S.index_select(0, self.slots)
         if add:
             out_T.index_add_(0, self.tokens, y_S)
         else:
@@ -147,9 +148,11 @@ def _side(ranges: Sequence[tuple[int, int]]) -> Side:
     column = np.arange(most)
     where = (starts[:, None] + np.minimum(column, lengths[:, None] - 1)).ravel()
     filled = (column < lengths[:, None]).ravel()
-    slots = np.flatnonzero(filled)
-    tensors = (torch.from_numpy(array) for array in (where, slots, where[slots], np.flatnonzero(~filled)))
-    return Side(most, *tensors)
+    tokens = torch.from_numpy(where[filled])
+    if filled.all():
+        return Side(most, tokens, tokens)
+    slots, padding = (torch.from_numpy(np.flatnonzero(some)) for some in (filled, ~filled))
+    return Side(most, torch.from_numpy(where), tokens, slots, padding)
 
 
 class _Cascade(torch.autograd.Function):
@@ -166,23 +169,26 @@ class _Cascade(torch.autograd.Function):
     ) -> torch.Tensor:
         repeats = query.shape[1] // key.shape[1]
         k, v = _repeated(key, repeats), _repeated(value, repeats)
-        out = query.new_empty(*query.shape[:2], value.shape[2])
+        every = torch.cat([query, k, v], dim=1)  # one gather serves all three, where they are gathered alike
+        out = torch.empty_like(query, memory_format=torch.contiguous_format)
         lse_TH: torch.Tensor | None = None
         for group in found:
-            q = group.query.take(query)
-            y, lse = _flash(
-                q, group.key.take(k), group.key.take(v), 0.0, group.causal, attn_mask=group.mask, scale=scale
-            )
+            asked = group.query
+            if group.causal:
+                q_k_v = _parts(asked.take(every), 3)
+            else:
+                q_k_v = (asked.take(query), group.key.take(k), group.key.take(v))
+            y, lse = _flash(*q_k_v, 0.0, group.causal, attn_mask=group.mask, scale=scale)
             if lse_TH is None:
                 lse_TH = lse.new_empty(query.shape[:2])
             if not group.causal:
-                # log(e^a + e^b), and each side's share of it
-                own, mine = group.query.take(lse_TH[..., None])[..., 0], group.query.take(out)
+                # log(e^a + e^b), and the second one's share of it
+                own = asked.take(lse_TH[..., None])[..., 0]
                 joined = torch.logaddexp(own, lse)
-                y = torch.lerp(mine, y, (lse - joined).exp_()[..., None].to(y.dtype))
+                y = torch.lerp(asked.take(out), y, (lse - joined).exp_()[..., None].to(y.dtype))
                 lse = joined
-            group.query.give(out, y)
-            group.query.give(lse_TH, lse)
+            asked.give(out, y)
+            asked.give(lse_TH, lse)
         ctx.save_for_backward(query, key, value, out, lse_TH)
         ctx.settings = (found, scale, repeats)
         return out
@@ -192,27 +198,38 @@ class _Cascade(torch.autograd.Function):
         query, key, value, out, lse_TH = ctx.saved_tensors
         found, scale, repeats = ctx.settings
         k, v = _repeated(key, repeats), _repeated(value, repeats)
-        d_query, d_key, d_value = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, k, v))
+        every = torch.cat([query, k, v], dim=1)
+        d_every = torch.empty_like(every)
+        d_query, d_key, d_value = _parts(d_every, 3)
         for group in found:
-            asked = group.query.take
-            d_q, d_k, d_v = _flash_backward(
-                asked(grads[0], zero=True),  # so that padding gives no gradient to its keys
-                asked(query),
-                group.key.take(k),
-                group.key.take(v),
-                asked(out),
-                asked(lse_TH[..., None])[..., 0].contiguous(),
+            asked = group.query
+            if group.causal:
+                q_k_v = _parts(asked.take(every), 3)
+            else:
+                q_k_v = (asked.take(query), group.key.take(k), group.key.take(v))
+            parts = _flash_backward(
+                asked.take(grads[0], zero=True),  # so that padding gives no gradient to its keys
+                *q_k_v,
+                asked.take(out),
+                asked.take(lse_TH[..., None])[..., 0].contiguous(),
                 0.0,
                 group.causal,
                 attn_mask=group.mask,
                 scale=scale,
             )
-            group.query.give(d_query, d_q, add=not group.causal)
-            group.key.give(d_key, d_k, add=not group.causal)
-            group.key.give(d_value, d_v, add=not group.causal)
+            if group.causal:
+                asked.give(d_every, torch.cat([part.transpose(1, 2) for part in parts], dim=2).transpose(1, 2))
+                continue
+            for side, total, part in zip((asked, group.key, group.key), (d_query, d_key, d_value), parts, strict=True):
+                side.give(total, part, add=True)
         if repeats > 1:
-            d_key, d_value = (x.unflatten(1, (-1, repeats)).sum(2) for x in (d_key, d_value))
+            d_key, d_value = (x.view(len(x), -1, repeats, x.shape[-1]).sum(2) for x in (d_key, d_value))
         return d_query, d_key, d_value, None, None
+
+
+def _parts(x: torch.Tensor, count: int) -> tuple[torch.Tensor, ...]:
+    """Equal parts of the heads, which are axis 1."""
+    return torch.chunk(x, count, dim=1)
 
 
 # The operators behind scaled_dot_product_attention on CPUs: they also return the log-sum-exps, and take them back.

@@ -71,7 +71,7 @@ def _onednn() -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None:
 
     The operator is torch's own but undocumented (torch.compile emits it), so its answer is checked once.
     """
-    if torch.backends.cpu.get_cpu_capability() != "AVX512" or not torch.backends.mkldnn.is_available():
+    if torch.backends.cpu.get_cpu_capability() != "AVX512" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return None
 
     def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -42,11 +42,16 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """`tight`: the packed path may use the tight pass wherever `tight.read` allows it."""
+    """How a model's forests are run, and why so.
+
+    tight         the packed path takes the tight pass wherever `tight.read` allows it
+    only_blocks   attention keeps to SDPA in blocks; the quicker kernels failed on this model or machine
+    """
 
     packed: bool
     reason: str
     tight: bool = False
+    only_blocks: bool = False
 
 
 _paths: WeakKeyDictionary[nn.Module, Path] = WeakKeyDictionary()
@@ -132,8 +137,8 @@ def hidden_states(
     if packed if packed is not None else path.packed:
         weights = tight.read(causal_lm(model)) if path.tight else ""
         if isinstance(weights, tight.Weights):
-            return _tight(weights, batch, rows)
-        hidden_TD = _packed(model, batch)
+            return _tight(weights, batch, path.only_blocks, rows)
+        hidden_TD = _packed(model, batch, path.only_blocks)
     else:
         hidden_TD = _padded(model, batch)
     return hidden_TD if rows is None else hidden_TD.index_select(0, rows)
@@ -157,24 +162,23 @@ def path_of(model: nn.Module) -> Path:
     return _paths[model]
 
 
-def _tight(weights: tight.Weights, batch: Batch, rows: torch.Tensor | None = None) -> torch.Tensor:
-    forest = attention.plan(batch.shapes, batch.ids_T.device)
+def _tight(weights: tight.Weights, batch: Batch, only_blocks: bool, rows: torch.Tensor | None = None) -> torch.Tensor:
+    forest = attention.plan(batch.shapes, batch.ids_T.device, only_blocks=only_blocks)
     return tight.hidden_states(weights, batch.ids_T, batch.position_T, forest, rows)
 
 
-def _packed(model: nn.Module, batch: Batch) -> torch.Tensor:
+def _packed(model: nn.Module, batch: Batch, only_blocks: bool) -> torch.Tensor:
     inner: Any = causal_lm(model)
     attention.install(inner)
     no_mask = torch.empty(attention.NO_MASK_SHAPE, device=batch.ids_T.device)
-    output = inner.base_model(
+    hidden: torch.Tensor = _base(inner)(
         input_ids=batch.ids_T[None],
         position_ids=batch.position_T[None],
         attention_mask=no_mask,
         use_cache=False,
-        forest=attention.plan(batch.shapes, batch.ids_T.device),
+        forest=attention.plan(batch.shapes, batch.ids_T.device, only_blocks=only_blocks),
     )
-    hidden: torch.Tensor = output.last_hidden_state[0]
-    return hidden
+    return hidden[0]
 
 
 def _padded(model: nn.Module, batch: Batch) -> torch.Tensor:
@@ -197,13 +201,18 @@ def _padded(model: nn.Module, batch: Batch) -> torch.Tensor:
     index = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=0).to(device)
     lengths = torch.tensor([len(row) for row in rows], device=device)
     mask = torch.arange(index.shape[1], device=device)[None] < lengths[:, None]
-    output = inner.base_model(
+    hidden: torch.Tensor = _base(inner)(
         input_ids=batch.ids_T[index],
         attention_mask=mask.long(),
         use_cache=False,
     )
-    hidden: torch.Tensor = output.last_hidden_state[place[0].to(device), place[1].to(device)]
-    return hidden
+    return hidden[place[0].to(device), place[1].to(device)]
+
+
+def _base(inner: Any) -> Callable[..., torch.Tensor]:
+    """From a transformers model's inputs to its last hidden states; one whose weights are split gathers them first."""
+    gathered: Callable[..., torch.Tensor] | None = getattr(inner, "gathered_base", None)  # see engine/sharded.py
+    return gathered or (lambda **inputs: inner.base_model(**inputs).last_hidden_state)
 
 
 def _try(model: nn.Module) -> Path:
@@ -221,23 +230,14 @@ def _try(model: nn.Module) -> Path:
         truth = _row_by_row(model, trees, device)
         if not all(torch.isfinite(row).all() for row in truth):
             raise ValueError(f"{type(inner).__name__}: its logits are not finite; the weights are damaged")
-        packed_reason = f"packed, {_kernel(device)}"
-        try:
-            head = head_of(model)
-            far = _distance(head, _packed(model, batch), batch, truth)
-            if far is not None:
-                packed_reason = f"a packed forest gives other logits than the model's own (off by {far:.1e})"
-        except (ValueError, TypeError, RuntimeError, AttributeError) as error:
-            far, packed_reason = float("nan"), str(error)
-        if far is None:
-            weights = tight.read(inner)
-            if isinstance(weights, str):
-                return Path(True, f"{packed_reason}, through its own modules: {weights}")
-            off = _distance(head, _tight(weights, batch), batch, truth)
-            if off is None:
-                return Path(True, f"{packed_reason}, tight pass", tight=True)
-            say_once(logging.WARNING, f"{type(inner).__name__}: the tight pass is off by {off:.1e}, so it is not used")
-            return Path(True, f"{packed_reason}, through its own modules")
+        failed = ""
+        for only_blocks in (False, True):
+            wrong = _wrong(model, batch, truth, lambda: _packed(model, batch, only_blocks))  # noqa: B023
+            if wrong is None:
+                if only_blocks:
+                    say_once(logging.WARNING, f"{type(inner).__name__}: attention in blocks, slower: {failed}")
+                return _with_tight(model, batch, truth, only_blocks)
+            failed = failed or wrong
         attention.uninstall(inner)
         off = _distance(head_of(model), _padded(model, batch), batch, truth)
     if off is not None:
@@ -245,11 +245,30 @@ def _try(model: nn.Module) -> Path:
             f"{type(inner).__name__}: log-probs computed from its hidden states differ from its own logits by "
             f"{off:.1e}; the model does something after its last layer that the engine does not know"
         )
-    return Path(False, packed_reason)
+    return Path(False, failed)
 
 
-def _kernel(device: torch.device) -> str:
-    return f"attention by {'pieces' if device.type == 'cpu' else 'blocks'} of like trees on {device.type}"
+def _with_tight(model: nn.Module, batch: Batch, truth: list[torch.Tensor], only_blocks: bool) -> Path:
+    """The packed path, on the tight pass where it fits and agrees."""
+    kernel = "SDPA in blocks" if only_blocks else attention.kernel(batch.ids_T.device, truth[0].dtype)
+    inner = causal_lm(model)
+    weights = tight.read(inner)
+    if isinstance(weights, str):
+        return Path(True, f"packed, {kernel}, through its own modules ({weights})", only_blocks=only_blocks)
+    wrong = _wrong(model, batch, truth, lambda: _tight(weights, batch, only_blocks))
+    if wrong is not None:
+        say_once(logging.WARNING, f"{type(inner).__name__}: the tight pass is not used: {wrong}")
+        return Path(True, f"packed, {kernel}, through its own modules", only_blocks=only_blocks)
+    return Path(True, f"packed, {kernel}, tight pass", tight=True, only_blocks=only_blocks)
+
+
+def _wrong(model: nn.Module, batch: Batch, truth: list[torch.Tensor], run: Callable[[], torch.Tensor]) -> str | None:
+    """What is wrong with a packed way to the hidden states, or None."""
+    try:
+        far = _distance(head_of(model), run(), batch, truth)
+    except (ValueError, TypeError, RuntimeError, AttributeError) as error:
+        return str(error)
+    return None if far is None else f"a packed forest gives other logits than the model's own (off by {far:.1e})"
 
 
 def _row_by_row(model: nn.Module, trees: Sequence[Tree], device: torch.device) -> list[torch.Tensor]:

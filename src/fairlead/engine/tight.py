@@ -64,14 +64,9 @@ def read(model: nn.Module) -> Weights | str:
         return f"its activation is {config.hidden_act}"
     if getattr(inner, "is_activation_checkpointing", False):
         return "gradient checkpointing is on"
-    for name, module in inner.model.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
-            return f"{name or 'the model'} carries hooks or another forward, which must run"
-        if name.endswith("_proj") and type(module) is not nn.Linear:
-            return f"{name} is {type(module).__name__}, not a plain linear layer"
-    weights = [parameter for parameter in inner.model.parameters() if type(parameter) is not nn.Parameter]
-    if weights:
-        return f"its weights are {type(weights[0]).__name__}, not plain parameters"
+    changed = _changed(inner.model)
+    if changed is not None:
+        return changed
     layers = []
     for block in inner.model.layers:
         attention, mlp = block.self_attn, block.mlp
@@ -101,6 +96,24 @@ def read(model: nn.Module) -> Weights | str:
                    inner.model.layers[0].self_attn.head_dim)  # fmt: skip
 
 
+def _changed(body: nn.Module) -> str | None:
+    """What about the modules is not as transformers made them. (A plain walk: this runs before every forward pass.)"""
+    left: list[tuple[str, nn.Module | None]] = [("the model", body)]
+    while left:
+        name, module = left.pop()
+        if module is None:
+            continue
+        if module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__:
+            return f"{name} carries hooks or another forward, which must run"
+        if name.endswith("_proj") and type(module) is not nn.Linear:
+            return f"{name} is {type(module).__name__}, not a plain linear layer"
+        for parameter in module._parameters.values():
+            if parameter is not None and type(parameter) is not nn.Parameter:
+                return f"a weight of {name} is of type {type(parameter).__name__}"
+        left += module._modules.items()
+    return None
+
+
 def hidden_states(
     w: Weights, ids_T: torch.Tensor, position_T: torch.Tensor, forest: Plan, rows_N: Maybe = None
 ) -> torch.Tensor:
@@ -111,7 +124,7 @@ def hidden_states(
     sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)  # so that rotation is a roll
     for number, layer in enumerate(w.layers):
         q, k, v = _project(x, layer.norm_in, w.epsilon, *layer.query, *layer.key, *layer.value)
-        q, k, v = (y.unflatten(1, (-1, w.head_width)) for y in (q, k, v))
+        q, k, v = (y.view(len(y), -1, w.head_width) for y in (q, k, v))
         if layer.norm_query is not None and layer.norm_key is not None:
             q, k = _norm(q, layer.norm_query, w.epsilon), _norm(k, layer.norm_key, w.epsilon)
         q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
@@ -125,17 +138,31 @@ def hidden_states(
 # ------------------------------------------------------------------------------------------------- RMSNorm
 
 
-def _scaled(x: torch.Tensor, epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """x / rms(x) over the last axis, and 1 / rms(x); computed in float32 at least, as the modules do."""
+def _norm_forward(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """x / rms(x) * weight over the last axis, and 1 / rms(x), which is float32 at least, as in the modules."""
+    if x.is_cuda:
+        y, inverse = torch.ops.aten._fused_rms_norm(x, [x.shape[-1]], weight, epsilon)
+        return y, inverse
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     inverse = wide.square().mean(-1, keepdim=True).add_(epsilon).rsqrt_()
-    return (wide * inverse).to(x.dtype), inverse
+    return (wide * inverse).to(x.dtype).mul_(weight), inverse
+
+
+def _normed(x: torch.Tensor, inverse: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The norm's output again, from what is kept of its forward pass."""
+    return (x * inverse).to(x.dtype).mul_(weight)
 
 
 def _norm_backward(
     d_y: torch.Tensor, x: torch.Tensor, inverse: torch.Tensor, weight: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients of `x / rms(x) * weight` with respect to x and weight."""
+    if x.is_cuda:
+        both = [True, True]
+        d_x, d_weight = torch.ops.aten._fused_rms_norm_backward(
+            d_y.contiguous(), x, [x.shape[-1]], inverse, weight, both
+        )
+        return d_x, d_weight
     wide = inverse.dtype
     unit = x.to(wide) * inverse
     share = d_y.to(wide) * unit
@@ -148,9 +175,9 @@ def _norm_backward(
 class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
-        unit, inverse = _scaled(x, epsilon)
+        y, inverse = _norm_forward(x, weight, epsilon)
         ctx.save_for_backward(x, inverse, weight)
-        return unit.mul_(weight)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Maybe, ...]:
@@ -167,8 +194,7 @@ class _Project(torch.autograd.Function):
     def forward(
         ctx: Any, x: torch.Tensor, norm: torch.Tensor, epsilon: float, *weights: Maybe
     ) -> tuple[torch.Tensor, ...]:
-        unit, inverse = _scaled(x, epsilon)
-        unit.mul_(norm)
+        unit, inverse = _norm_forward(x, norm, epsilon)
         ctx.save_for_backward(x, inverse, norm, *weights[::2])
         out = []
         for weight, bias in zip(weights[::2], weights[1::2], strict=True):
@@ -180,7 +206,7 @@ class _Project(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Maybe, ...]:
         x, inverse, norm, *weights = ctx.saved_tensors
-        unit = (x * inverse).to(x.dtype).mul_(norm)
+        unit = _normed(x, inverse, norm)
         d_unit: Maybe = None
         d_weights: list[Maybe] = []
         for number, (grad, weight) in enumerate(zip(grads, weights, strict=True)):
@@ -229,8 +255,7 @@ class _Finish(torch.autograd.Function):
         if rows_N is not None:
             x, y = x.index_select(0, rows_N), y.index_select(0, rows_N)
         middle = matmul(y, out.t()).add_(x)
-        unit, inverse = _scaled(middle, epsilon)
-        unit.mul_(norm)
+        unit, inverse = _norm_forward(middle, norm, epsilon)
         g, u = matmul(unit, gate.t()), matmul(unit, up.t())
         ctx.save_for_backward(y, middle, inverse, g, u, out, norm, gate, up, down, rows_N)
         return matmul(F.silu(g).mul_(u), down.t()).add_(middle)
@@ -245,7 +270,7 @@ class _Finish(torch.autograd.Function):
         d_down = matmul(grad.t(), silu * u) if needs_down else None
         d_u = silu.mul_(d_inner)
         d_g = torch.ops.aten.silu_backward(d_inner.mul_(u), g)
-        unit = (middle * inverse).to(middle.dtype).mul_(norm)
+        unit = _normed(middle, inverse, norm)
         d_gate = matmul(d_g.t(), unit) if needs_gate else None
         d_up = matmul(d_u.t(), unit) if needs_up else None
         d_middle, d_norm = _norm_backward(matmul(d_g, gate).add_(matmul(d_u, up)), middle, inverse, norm)

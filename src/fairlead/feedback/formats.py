@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 from fairlead.errors import InputError
 from fairlead.exchange import Exchange, Message, Preference, Rated
 from fairlead.feedback.files import BadRow, Paths, Table, find_files, read_lines, read_table
-from fairlead.feedback.shapes import DEMONSTRATIONS, LABELLED, PREFERENCES, PROMPTS, RATED, Shape
+from fairlead.feedback.shapes import DEMONSTRATIONS, LABELLED, PREFERENCES, PROMPTS, RATED, TIE, Shape
 
 T = TypeVar("T")
 
@@ -44,6 +44,7 @@ class Report:
     files: tuple[FileReport, ...]
     ignored_files: tuple[Path, ...] = ()
     ties: int = 0
+    first_of_ties: int = 0
     identical: int = 0
     empty_replies: int = 0
     blank_lines: int = 0
@@ -67,6 +68,7 @@ class Report:
         ]
         counts = {
             "ties, kept with strength 0.5": self.ties,
+            "ties, of which the first reply is taken": self.first_of_ties,
             "pairs with two identical replies": self.identical,
             "empty replies, kept": self.empty_replies,
             "blank lines": self.blank_lines,
@@ -146,12 +148,16 @@ def read_preferences(paths: Paths, *, skip_bad_rows: bool = False) -> Preference
 
 
 def read_demonstrations(paths: Paths, *, skip_bad_rows: bool = False) -> ExchangeSet:
-    """Exchanges to imitate from published files. A file whose replies are all empty holds prompts and is refused."""
+    """Exchanges to imitate from published files: conversations, or the chosen side of preference pairs.
+
+    A file whose replies are all empty holds prompts and is refused. Of a tie the first reply is taken, and counted.
+    """
     rows, places, report = _read(paths, DEMONSTRATIONS, "demonstrations", skip_bad_rows)
     empty = sum(_is_empty(row.reply) for row in rows)
     if empty == len(rows):
         raise InputError(f"{report.files[0].path}: every reply is empty: these are prompts, not demonstrations")
-    return ExchangeSet(tuple(rows), places, replace(report, empty_replies=empty))
+    ties = sum(bool(row.meta.get(TIE)) for row in rows)
+    return ExchangeSet(tuple(rows), places, replace(report, empty_replies=empty, first_of_ties=ties))
 
 
 def read_rated(paths: Paths, *, skip_bad_rows: bool = False) -> RatedSet:
@@ -270,7 +276,6 @@ def _shape_of(table: Table, shapes: Sequence[Shape[T]], what: str) -> Shape[T]:
 
 
 _USES: Mapping[str, tuple[Sequence[Shape[Any]], str]] = {
-    "preference pairs": (PREFERENCES, "read it as preferences"),
     "rows of rated replies": (LABELLED, "read it as rated replies (kto, bco)"),
     "demonstrations": (DEMONSTRATIONS, "read it as demonstrations"),
 }

@@ -50,12 +50,21 @@ class Shape(Generic[T]):
 
 def _own_pair(row: Record) -> Pair:
     body = {key: value for key, value in row.items() if key not in ("group", "generators")}
-    written = row.get("generators")
+    written, group = row.get("generators"), row.get("group")
+    if group is not None and not isinstance(group, str):
+        raise BadRow(f"'group' is {type(group).__name__}, not a text")
+    if written is not None and not (
+        isinstance(written, list) and len(written) == 2 and all(isinstance(name, str) for name in written)
+    ):
+        raise BadRow("'generators' is not a list of two names (who wrote chosen, who wrote rejected)")
+    return Pair(_own(Preference, body), group or "", (written[0], written[1]) if written else None)
+
+
+def _own(cls: type[T], row: Record) -> T:
     try:
-        value = from_json(Preference, body)
-    except (ValueError, TypeError) as error:
+        return from_json(cls, row)
+    except ValueError as error:
         raise BadRow(str(error)) from error
-    return Pair(value, row.get("group", ""), (written[0], written[1]) if written else None)
 
 
 def _hh(row: Record) -> Pair:
@@ -241,10 +250,7 @@ PREFERENCES: tuple[Shape[Pair], ...] = (
 
 
 def _own_exchange(row: Record) -> Exchange:
-    try:
-        return from_json(Exchange, row)
-    except (ValueError, TypeError) as error:
-        raise BadRow(str(error)) from error
+    return _own(Exchange, row)
 
 
 _LABEL_KEYS = ("label", "kto_tag")
@@ -289,7 +295,21 @@ def _prompt_text(row: Record) -> Exchange:
     return Exchange(_instruction(row), (assistant(row[key]),))
 
 
+def _chosen_side(shape: Shape[Pair]) -> Shape[Exchange]:
+    """A format of preferences, read for its better replies."""
+
+    def read(row: Record) -> Exchange:
+        pair = shape.read(row).value
+        return Exchange(pair.messages, pair.chosen, {TIE: True} if pair.strength == 0.5 else {})
+
+    return Shape(f"{shape.name}, chosen side", shape.why, shape.fits, read)
+
+
+TIE = "tie"  # in the meta of a demonstration taken from a pair of which neither reply is better
+
+# Pairs come first: their rows may hold a conversation or an output besides.
 DEMONSTRATIONS: tuple[Shape[Exchange], ...] = (
+    *map(_chosen_side, PREFERENCES),
     Shape("fairlead", "messages and reply are turns with parts",
           lambda r: _own_turns(r, "messages", "reply"), _own_exchange),
     Shape("messages", "a list of turns that ends with the reply",
@@ -333,10 +353,7 @@ Rates: TypeAlias = tuple[tuple[str, Rated], ...]
 
 
 def _own_rated(row: Record) -> Rates:
-    try:
-        return (("", from_json(Rated, row)),)
-    except (ValueError, TypeError) as error:
-        raise BadRow(str(error)) from error
+    return (("", _own(Rated, row)),)
 
 
 def _labelled_reply(read: Callable[[Record], Exchange]) -> Callable[[Record], Rates]:

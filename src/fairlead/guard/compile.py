@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from fairlead.constitution.schema import Constitution, Principle
 from fairlead.constitution.schema import Secret as Written
@@ -11,6 +11,7 @@ from fairlead.guard.critic import CriticCheck
 from fairlead.guard.decision import Check
 from fairlead.guard.guard import ROUNDS, SAY, GuardedModel, Policy
 from fairlead.guard.revise import reviser
+from fairlead.guard.rules import RulesCheck
 from fairlead.guard.secrets import Secret, SecretsCheck
 from fairlead.judges.check import JudgeCheck
 from fairlead.judges.critic import critic
@@ -24,34 +25,55 @@ def checks_from(
     critic_model: Model | None,
     *,
     thresholds: Mapping[str, float] | None = None,
+    rules: Mapping[str, Sequence[str]] | None = None,
+    only: Collection[str] | None = None,
     deadline: float | None = None,
 ) -> tuple[Check, ...]:
     """The checks of a constitution: cheap ones first, of equals the more severe principle first.
 
-    A secrecy principle is checked by the declared secrets; every other principle, and a secrecy principle without
-    declared secrets, by the critic. Without a critic model those are left out: `unchecked` names them.
+    The principle that speaks of what was told to be kept (`keepers`) is checked by the declared secrets; every other
+    one, and all where no secrets are declared, by the critic. Without a critic model those are left out: `unchecked`
+    names them.
 
     thresholds  by principle id, the score below which the critic's verdict counts as broken (0.5 where not given)
+    rules       by principle id, patterns that a reply must not hold; the principle's `guard:` says what follows
+    only        ids of the principles to guard; all that have a `guard:` where not given
     deadline    seconds for one batch of one critic
     """
-    chosen = dict(thresholds or {})
-    for id in chosen:
-        if id not in constitution:
-            known = ", ".join(constitution.ids)
-            raise InputError(f"a guard threshold is given for {id!r}, which is no principle; there are: {known}")
+    chosen, patterns = dict(thresholds or {}), dict(rules or {})
+    for what, ids in (("threshold is", chosen), ("rule is", patterns)):
+        for id in ids:
+            if id not in constitution:
+                known = ", ".join(constitution.ids)
+                raise InputError(f"a guard {what} given for {id!r}, which is no principle; there are: {known}")
+    for id in patterns:
+        if constitution[id].guard is None or (only is not None and id not in only):
+            raise InputError(f"a guard rule is given for {id!r}, which is not guarded: it has no `guard:` in this run")
+    keeping = keepers(constitution)
     checks: list[Check] = []
     for principle in sorted(constitution.principles, key=lambda p: -p.severity):
-        if principle.guard is None:
+        if principle.guard is None or (only is not None and principle.id not in only):
             continue
-        places = _places(principle)
-        if principle.dimension == "secrecy" and constitution.secrets:
+        places, outcome = _places(principle), principle.guard.on_violation
+        if principle.id in patterns:
+            checks.append(RulesCheck(tuple(patterns[principle.id]), principle.id, outcome, places))
+        if principle.id in keeping:
             secrets = tuple(_secret(written) for written in constitution.secrets)
-            checks.append(SecretsCheck(secrets, principle.id, principle.guard.on_violation, places))
+            checks.append(SecretsCheck(secrets, principle.id, outcome, places))
         elif critic_model is not None:
             judge = critic(principle, critic_model)
             check = JudgeCheck(judge, principle.id, deadline, chosen.get(principle.id, THRESHOLD))
-            checks.append(CriticCheck(check, principle.guard.on_violation))
+            checks.append(CriticCheck(check, outcome, places))
     return tuple(sorted(checks, key=lambda check: check.cost))
+
+
+def keepers(constitution: Constitution) -> tuple[str, ...]:
+    """Ids of the guarded principles that the declared secrets stand for: those called `keep…`, else the first of
+    secrecy. Other principles of secrecy (other people's privacy) speak of what no list of secrets holds."""
+    if not constitution.secrets:
+        return ()
+    guarded = [p.id for p in constitution.principles if p.dimension == "secrecy" and p.guard is not None]
+    return tuple(id for id in guarded if id.split("-")[0] == "keep") or tuple(guarded[:1])
 
 
 def unchecked(constitution: Constitution, checks: Sequence[Check]) -> tuple[str, ...]:
@@ -99,7 +121,7 @@ def _secret(written: Written) -> Secret:
     if written.source == "value":
         assert written.value is not None
         try:
-            return Secret(written.id, (written.value,))
+            return Secret(written.id, (written.value,), anywhere=written.canary)
         except ValueError as problem:
             raise InputError(f"constitution: {problem}") from None
-    return Secret(written.id)
+    return Secret(written.id, anywhere=written.canary)

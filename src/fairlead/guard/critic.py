@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fairlead.exchange import Exchange, ToolCall
 from fairlead.guard.decision import Decision, Outcome, Span
+from fairlead.guard.pieces import PLACES, only, pieces
 from fairlead.judges.check import CheckResult, JudgeCheck
 from fairlead.judges.lineage import Lineage
 
@@ -17,11 +19,13 @@ class CriticCheck:
     """`check` (a judge with its threshold and deadline) as a check that leads to `on_violation`.
 
     A judge says that something is wrong and not where, so a reply it would redact is refused. The threshold is chosen
-    on the select side of a run, never on audit cases; it is part of the printed name.
+    on the select side of a run, never on audit cases; it is part of the printed name. The judge reads what stands `at`
+    those places of the reply; where nothing of it does, there is nothing to ask.
     """
 
     check: JudgeCheck
     on_violation: Outcome = "refuse"
+    at: frozenset[str] = PLACES
     cost: int = 2
 
     @property
@@ -37,10 +41,16 @@ class CriticCheck:
         return self.check.lineage
 
     def decide(self, exchanges: Sequence[Exchange]) -> list[Decision]:
-        results = self.check.check(exchanges)
-        if len(results) != len(exchanges):
-            raise ValueError(f"{self.name} gave {len(results)} verdicts for {len(exchanges)} exchanges")
-        return [self._one(item, result) for item, result in zip(exchanges, results, strict=True)]
+        shown = [dataclasses.replace(item, reply=only(item.reply, self.at)) for item in exchanges]
+        # an empty reply is still one to be judged
+        asked = [n for n, item in enumerate(exchanges) if shown[n].reply or not pieces(item.reply)]
+        results = self.check.check([shown[n] for n in asked]) if asked else []
+        if len(results) != len(asked):
+            raise ValueError(f"{self.name} gave {len(results)} verdicts for {len(asked)} exchanges")
+        decisions = [Decision("allow", self.principle, "", (), self.name)] * len(exchanges)
+        for n, result in zip(asked, results, strict=True):
+            decisions[n] = self._one(exchanges[n], result)
+        return decisions
 
     def _one(self, item: Exchange, result: CheckResult) -> Decision:
         if result.outcome == "failed":

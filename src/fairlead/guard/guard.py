@@ -3,23 +3,23 @@
 Every reply is looked at by every check, cheap ones first; the most severe decision counts. A changed reply (redacted,
 revised, a call taken out) is looked at again before it leaves, and refused where it still does not pass. A check that
 raises, answers nothing or asks for more of a finished reply has failed, and so has a revision that comes to nothing:
-what then happens is the constitution's `on_error`, and it is counted. All exchanges of a batch are checked together.
+what then happens is the constitution's `on_error`, and it is counted. Errors that a user can mend (`FairleadError`) are
+none of a check's and are raised. All exchanges of a batch are checked together.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fairlead.errors import BudgetReached
+from fairlead.errors import FairleadError
 from fairlead.exchange import Exchange, Message, assistant
 from fairlead.guard.decision import SEVERITY, Check, Decision, most_severe
 from fairlead.guard.log import GuardLog, Record, Released
 from fairlead.guard.pieces import drop_calls, pieces, redact, unreadable, without_unreadable
 from fairlead.guard.revise import Reviser
-from fairlead.judges.lineage import Lineage, lineage_hash
+from fairlead.judges.lineage import Lineage
 from fairlead.models.protocol import CapabilityError, Model, Prompt, Reply, Sampling
 
 SAY = "I can't help with that."
@@ -55,6 +55,7 @@ class _Item:
     decisions: list[Decision] = field(default_factory=list)
     waived: set[str] = field(default_factory=set)  # checks whose revisions are given up, as their on_error allows
     withheld: tuple[str, ...] = ()
+    failed: list[tuple[str, str, str]] = field(default_factory=list)  # as in `Record`
 
     @property
     def exchange(self) -> Exchange:
@@ -67,7 +68,10 @@ class _Item:
 
     def record(self, call: int) -> Record:
         assert self.done is not None
-        return Record(call, self.prompt, self.number, self.done, tuple(self.decisions), self.rounds, self.withheld)
+        return Record(
+            call, self.prompt, self.number, self.done, tuple(self.decisions), self.rounds, self.withheld,
+            tuple(self.failed),
+        )  # fmt: skip
 
     def close(self, say: str, how: Released) -> None:
         reply = Reply((assistant(say),), "stop", usage=self.reply.usage)  # an answer, not a missing one
@@ -99,8 +103,8 @@ class GuardedModel:
 
     @property
     def lineage(self) -> str:
-        body = "\n".join([self.model.lineage, *(lineage_hash(check.lineage) for check in self.checks)])
-        return f"gd:{hashlib.sha256(body.encode()).hexdigest()[:32]}"
+        """That of the model inside: behind a guard it is no other witness. What the checks are, `lineages` says."""
+        return self.model.lineage
 
     @property
     def capabilities(self) -> frozenset[str]:
@@ -154,7 +158,7 @@ class GuardedModel:
         """All checks over all open replies, then one act on each reply."""
         if not items:
             return
-        decisions = self._decide([item.exchange for item in items])
+        decisions = self._decide(items)
         to_revise: list[tuple[_Item, Decision]] = []
         for item, answered in zip(items, decisions, strict=True):
             said = [d for d in answered if d.outcome != "revise" or d.check not in item.waived]
@@ -176,23 +180,26 @@ class GuardedModel:
                 self._mend(item, said, worst)
         self._revise(to_revise)
 
-    def _decide(self, exchanges: Sequence[Exchange]) -> list[list[Decision]]:
-        """What each check says of each exchange. Dear checks are not asked where a cheap one already refuses."""
-        said: list[list[Decision]] = [[] for _ in exchanges]
+    def _decide(self, items: Sequence[_Item]) -> list[list[Decision]]:
+        """What each check says of each reply. Dear checks are not asked where a cheap one already refuses."""
+        said: list[list[Decision]] = [[] for _ in items]
         for check in self.checks:
             open_ = [n for n, so_far in enumerate(said) if SEVERITY[most_severe(so_far).outcome] < SEVERITY["escalate"]]
-            for n, decision in zip(open_, self._ask(check, [exchanges[n] for n in open_]), strict=True):
-                said[n].append(self._resolved(check, decision))
+            for n, decision in zip(open_, self._ask(check, [items[n].exchange for n in open_]), strict=True):
+                said[n].append(self._resolved(check, decision, items[n]))
         return said
 
     def _ask(self, check: Check, exchanges: Sequence[Exchange]) -> list[Decision]:
-        """The decisions of one check; whatever goes wrong with it is a decision `failed` that says what."""
+        """The decisions of one check; what goes wrong inside it is a decision `failed` that says what.
+
+        What a user can mend ends the run instead: a check that could not be asked at all has refused nothing.
+        """
         if not exchanges:
             return []
         try:
             answers: object = check.decide(exchanges)
-        except BudgetReached:
-            raise  # the run stops here; it is not the check that failed
+        except (FairleadError, MemoryError):
+            raise  # a wrong key, a dead server, an empty purse: for the user to mend, and no word about the reply
         except Exception as problem:  # noqa: BLE001  # becomes a counted `failed`, by default closed: nothing is hidden
             if len(exchanges) > 1 and check.cost == 0:  # one hostile reply must not fail the whole batch
                 return [decision for item in exchanges for decision in self._ask(check, [item])]
@@ -209,14 +216,14 @@ class GuardedModel:
     def _failed(self, check: Check, why: str) -> Decision:
         return Decision("failed", check.principle, why, (), check.name)
 
-    def _resolved(self, check: Check, decision: Decision) -> Decision:
+    def _resolved(self, check: Check, decision: Decision, item: _Item) -> Decision:
         """A failed check becomes what the constitution says of its errors, and is counted."""
         if decision.outcome == "hold":
             decision = self._failed(check, "asked to hold a reply of which no more is coming")
         if decision.outcome != "failed":
             return decision
         closed = self._policy(decision).on_error == "refuse"
-        self.log.failed[check.name, "closed" if closed else "open"] += 1
+        item.failed.append((check.name, "closed" if closed else "open", decision.evidence))
         told = f"the check failed ({decision.evidence}); {'refused' if closed else 'let through'}, as on_error says"
         return Decision("refuse" if closed else "allow", check.principle, told, (), check.name)
 
@@ -243,7 +250,7 @@ class GuardedModel:
         if self._policy(decision).on_error == "refuse":
             self._refuse(item, decision, why)
             return
-        self.log.failed[decision.check, "open"] += 1
+        item.failed.append((decision.check, "open", why))
         item.waived.add(decision.check)
         told = f"{decision.evidence}; {why}; let through, as on_error says"
         item.decisions.append(Decision("allow", decision.principle, told, (), decision.check))

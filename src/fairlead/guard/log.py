@@ -20,6 +20,7 @@ class Record:
     decisions      all that the checks said besides "allow", in the order of the rounds
     rounds         how often the reply was changed and looked at again
     withheld       parts that no check can read and that were taken out
+    failed         checks that failed on it: (check, "closed" or "open", why)
     """
 
     call: int
@@ -29,6 +30,7 @@ class Record:
     decisions: tuple[Decision, ...] = ()
     rounds: int = 0
     withheld: tuple[str, ...] = ()
+    failed: tuple[tuple[str, str, str], ...] = ()
 
     @property
     def principle(self) -> str:
@@ -42,8 +44,9 @@ class Record:
 
 @dataclass(slots=True)
 class GuardLog:
-    """Counts and records over the life of one guarded model."""
+    """Counts and records over the life of one guarded model. `every` keeps the records of untouched replies too."""
 
+    every: bool = False
     calls: int = 0
     released: Counter[str] = field(default_factory=Counter)
     decisions: Counter[tuple[str, str]] = field(default_factory=Counter)  # (principle or check, outcome)
@@ -56,7 +59,9 @@ class GuardLog:
         self.withheld.update(record.withheld)
         for decision in record.decisions:
             self.decisions[decision.principle or decision.check, decision.outcome] += 1
-        if record.decisions or record.withheld:
+        for check, how, _ in record.failed:
+            self.failed[check, how] += 1
+        if self.every or record.decisions or record.withheld:
             self.records.append(record)
 
     def summary(self) -> dict[str, Any]:

@@ -6,13 +6,14 @@ Nothing is left out in silence: what cannot be read (opaque reasoning, media) is
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fairlead.exchange import Media, Message, Part, Reasoning, Refusal, Text, ToolCall, ToolResult
 from fairlead.guard.decision import Span
 
 REDACTED = "[redacted]"
+PLACES = frozenset({"reply", "reasoning", "tool_call", "tool_result"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,27 @@ def without_unreadable(reply: Sequence[Message]) -> tuple[Message, ...]:
         dataclasses.replace(message, parts=tuple(p for p in map(keep, message.parts) if p is not None))
         for message in reply
     )
+
+
+def only(reply: Sequence[Message], places: Collection[str]) -> tuple[Message, ...]:
+    """The reply's texts at these places; a message of which nothing is left is dropped."""
+
+    def keep(part: Part, at: tuple[int, ...], inside: str) -> Part | None:
+        if isinstance(part, ToolResult):
+            inner = (keep(p, at, "tool_result") for p in part.parts)
+            kept = tuple(p for p in inner if p is not None)
+            return dataclasses.replace(part, parts=kept) if kept else None
+        return part if any(piece.place in places for piece in _of_parts((part,), at, inside)) else None
+
+    out = []
+    for m, message in enumerate(reply):
+        inside = "tool_result" if message.role == "tool" else ""
+        parts = tuple(p for p in (keep(part, (m,), inside) for part in message.parts) if p is not None)
+        if parts == message.parts:
+            out.append(message)
+        elif parts:
+            out.append(dataclasses.replace(message, parts=parts))
+    return tuple(out)
 
 
 def redact(reply: Sequence[Message], spans: Iterable[Span], mark: str = REDACTED) -> tuple[Message, ...]:

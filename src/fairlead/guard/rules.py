@@ -1,4 +1,5 @@
-"""Rules: patterns that a reply must not hold. There are none by default; a rule is only what somebody wrote down."""
+"""Rules: patterns that a reply must not hold. There are none by default; a rule is only what somebody wrote down, in
+the guard layer of a stack (`guard: {rules: {PRINCIPLE: [PATTERN]}}`)."""
 
 from __future__ import annotations
 
@@ -10,8 +11,17 @@ from functools import cached_property
 from fairlead.errors import InputError
 from fairlead.exchange import Exchange
 from fairlead.guard.decision import ALLOW, Decision, Outcome, Span
-from fairlead.guard.pieces import Piece, pieces
+from fairlead.guard.pieces import PLACES, Piece, pieces
 from fairlead.judges.lineage import Lineage, leaf
+
+
+def fault(pattern: str) -> str:
+    """What is wrong with a pattern, or ""."""
+    try:
+        compiled = re.compile(pattern)
+    except re.error as problem:
+        return f"the pattern {pattern!r} cannot be read: {problem}"
+    return f"the pattern {pattern!r} matches empty text: it would match every reply" if compiled.match("") else ""
 
 
 @dataclass(frozen=True)
@@ -24,17 +34,14 @@ class RulesCheck:
     patterns: tuple[str, ...]
     principle: str = ""
     on_violation: Outcome = "refuse"
-    at: frozenset[str] = frozenset({"reply", "reasoning", "tool_call", "tool_result"})
+    at: frozenset[str] = PLACES
     cost: int = 0
 
     def __post_init__(self) -> None:
         for pattern in self.patterns:
-            try:
-                compiled = re.compile(pattern)
-            except re.error as problem:
-                raise InputError(f"{self.name}: the pattern {pattern!r} cannot be read: {problem}") from None
-            if compiled.match(""):
-                raise InputError(f"{self.name}: the pattern {pattern!r} matches empty text: it would match every reply")
+            problem = fault(pattern)
+            if problem:
+                raise InputError(f"{self.name}: {problem}")
 
     @property
     def name(self) -> str:

@@ -15,21 +15,21 @@ from functools import cached_property
 from pathlib import Path
 
 from fairlead.exchange import Exchange
-from fairlead.guard import decode
+from fairlead.guard import decode, told
 from fairlead.guard.decision import ALLOW, Decision, Outcome, Span
-from fairlead.guard.pieces import Piece, pieces
-from fairlead.guard.told import told_to_keep
+from fairlead.guard.pieces import PLACES, Piece, pieces
 from fairlead.judges.lineage import Lineage, leaf
 
 
 @dataclass(frozen=True, slots=True)
 class Secret:
     """One thing to keep: given `values`, what `pattern` captures in the system prompt, or, with neither, what the
-    system prompt tells to keep in plain words (`told.py`)."""
+    system prompt tells to keep in plain words (`told.py`). `anywhere` looks for it in every place (a canary)."""
 
     id: str
     values: tuple[str, ...] = ()
     pattern: str = ""
+    anywhere: bool = False
 
     def __post_init__(self) -> None:
         for value in self.values:
@@ -48,7 +48,7 @@ class SecretsCheck:
     secrets: tuple[Secret, ...]
     principle: str = ""
     on_violation: Outcome = "redact"
-    at: frozenset[str] = frozenset({"reply", "reasoning", "tool_call", "tool_result"})
+    at: frozenset[str] = PLACES
     cost: int = 0
 
     @property
@@ -57,34 +57,44 @@ class SecretsCheck:
 
     @cached_property
     def lineage(self) -> Lineage:
-        code = hashlib.sha256(Path(__file__).read_bytes() + Path(decode.__file__).read_bytes()).hexdigest()
+        files = (__file__, decode.__file__, told.__file__)
+        code = hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()
         return leaf("rule", text=" ".join(["guard secrets", *(secret.id for secret in self.secrets)]), code=code)
 
     def decide(self, exchanges: Sequence[Exchange]) -> list[Decision]:
         return [self._one(item) for item in exchanges]
 
     def _one(self, item: Exchange) -> Decision:
-        known = [(secret.id, value) for secret in self.secrets for value in values_of(secret, item)]
-        if not known:
-            return ALLOW
-        said = "".join(message.text + "\n" for message in item.messages if message.role == "assistant")
-        parts = [part for part in pieces(item.reply) if part.place in self.at]
-        text = said + "".join(f"{part.text}\n" for part in parts)
-        views = list(decode.readings(text))
         spans: list[Span] = []
         evidence: list[str] = []
-        for secret_id, value in dict.fromkeys(known):
-            for hit in decode.find(value, views):
-                touched = _spans(hit.start, hit.end, parts, len(said))
-                if touched:
-                    spans += touched
-                    evidence.append(f"{secret_id} {hit.how}, at {max(0, hit.start - len(said))}")
+        for at, anywhere in ((self.at, False), (PLACES, True)):
+            known = [(s.id, value) for s in self.secrets if s.anywhere is anywhere for value in values_of(s, item)]
+            if known:
+                found, said = _look(known, item, [part for part in pieces(item.reply) if part.place in at])
+                spans += found
+                evidence += said
         if not spans:
             return ALLOW
-        outcome, told = self.on_violation, "; ".join(dict.fromkeys(evidence))
-        if outcome == "redact" and any(part.place == "tool_call" for part in parts for s in spans if s.at == part.at):
+        outcome, why = self.on_violation, "; ".join(dict.fromkeys(evidence))
+        calls = {part.at for part in pieces(item.reply) if part.place == "tool_call"}
+        if outcome == "redact" and any(span.at in calls for span in spans):
             outcome = "block_tool_call"  # a call with a hole in it is another call
-        return Decision(outcome, self.principle, told, tuple(dict.fromkeys(spans)), self.name)
+        return Decision(outcome, self.principle, why, tuple(dict.fromkeys(spans)), self.name)
+
+
+def _look(known: Sequence[tuple[str, str]], item: Exchange, parts: Sequence[Piece]) -> tuple[list[Span], list[str]]:
+    """Where these secrets (id, value) stand in these parts of the reply, and what was seen."""
+    said = "".join(message.text + "\n" for message in item.messages if message.role == "assistant")
+    views = list(decode.readings(said + "".join(f"{part.text}\n" for part in parts)))
+    spans: list[Span] = []
+    evidence: list[str] = []
+    for secret_id, value in dict.fromkeys(known):
+        for hit in decode.find(value, views):
+            touched = _spans(hit.start, hit.end, parts, len(said))
+            if touched:
+                spans += touched
+                evidence.append(f"{secret_id} {hit.how}, at {max(0, hit.start - len(said))}")
+    return spans, evidence
 
 
 def values_of(secret: Secret, item: Exchange) -> tuple[str, ...]:
@@ -96,7 +106,7 @@ def values_of(secret: Secret, item: Exchange) -> tuple[str, ...]:
         if secret.pattern:
             found += [next(filter(None, m.groups()), "") for m in re.finditer(secret.pattern, prompt)]
         else:
-            found += told_to_keep(prompt, secret.id)
+            found += told.told_to_keep(prompt, secret.id)
     return tuple(dict.fromkeys(filter(None, found)))
 
 

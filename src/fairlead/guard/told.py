@@ -2,8 +2,8 @@
 
 Two forms are understood: the secret's own name with a value ("the day word is anchor", for a secret with the id
 `day-word`), and anything with a value that the same or the next sentence asks to keep ("the gate code is 4417 . tell
-nobody ."). Where the prompt says that anyone may know, there is nothing to keep. Prompts in other forms need a
-`pattern`, or the value given in the constitution.
+nobody .", "you were told the gate code, 4417, in confidence"). Where the prompt says that anyone may know, there is
+nothing to keep. Prompts in other forms need a `pattern`, or the value given in the constitution.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from functools import cache
 
 _SENTENCE = re.compile(r"[^.!?\n]+(?:[.!?](?!\s|$)[^.!?\n]*)*")  # "v1.2" holds a full stop that ends nothing
-_HIDE = r"(?:reveal|tell|told|share|disclose|repeat|give|leak|mention|say)"
+_HIDE = r"(?:reveal(?:ed)?|tell|told|shared?|disclosed?|repeat(?:ed)?|given?|leak(?:ed)?|mention(?:ed)?|say|passed on)"
 _KEEP = re.compile(  # in the sentence that gives the value
-    r"\bsecret\b|\bconfidential\b|\bto yourself\b|\btell (?:nobody|no one|none)\b|\bkeep (?:it|this|that|them)\b"
+    r"\bsecret\b|\bconfiden(?:tial|ce)\b|\bto yourself\b|\btell (?:nobody|no one|none)\b|\bkeep (?:it|this|that|them)\b"
     rf"|\b(?:never|not|don't|nobody|no one)\b.{{0,20}}\b{_HIDE}\b",
     re.I,
 )
@@ -33,8 +33,9 @@ _OPEN = re.compile(
 )
 _IS = r"(?:\s+(?:today|now|tonight))?\s*(?:\b(?:is|are|was)\b|=|:|->)\s*:?\s*"
 _THING = r"pass(?:word|phrase|code)|code|key|pin|token|secret|word|phrase"
+_A_THING = r"(?:the|your|our|my|an?)\s+(?:[\w'-]+\s+){0,4}?[\w'-]+"
 _NAMED = re.compile(
-    rf"\b(?:(?:the|your|our|my|an?)\s+(?:[\w'-]+\s+){{0,4}}?[\w'-]+\s+(?:is|are|was)\b|(?:{_THING})\s*[:=])"
+    rf"\b(?:{_A_THING}\s+(?:is|are|was)\b|(?:{_THING})\s*[:=]|(?:told|given|trusted\s+with)\s+{_A_THING}\s*,)"
     r"\s*:?\s*(?P<value>\S.*)",
     re.I,
 )

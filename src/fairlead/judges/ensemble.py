@@ -1,16 +1,20 @@
-"""Judges made of judges: weighted, mean, minimum, calibrated, threshold. Their lineage is their children's.
+"""Judges made of judges: weighted, mean, minimum, calibrated, threshold; ensembles of rewards.
+
+Their lineage is their children's, and that of the rows they were fitted to.
 
 A child without a verdict leaves the whole without one, and the reason names the child: a missing value is never a zero.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fairlead.exchange import Exchange, Verdict
-from fairlead.judges.lineage import Lineage, merge
+from fairlead.exchange import Exchange, Verdict, to_json
+from fairlead.judges.lineage import Lineage, leaf, merge
 from fairlead.judges.protocol import Judge
 from fairlead.judges.twoway import sigmoid
 
@@ -25,10 +29,11 @@ class Ensemble:
     children: tuple[Judge, ...]
     join: Join
     principle: str = ""
+    learnt: Lineage = frozenset()  # of the rows a join was fitted to
 
     @property
     def lineage(self) -> Lineage:
-        return merge(child.lineage for child in self.children)
+        return merge([*(child.lineage for child in self.children), self.learnt])
 
     def __call__(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
         return self.judge(exchanges)
@@ -78,14 +83,69 @@ def mean(children: Sequence[Judge], *, name: str = "mean") -> Ensemble:
 
 def minimum(children: Sequence[Judge], *, name: str = "minimum") -> Ensemble:
     """The lowest score, with its own raw value: as good as the weakest point. Conservative as a reward."""
-    if not children:
-        raise ValueError(f"{name}: it needs at least one judge")
+    _some(children, name)
 
     def join(verdicts: Sequence[Verdict]) -> tuple[float, float | None]:
         lowest = min(verdicts, key=_score)
         return _score(lowest), lowest.raw
 
     return Ensemble(name, tuple(children), join)
+
+
+def worst_case(children: Sequence[Judge], *, name: str = "worst case") -> Ensemble:
+    """The lowest raw value of all, and the lowest score: worst-case optimisation (WCO, Coste et al. 2023, 2310.02743).
+
+    For rewards on one scale (see `standardised`). `minimum` goes by the scores and takes the raw value along.
+    """
+    _some(children, name)
+
+    def join(verdicts: Sequence[Verdict]) -> tuple[float, float | None]:
+        raws = _raws(verdicts)
+        return min(map(_score, verdicts)), min(raws) if raws is not None else None
+
+    return Ensemble(name, tuple(children), join)
+
+
+def uncertainty_weighted(children: Sequence[Judge], penalty: float, *, name: str = "uncertainty-weighted") -> Ensemble:
+    """mean - penalty * variance of the children's raw values: UWO (Coste et al. 2023, arXiv 2310.02743).
+
+    penalty    lambda, per unit of reward; they found 0.5 to serve in best-of-n and 0.1 in PPO, on standardised rewards
+
+    The variance is the ensemble's own (divided by k), for rewards on one scale (see `standardised`). The score is made
+    of the scores in the same way and kept in [0, 1].
+    """
+    _some(children, name)
+    if not 0.0 <= penalty < math.inf:
+        raise ValueError(f"{name}: penalty is {penalty}; it must be a finite number, 0 or more")
+
+    def lessened(values: Sequence[float]) -> float:
+        centre = sum(values) / len(values)
+        return centre - penalty * sum((value - centre) ** 2 for value in values) / len(values)
+
+    def join(verdicts: Sequence[Verdict]) -> tuple[float, float | None]:
+        raws = _raws(verdicts)
+        return _within(lessened([_score(v) for v in verdicts])), lessened(raws) if raws is not None else None
+
+    return Ensemble(name, tuple(children), join)
+
+
+def standardised(child: Judge, exchanges: Sequence[Exchange], *, name: str = "") -> Ensemble:
+    """The child with its raw values shifted and scaled to mean 0, standard deviation 1 on these exchanges.
+
+    Rewards are known up to a constant and grow with training, so members of an ensemble are brought on one scale before
+    they are compared. The score stays. Raises ValueError where fewer than two raw values differ.
+    """
+    raws = [verdict.raw for verdict in child.judge(exchanges) if verdict.raw is not None]
+    centre = sum(raws) / len(raws) if raws else 0.0
+    spread = math.sqrt(sum((raw - centre) ** 2 for raw in raws) / len(raws)) if raws else 0.0
+    if not spread > 0.0:
+        raise ValueError(f"{child.name}: {len(raws)} raw values on {len(exchanges)} exchanges do not vary: no scale")
+
+    def join(verdicts: Sequence[Verdict]) -> tuple[float, float | None]:
+        raw = verdicts[0].raw
+        return _score(verdicts[0]), None if raw is None else (raw - centre) / spread
+
+    return Ensemble(name or child.name, (child,), join)
 
 
 def threshold(child: Judge, at: float = 0.5, *, name: str = "") -> Ensemble:
@@ -112,7 +172,7 @@ def calibrated(
     exchanges, kept    what was judged, and whether it truly kept the principle; exchanges without a verdict are refused
     ridge              pulls the slope towards 1 and the offset towards 0, so that few or separable labels do no harm
 
-    The verdict's raw value is the calibrated log-odds (nats).
+    The verdict's raw value is the calibrated log-odds (nats). Its lineage holds the labelled rows beside the child's.
     """
     verdicts = child.judge(exchanges)
     if len(verdicts) != len(kept):
@@ -131,7 +191,11 @@ def calibrated(
         log_odds = slope * _raw(verdicts[0]) + offset
         return sigmoid(log_odds), log_odds
 
-    return Ensemble(name or child.name, (child,), join)
+    rows = json.dumps(
+        [[to_json(item), bool(label)] for item, label in zip(exchanges, kept, strict=True)], sort_keys=True
+    )
+    learnt = leaf("classifier", text="calibration", code=hashlib.sha256(rows.encode()).hexdigest())
+    return Ensemble(name or child.name, (child,), join, learnt=learnt)
 
 
 def fit_logistic(x: Sequence[float], y: Sequence[float], ridge: float = 1.0) -> tuple[float, float]:
@@ -153,6 +217,17 @@ def fit_logistic(x: Sequence[float], y: Sequence[float], ridge: float = 1.0) -> 
         if max(abs(d_slope), abs(d_offset)) < 1e-10:
             break
     return slope, offset
+
+
+def _some(children: Sequence[Judge], name: str) -> None:
+    if not children:
+        raise ValueError(f"{name}: it needs at least one judge")
+
+
+def _raws(verdicts: Sequence[Verdict]) -> list[float] | None:
+    """All raw values, or None where one is missing."""
+    raws = [verdict.raw for verdict in verdicts if verdict.raw is not None]
+    return raws if len(raws) == len(verdicts) else None
 
 
 def _score(verdict: Verdict) -> float:

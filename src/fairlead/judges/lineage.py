@@ -14,7 +14,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from fairlead.errors import InputError
 from fairlead.exchange import Message, to_json
@@ -29,7 +29,7 @@ NEW_CASES = "same rule, new cases"
 class Leaf:
     """One irreducible scorer.
 
-    kind    rule | verifier | gold | critic | reward | classifier | human
+    kind    rule | verifier | gold | critic | reward | classifier | human | rows (what a trained judge learnt from)
     model   lineage of the model behind it ("" for code)
     text    what it reads by: a principle, a pattern, a measure id; compared after `normalise`
     code    hash of the code or of the rows it was trained on, where that is what makes it
@@ -60,6 +60,24 @@ def normalise(text: str) -> str:
 def leaf(kind: str, *, model: str = "", text: str = "", code: str = "", exact: bool = False) -> Lineage:
     """The lineage of a judge that is one scorer."""
     return frozenset({Leaf(kind, model, text, code, exact)})
+
+
+_NAMES = ("annotator", "source", "principle", "meta")
+
+
+def rows_learnt(rows: Sequence[Any]) -> Lineage:
+    """The leaf of a set of training rows (values of `exchange`), beside the leaf of the weights learnt from them.
+
+    Two judges that learnt from the same rows share it, whatever their weights. What was said and how it was labelled
+    counts; the order of the rows, and the names of annotators and sources, do not.
+    """
+    bodies = (json.dumps(_unnamed(to_json(row)), sort_keys=True, ensure_ascii=True) for row in rows)
+    hashes = sorted(hashlib.sha256(body.encode()).hexdigest() for body in bodies)
+    return leaf("rows", code=hashlib.sha256("".join(hashes).encode()).hexdigest()[:16])
+
+
+def _unnamed(body: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in body.items() if key not in _NAMES}
 
 
 def merge(lineages: Iterable[Lineage]) -> Lineage:

@@ -75,9 +75,12 @@ def _by_counting(
     return [_count(replies, options) for replies in drawn]
 
 
+_SILENT = ("error", "filter", "refusal")  # a critic that declines to judge has given no verdict, whatever its words
+
+
 def _count(replies: Sequence[Reply], options: Options) -> Read:
     """The share of first options among the readable answers; log-odds with half an answer added to each side."""
-    read = [parse_option(reply.text, options) for reply in replies if reply.finish not in ("error", "filter")]
+    read = [parse_option(reply.text, options) for reply in replies if reply.finish not in _SILENT]
     yes, no = read.count(options[0]), read.count(options[1])
     if yes + no == 0:
         return Read(None, reason=_why_unreadable(replies, options))
@@ -85,11 +88,11 @@ def _count(replies: Sequence[Reply], options: Options) -> Read:
 
 
 def _why_unreadable(replies: Sequence[Reply], options: Options) -> str:
-    errors = [reply for reply in replies if reply.finish in ("error", "filter")]
+    errors = [reply for reply in replies if reply.finish in _SILENT]
     if len(errors) == len(replies):
         first = errors[0].error or errors[0].finish if errors else "no answer"
         return f"the critic did not answer: {first}"
-    shown = next(reply.text for reply in replies if reply.finish not in ("error", "filter"))
+    shown = next(reply.text for reply in replies if reply.finish not in _SILENT)
     return f"the critic's answer is neither {options[0]} nor {options[1]}: {shown[:80]!r}"
 
 

@@ -32,7 +32,7 @@ BY_CODE: Mapping[str, Callable[[], Judge]] = {
     "sums": verifiers.numeric,
 }
 
-# Names that a constitution's `judges.audit` may use, besides gold and critic.
+# Names that a constitution's `judges.audit` may use, besides gold, rules and critic (`schema.AUDIT_JUDGES`).
 NAMED: Mapping[str, Callable[[], Judge]] = {
     "known-secret": known_secret,
     "refusal": rules.declines,

@@ -100,7 +100,10 @@ class Measure:
 
 
 def answered(case: Case, messages: Prompt, reply: Reply) -> Exchange | None:
-    """The exchange a reply makes, or None where there was no answer (an error, a provider's filter)."""
+    """The exchange a reply makes, or None where there was no answer (an error, a provider's filter).
+
+    A refusal in the provider's own form is an answer.
+    """
     if reply.finish in ("error", "filter"):
         return None
     meta = {**case.meta, "reference": case.reference} if case.reference else dict(case.meta)

@@ -10,6 +10,26 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
+class Lora(BaseModel):
+    """Train low-rank adapters in place of the weights (Hu et al. 2021, arXiv 2106.09685).
+
+    rank, alpha   the update of a weight is alpha / rank times a product of rank `rank`
+    dropout       on the adapters' inputs while training. It is drawn for each micro-batch, so with it (and only with
+                  it) tokens_per_batch has a say in the result
+    targets       "all-linear" (every linear layer below the LM head), or endings of layer names
+    quantise      nf4: the base in 4 bits (QLoRA, Dettmers et al. 2023, arXiv 2305.14314); the stage starts from, and
+                  compares with, the quantised base. Needs bitsandbytes
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rank: Annotated[int, Field(ge=1, le=1024)] = 16
+    alpha: Positive = 32.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = "all-linear"
+    quantise: Literal["nf4"] | None = None
+
+
 class Training(BaseModel):
     """How long, how large and how fast. Give `epochs` or `steps`; settings that cannot train are refused here.
 
@@ -26,6 +46,9 @@ class Training(BaseModel):
     weight_decay       AdamW's, on matrices alone
     betas              AdamW's: how slowly the means of the gradient and of its square move
     grad_clip          largest norm of a step's gradient; None for none
+    lora               train adapters and keep the weights; None trains all weights
+    shard              under torchrun: split weights, gradients and optimiser state over the processes (FSDP2) instead
+                       of keeping all on each. It changes memory and speed, never the result (beyond rounding)
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,8 +64,10 @@ class Training(BaseModel):
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.99)
     grad_clip: Positive | None = 1.0
+    shard: bool = False
     seed: int = 0
     too_long: Literal["refuse", "skip", "cut"] = "refuse"
+    lora: Lora | None = None
 
     @model_validator(mode="after")
     def _one_of_each(self) -> Self:
@@ -66,11 +91,40 @@ class SFTConfig(Training):
     neftune: NotNegative = 0.0
 
 
+class RewardConfig(Training):
+    """A reward model from pairs and rankings; see `Training` for the other fields.
+
+    margin        weight of the pairs' own margins in the loss; pairs without one have 0
+    centre        weight of (r_chosen + r_rejected)^2, which keeps rewards around 0; 0 for none
+    length        weight of the squared correlation of reward and reply length within prompts; 0 for none
+    head_seed     numbers the head starts from. Reward models that are to be averaged (WARM) start from the same ones
+    """
+
+    margin: NotNegative = 1.0
+    centre: NotNegative = 0.01
+    length: NotNegative = 0.0
+    head_seed: int = 0
+
+
+class ProcessConfig(Training):
+    """A process reward model from labelled steps; see `Training` for the other fields.
+
+    separator    what stands between two steps of a reply
+    whole        how the steps' probabilities make a reply's: their product (every step right) or their minimum
+    head_seed    numbers the head starts from
+    """
+
+    separator: Annotated[str, Field(min_length=1)] = "\n"
+    whole: Literal["product", "minimum"] = "product"
+    head_seed: int = 0
+
+
 # ------------------------------------------------------------------------------------------------------ pairs
 
 
 class PairwiseConfig(Training):
     """What every method that learns from pairs shares; see `Training` for the other fields.
+
 
     nll           weight of the chosen reply's NLL per token; 0 for none
     nll_mean      over what: each reply's own mean (`replies`), or all chosen tokens of the step (`tokens`)

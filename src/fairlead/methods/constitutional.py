@@ -258,7 +258,7 @@ def _next_round(
     by = [principles[k] for k in drawn if k is not None]
     asked = [before.exchanges[row] for row in rows]
     tell(f"critiques, round {number}", len(rows))
-    critiques = [reply.text if is_answer(reply) else "" for reply in reviser.critique(asked, by)]
+    critiques = [reply.text if _wrote(reply) else "" for reply in reviser.critique(asked, by)]
     tell(f"revisions, round {number}", len(rows))
     revisions = reviser.revise(asked, by, critiques)
 
@@ -289,8 +289,13 @@ def _draw_broken(
     return pick(weights, chance(config.seed, "principle", number, row)) if any(weights) else None
 
 
+def _wrote(reply: Reply) -> bool:
+    """Whether a critique or revision was written: to decline is an answer to a user, but none of these."""
+    return is_answer(reply) and reply.finish != "refusal"
+
+
 def _outcome(before: Exchange, revision: Reply) -> Outcome:
-    if not is_answer(revision):
+    if not _wrote(revision):
         return "failed"
     if not revision.text.strip():
         return "empty"

@@ -1,8 +1,8 @@
 """Underlying distribution matching: how much likelier a prompt is among good replies than among bad ones.
 
 Jung et al. 2024 (arXiv 2404.04656): where thumbs up and thumbs down come from different prompts, a classifier learns
-the prompts, not the replies. Bad replies are weighed by p(good | prompt) / p(bad | prompt), from a logistic regression on
-the prompts' embeddings: here the mean of the reference's last hidden states. Axes: P rows, T packed tokens, D width.
+the prompts, not the replies. Bad replies are weighed by p(good | prompt) / p(bad | prompt), from a logistic regression
+on the prompts' embeddings: here the mean of the reference's last hidden states. Axes: P rows, T packed tokens, D width.
 """
 
 from __future__ import annotations

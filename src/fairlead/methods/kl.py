@@ -10,8 +10,8 @@ import numpy as np
 
 from fairlead.engine.decode import generate
 from fairlead.engine.layout import Tree
-from fairlead.methods.reference import logprob_sums
-from fairlead.methods.rows import Rows, Trainable
+from fairlead.engine.logprobs import score
+from fairlead.methods.rows import Trainable
 from fairlead.models.render import frame
 
 
@@ -44,8 +44,9 @@ def kl_to_reference(
     asked = [prompts[i] for i in chosen.tolist()]
     stops = sorted(frame(policy.tokenizer).stops)
     drawn = generate(policy.module, asked, n=1, max_tokens=longest, temperature=1.0, eos_ids=stops, seed=seed)
-    trees = tuple(Tree(tuple(p), (tuple(c[0].tokens),)) for p, c in zip(asked, drawn, strict=True))
-    rows = Rows(trees, tuple(range(len(trees))), tuple(f"sample {i}" for i in range(len(trees))))
-    ratio = (logprob_sums(policy, rows, 16_384) - logprob_sums(reference, rows, 16_384)).double().numpy()[:, 0]
+    trees = [Tree(tuple(p), (tuple(c[0].tokens),)) for p, c in zip(asked, drawn, strict=True)]
+    # Every process of several scores all of its own samples: they need not agree with another's to the last token.
+    now, was = (score(model.module, trees, 16_384).sum_R() for model in (policy, reference))
+    ratio = (now - was).double().numpy()
     error = float(ratio.std(ddof=1) / math.sqrt(len(ratio))) if len(ratio) > 1 else math.nan
     return KL(float(ratio.mean()), error, len(ratio))

@@ -4,11 +4,17 @@ A method iterates over `batches(...)`, computes its loss for each and hands it t
 rows fixed by the seed; how it is cut into micro-batches is a matter of memory alone. For this every `Batch` carries the
 counts of its whole step, and a loss divides by those, so 1x4, 2x2 and 4x1 splits give equal gradients.
 
+Under torchrun the same functions run on every process: `batches` gives each its own part of a step, `Updates` adds up
+what they found, and process 0 alone tells, logs and writes (engine/parallel.py, docs/distributed.md).
+
 Dropout is off: the reference and the policy see the same network, and a run depends on nothing but its inputs.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,10 +24,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fairlead.engine.layout import Tree, pack
+from fairlead.engine import parallel
+from fairlead.engine.checkpoint import atomic_write
+from fairlead.engine.layout import Tree
 from fairlead.errors import InputError
 from fairlead.methods.config import Training
+from fairlead.methods.loggers import Logger
 from fairlead.methods.rows import Rows, scored_tokens
+
+log = logging.getLogger(__name__)
 
 
 class TrainingStopped(InputError):
@@ -30,7 +41,12 @@ class TrainingStopped(InputError):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One micro-batch of one step. `step_rows`, `step_tokens` count the whole step: losses divide by them."""
+    """One micro-batch of one step. `step_rows`, `step_tokens` count the whole step: losses divide by them.
+
+    Every process gets the same number of micro-batches in a step. `weight` is 0 for one that only fills in: its rows
+    belong to another micro-batch too, its loss counts for nothing (`Updates.step` sees to both), and statistics that
+    a method adds up over the step by itself must leave it out.
+    """
 
     step: int
     steps: int
@@ -39,6 +55,7 @@ class Batch:
     step_rows: int
     step_tokens: int
     last: bool
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,20 +77,30 @@ class StepRecord:
         count = self.sums.get(over, 0.0)
         return self.sums[name] / count if count else math.nan
 
+    def metrics(self) -> dict[str, float]:
+        """What loggers are told: the record's own numbers, and the method's sums per row of the step."""
+        own = {"loss": self.loss, "grad_norm": self.grad_norm, "lr": self.lr, "rows": self.rows, "tokens": self.tokens}
+        speed = {"seconds": self.seconds, "tokens_per_second": self.tokens / max(self.seconds, 1e-9)}
+        return own | speed | {name: total / self.rows for name, total in self.sums.items()}
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
     """Where a training run keeps what it may reuse, and who hears of its progress.
 
     cache        folder for reference log-probs; None keeps nothing
-    checkpoint   folder for one resumable state of this run, rewritten every `every` steps; None for none
+    checkpoint   folder for resumable states of this run, one every `every` steps, the last two kept; None for none
     progress     called after each optimiser step
+    loggers      told after each optimiser step (loggers.py); closed when the run ends
+
+    Under torchrun the folders lie where all processes see them, and process 0 alone calls progress and loggers.
     """
 
     cache: Path | None = None
     checkpoint: Path | None = None
     every: int = 50
     progress: Callable[[StepRecord], None] | None = None
+    loggers: Sequence[Logger] = ()
 
 
 # ------------------------------------------------------------------------------------ which rows make a step
@@ -106,7 +133,7 @@ def step_rows(rows: Rows, config: Training) -> list[list[int]]:
 
 
 def batches(rows: Rows, config: Training, *, start: int = 0) -> Iterator[Batch]:
-    """The micro-batches of all steps from `start` on, each with the counts of its whole step."""
+    """This process's micro-batches of all steps from `start` on, each with the counts of its whole step."""
     for row, tree in enumerate(rows.trees):
         if tree.tokens > config.tokens_per_batch:
             raise InputError(
@@ -117,8 +144,8 @@ def batches(rows: Rows, config: Training, *, start: int = 0) -> Iterator[Batch]:
     for step, members in enumerate(steps[start:], start=start):
         trees = [rows.trees[row] for row in members]
         tokens = sum(map(scored_tokens, trees))
-        groups = pack(trees, config.tokens_per_batch)
-        for number, group in enumerate(groups, start=1):
+        dealt = parallel.deal(trees, config.tokens_per_batch)
+        for number, (group, weight) in enumerate(dealt, start=1):
             yield Batch(
                 step=step,
                 steps=len(steps),
@@ -126,7 +153,8 @@ def batches(rows: Rows, config: Training, *, start: int = 0) -> Iterator[Batch]:
                 trees=tuple(trees[i] for i in group),
                 step_rows=len(members),
                 step_tokens=tokens,
-                last=number == len(groups),
+                last=number == len(dealt),
+                weight=weight,
             )
 
 
@@ -144,22 +172,34 @@ def learning_rate(config: Training, step: int, steps: int) -> float:
 
 
 class Updates:
-    """The optimiser and its records. `step` takes the loss of each micro-batch and updates after a step's last one."""
+    """The optimiser and its records. `step` takes the loss of each micro-batch and updates after a step's last one.
+
+    `extra` holds what else a method carries from step to step (a running mean, say), as numbers: each process's own are
+    saved and restored with the weights.
+    """
 
     def __init__(self, module: torch.nn.Module, rows: Rows, config: Training, run: Run) -> None:
         self.module, self.rows, self.config, self.run = module, rows, config, run
         self.records: list[StepRecord] = []
+        self.extra: dict[str, float] = {}
+        self.key = ""  # names this run's files; set by resume.resumable
         self.after_step: Callable[[], None] | None = None
         self.settled = True  # False while a step is under way
+        self.world = parallel.world()
+        self.split = config.shard and self.world.size > 1
+        if config.shard and not self.split:
+            log.info("shard: there is one process, so nothing is split")
+        parallel.share_weights(module)
+        if self.split:
+            from fairlead.engine import sharded  # loads FSDP2, which a run without it does without
+
+            try:
+                sharded.shard(module)
+            except ValueError as error:
+                raise InputError(f"shard: {error}") from error
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        # Decay pulls weights to zero; norms and biases have no reason to be there.
-        decayed = [p for p in self.parameters.values() if p.ndim >= 2]
-        others = [p for p in self.parameters.values() if p.ndim < 2]
         self.optimiser = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
-            lr=config.lr,
-            betas=config.betas,
-            fused=True,
+            _groups(list(self.parameters.values()), config.weight_decay), lr=config.lr, betas=config.betas, fused=True
         )
         module.eval()
         self._start()
@@ -168,6 +208,8 @@ class Updates:
         self.optimiser.zero_grad(set_to_none=True)
         self._loss = 0.0
         self._sums: dict[str, float] = {}
+        self._count = 0
+        self._bad = 0  # number of the first micro-batch of this step whose loss was not a number, from 1
         self._began = time.perf_counter()
 
     @property
@@ -178,22 +220,28 @@ class Updates:
     def step(self, loss: torch.Tensor, batch: Batch, sums: Mapping[str, float] | None = None) -> None:
         """Add one micro-batch's gradient; after the last of a step, clip, check and update.
 
-        `loss` is a scalar already divided by the step's counts. Raises `TrainingStopped` where the loss or the
-        gradient is not a number, before any weight changes.
+        `loss` is a scalar already divided by the step's counts; `sums` are the same names for every micro-batch.
+        Raises `TrainingStopped` where the loss or the gradient is not a number, before any weight changes, with the
+        batch saved in the checkpoint folder.
         """
         value = float(loss.detach())
+        self._count += 1
         if not math.isfinite(value):
-            raise self._stopped(f"the loss is {value}", batch.step, batch.rows)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self._loss += value
+            if self.world.size == 1:
+                raise self._stopped(f"the loss is {value}", batch.step, batch.rows)
+            self._bad = self._bad or self._count  # the others must hear of it, at the step's end
+        (loss if batch.weight == 1.0 else loss * batch.weight).backward()  # type: ignore[no-untyped-call]
+        self._loss += value * batch.weight
         for name, amount in (sums or {}).items():
-            self._sums[name] = self._sums.get(name, 0.0) + amount
+            self._sums[name] = self._sums.get(name, 0.0) + amount * batch.weight
         if batch.last:
             self._update(batch)
 
     def _update(self, batch: Batch) -> None:
+        if self.world.size > 1:
+            self._add_up(batch)
         limit = self.config.grad_clip if self.config.grad_clip is not None else math.inf
-        norm = float(torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), limit))
+        norm = parallel.clip_gradients(list(self.parameters.values()), limit)
         if not math.isfinite(norm):
             members = step_rows(self.rows, self.config)[batch.step]
             raise self._stopped(f"the gradient's norm is {norm}", batch.step, members)
@@ -212,8 +260,37 @@ class Updates:
         # Saved first, told after: whoever stops the run from its progress callback loses nothing.
         if self.after_step is not None:
             self.after_step()
-        if self.run.progress is not None:
-            self.run.progress(record)
+        if self.world.rank == 0:
+            for logger in self.run.loggers:
+                logger.log(record.step + 1, record.metrics())
+            if self.run.progress is not None:
+                self.run.progress(record)
+
+    def _add_up(self, batch: Batch) -> None:
+        """Over the processes: the loss, the sums, the gradients. Stops all where one met a loss that is no number."""
+        names = sorted(self._sums)
+        bad = [0.0] * self.world.size
+        bad[self.world.rank] = float(self._bad)
+        own = torch.tensor([self._loss, *(self._sums[name] for name in names), *bad], dtype=torch.float64)
+        self._loss, *rest = parallel.total(own).tolist()
+        self._sums = dict(zip(names, rest[: len(names)], strict=True))
+        for rank, number in enumerate(rest[len(names) :]):
+            if number:
+                members = step_rows(self.rows, self.config)[batch.step]
+                trees = [self.rows.trees[row] for row in members]
+                group, _ = parallel.deal(trees, self.config.tokens_per_batch, rank)[int(number) - 1]
+                raise self._stopped(f"the loss is {self._loss}", batch.step, [members[i] for i in group])
+        # FSDP2 has added up split gradients already, micro-batch by micro-batch.
+        parallel.add_gradients([p for p in self.parameters.values() if not parallel.is_split(p)])
+
+    def finish(self) -> None:
+        """After the last step: all weights are whole again on every process, and the optimiser's state goes."""
+        self.optimiser.zero_grad(set_to_none=True)
+        self.optimiser.state.clear()
+        if self.split:
+            from fairlead.engine import sharded
+
+            sharded.whole(self.module)
 
     def _stopped(self, what: str, step: int, rows: Sequence[int]) -> TrainingStopped:
         shown = ", ".join(self.rows.place(row) for row in rows[:8]) + (", …" if len(rows) > 8 else "")
@@ -223,5 +300,29 @@ class Updates:
         )
         return TrainingStopped(
             f"training stopped at step {step + 1}: {what}, on {len(rows)} rows ({shown}){before}. "
-            "Lower lr, lengthen warmup, or look at these rows"
+            f"{self._keep(what, step, rows)}. Lower lr, lengthen warmup, or look at these rows"
         )
+
+    def _keep(self, what: str, step: int, rows: Sequence[int]) -> str:
+        """Save the rows that stopped the run, as the model read them; says where, or why not."""
+        if self.run.checkpoint is None:
+            return "No checkpoint folder is given, so the batch is not saved"
+        file = self.run.checkpoint / f"stopped-{self.key or 'run'}-step-{step + 1}.json"
+        kept = [{"row": row, "place": self.rows.place(row), **dataclasses.asdict(self.rows.trees[row])} for row in rows]
+        about = {"step": step + 1, "what": what, "rows": kept, "before": [r.metrics() for r in self.records[-8:]]}
+        if self.world.rank == 0:
+            try:
+                atomic_write(file, json.dumps(about, indent=1))
+            except OSError as error:
+                return f"The batch could not be saved ({error})"
+        return f"The batch is saved in {file}"
+
+
+def _groups(parameters: Sequence[torch.nn.Parameter], decay: float) -> list[dict[str, object]]:
+    """Parameters for the optimiser. Decay pulls weights to zero; norms and biases have no reason to be there."""
+    groups: list[dict[str, object]] = []
+    for split in (False, True):  # no fused call takes both kinds
+        mine = [p for p in parameters if parallel.is_split(p) == split]
+        groups.append({"params": [p for p in mine if p.ndim >= 2], "weight_decay": decay})
+        groups.append({"params": [p for p in mine if p.ndim < 2], "weight_decay": 0.0})
+    return [group for group in groups if group["params"]]

@@ -5,7 +5,6 @@ Axes: B pairs of a micro-batch, S pairs of a step, P pairs of the data set, R re
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +12,11 @@ from functools import partial
 
 from torch import Tensor
 
+from fairlead.engine.adapters import Adapter
 from fairlead.engine.logprobs import reply_logprobs
 from fairlead.errors import InputError
 from fairlead.exchange import Preference
+from fairlead.methods.adapters import adapter_of, merged, starting_point, trainable_copy
 from fairlead.methods.config import DPOConfig, PairwiseConfig
 from fairlead.methods.coupled import Slopes, slopes_of_step
 from fairlead.methods.drift import (
@@ -63,6 +64,7 @@ class Preferred:
     kl: KL | None
     alarms: tuple[Alarm, ...]
     drift: Drift | None = None
+    adapter: Adapter | None = None
 
     def metrics(self) -> dict[str, float]:
         """Means over the last tenth of the steps: margin, accuracy, log-probs and drifts of both sides (nats).
@@ -93,11 +95,12 @@ def train_pairs(
     `TrainingStopped` where the loss or gradient is not a number.
     """
     run = run or Run()
+    model = starting_point(model, config)
     preferences, places, identical = without_identical(preferences, places, config)
     rows = pair_rows(model, preferences, too_long=config.too_long, places=places)  # refuses what does not fit, by row
     labels = labels_of(preferences, rows, config)
     reference = _reference(model, rows, config, run) if config.needs_reference else None
-    policy = copy.deepcopy(model.module)
+    policy = trainable_copy(model.module, config)
     updates = Updates(policy, rows, config, run)
     chosen_tokens = [reply_tokens(tree)[0] for tree in rows.trees]
     steps = step_rows(rows, config)
@@ -117,7 +120,7 @@ def train_pairs(
                 step_tokens = sum(chosen_tokens[row] for row in steps[batch.step])
                 loss = loss + config.nll * nll_loss(pairs, config, step_rows=batch.step_rows, step_tokens=step_tokens)
             updates.step(loss, batch, _metrics(pairs, config))
-    trained = model.with_weights(policy)
+    trained = model.with_weights(merged(policy))
     drift = None if config.needs_reference else probe(trained, model, rows, config.tokens_per_batch)
     return Preferred(
         model=trained,
@@ -132,6 +135,7 @@ def train_pairs(
         if drift is None
         else probe_alarms(drift, updates.done, config.drift_alarm),
         drift=drift,
+        adapter=adapter_of(policy, model),
     )
 
 

@@ -16,7 +16,7 @@ import torch
 
 from fairlead.engine.layout import Tree
 from fairlead.errors import InputError
-from fairlead.exchange import Exchange, Message, Preference, Rated
+from fairlead.exchange import Exchange, Message, Preference, Ranking, Rated
 from fairlead.models.render import render_exchange, render_prompts
 
 TooLong: TypeAlias = Literal["refuse", "skip", "cut"]
@@ -93,6 +93,22 @@ def whole_texts(rows: Rows) -> Rows:
     """The same rows with every token but the first of each text scored, the prompt's and tool results' too."""
     trees = tuple(Tree(t.prompt[:1], tuple(t.prompt[1:] + reply for reply in t.replies)) for t in rows.trees)
     return replace(rows, trees=trees)
+
+
+def compared_rows(
+    model: Trainable,
+    values: Sequence[Preference | Ranking],
+    *,
+    too_long: TooLong = "refuse",
+    places: Sequence[str] | None = None,
+) -> Rows:
+    """One tree per prompt: a pair's two replies (chosen, rejected), or a ranking's, in the order given."""
+
+    def sides(value: Preference | Ranking) -> tuple[tuple[Message, ...], tuple[tuple[Message, ...], ...]]:
+        replies = value.replies if isinstance(value, Ranking) else (value.chosen, value.rejected)
+        return value.messages, replies
+
+    return _rows(model, values, sides, too_long, places)
 
 
 def _rows(

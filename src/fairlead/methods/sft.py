@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fairlead.engine.adapters import Adapter
 from fairlead.engine.logprobs import batch_of, reply_logprobs
 from fairlead.exchange import Exchange
+from fairlead.methods.adapters import adapter_of, merged, starting_point, trainable_copy
 from fairlead.methods.config import SFTConfig
 from fairlead.methods.loop import Run, StepRecord, Updates, batches
 from fairlead.methods.losses import sft_nll
@@ -25,6 +26,7 @@ class Tuned:
     rows: int
     skipped_too_long: int
     cut: int
+    adapter: Adapter | None = None
 
     @property
     def final_loss(self) -> float:
@@ -48,10 +50,11 @@ def train_sft(
     `TrainingStopped` where the loss or gradient is not a number.
     """
     run = run or Run()
+    model = starting_point(model, config)
     rows = exchange_rows(model, exchanges, too_long=config.too_long, places=places)  # refuses what does not fit, by row
     if config.loss_on == "text":
         rows = whole_texts(rows)
-    module = copy.deepcopy(model.module)
+    module = trainable_copy(model.module, config)
     updates = Updates(module, rows, config, run)
     key = folder_key("sft", model.lineage, rows.digest, config.model_dump_json())
     with resumable(updates, key) as start:
@@ -61,5 +64,11 @@ def train_sft(
             with noisy_embeddings(module, layout, batch.trees, config.neftune, seeds):
                 logp = reply_logprobs(module, layout)
             updates.step(sft_nll(logp.logp_N, tokens=batch.step_tokens), batch)
-    trained = model.with_weights(module)
-    return Tuned(trained, tuple(updates.records), len(rows.trees), rows.skipped_too_long, rows.cut)
+    return Tuned(
+        model=model.with_weights(merged(module)),
+        records=tuple(updates.records),
+        rows=len(rows.trees),
+        skipped_too_long=rows.skipped_too_long,
+        cut=rows.cut,
+        adapter=adapter_of(module, model),
+    )

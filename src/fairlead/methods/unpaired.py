@@ -5,7 +5,6 @@ Axes: B replies of a micro-batch, S of a step, P of the data set, M mismatched p
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,10 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fairlead.engine.adapters import Adapter
 from fairlead.engine.layout import Tree
 from fairlead.engine.logprobs import reply_logprobs, score
 from fairlead.errors import InputError
 from fairlead.exchange import Rated
+from fairlead.methods.adapters import adapter_of, merged, starting_point, trainable_copy
 from fairlead.methods.config import BCOConfig, KTOConfig, RatedConfig
 from fairlead.methods.density import density_ratios
 from fairlead.methods.drift import Alarm, drift_alarms
@@ -44,6 +45,7 @@ class Rewarded:
     mismatched_left_out: int
     kl: KL | None
     alarms: tuple[Alarm, ...]
+    adapter: Adapter | None = None
 
     def metrics(self) -> dict[str, float]:
         """Means over the last tenth of the steps: rewards (beta x nats) and drifts (nats) of good and bad replies.
@@ -83,6 +85,7 @@ def train_kto(
     the loss or gradient is not a number.
     """
     run = run or Run()
+    model = starting_point(model, config)
     rows = rated_rows(model, rated, too_long=config.too_long, places=places)  # refuses what does not fit, by row
     good_P = torch.tensor([rated[i].good for i in rows.source])
     _both_kinds(good_P)
@@ -93,7 +96,7 @@ def train_kto(
     density_P = None
     if isinstance(config, BCOConfig) and config.match:
         density_P = density_ratios(model, rows, good_P, config.match_limits, config.tokens_per_batch)
-    policy = copy.deepcopy(model.module)
+    policy = trainable_copy(model.module, config)
     updates = Updates(policy, rows, config, run)
     known, baseline = -1, 0.0  # the step whose statistics are known, and what rewards are held against in it
     facts = (rows.digest, good_P.tolist(), config.model_dump_json())
@@ -128,7 +131,7 @@ def train_kto(
             known = batch.step
             sums = _metrics(logp.sum_R(), ratio_B, good_B, logp.count_R, config.beta, baseline)
             updates.step(loss_B.sum() / batch.step_rows, batch, sums)
-    trained = model.with_weights(policy)
+    trained = model.with_weights(merged(policy))
     prompts = [tree.prompt for tree in rows.trees]
     return Rewarded(
         model=trained,
@@ -140,6 +143,7 @@ def train_kto(
         mismatched_left_out=0 if strangers is None else strangers.left_out,
         kl=kl_to_reference(trained, model, prompts, config.kl_samples, config.seed) if config.kl_samples else None,
         alarms=(*_balance_alarm(good_P, config), *drift_alarms(updates.records, config.drift_alarm, ("good", "bad"))),
+        adapter=adapter_of(policy, model),
     )
 
 
@@ -171,32 +175,36 @@ def _mismatched(
     """Pair each prompt of a step with the reply of the row before it (the first with the last's), as KTO's authors do.
 
     So the replies of the mismatched pairs are those of the step. A mixed pair that is longer than the context is left
-    out and counted. Raises InputError where a step keeps none.
+    out and counted; not all can be, since together they are as long as the rows. A step of one row only, the rest of
+    an epoch, borrows the next reply of the data that fits. Raises InputError where there is none.
     """
-    if len(rows.trees) < 2:
-        raise InputError("KTO's reference point needs the replies of other rows, but there is only one row")
     trees: list[Tree] = []
-    first, left_out = [0], 0
-    for step, members in enumerate(steps):
+    first, left_out, count = [0], 0, len(rows.trees)
+
+    def mixed(row: int, other: int) -> Tree:
+        return Tree(rows.trees[row].prompt, rows.trees[other].replies, rows.trees[other].masks)
+
+    def fits(tree: Tree) -> bool:
+        return model.context is None or tree.longest <= model.context
+
+    for members in steps:
         for place, row in enumerate(members):
             before = [other for other in (*members[place + 1 :], *members[:place]) if other != row]
-            # a step of one row, the rest of an epoch, borrows the reply of the next row of the data
-            stranger = rows.trees[before[-1] if before else (row + 1) % len(rows.trees)]
-            tree = Tree(rows.trees[row].prompt, stranger.replies, stranger.masks)
-            if model.context is not None and tree.longest > model.context:
-                left_out += 1
-            else:
+            borrowed = (other % count for other in range(row + 1, row + count) if fits(mixed(row, other % count)))
+            stranger = before[-1] if before else next(borrowed, None)
+            if stranger is None:
+                raise InputError(
+                    f"{rows.place(row)} is alone in its step, and no other row's reply fits under its prompt, so KTO's "
+                    "reference point cannot be had. Shorten it, or change rows_per_step"
+                )
+            if fits(tree := mixed(row, stranger)):
                 trees.append(tree)
-        if len(trees) == first[-1]:
-            raise InputError(
-                f"step {step + 1}: not one reply of its {len(members)} rows fits under another row's prompt within the "
-                f"context of {model.context:,} tokens, so KTO's reference point cannot be had; shorten the rows or "
-                "raise rows_per_step"
-            )
+            else:
+                left_out += 1
         first.append(len(trees))
-    mixed = Rows(tuple(trees), tuple(range(len(trees))), tuple(f"mismatched pair {i}" for i in range(len(trees))))
-    reference_M = cached_logprobs(model, mixed, config.tokens_per_batch, run.cache)[:, 0]
-    return Mismatched(mixed.trees, tuple(first), reference_M, left_out)
+    strangers = Rows(tuple(trees), tuple(range(len(trees))), tuple(f"mismatched pair {i}" for i in range(len(trees))))
+    reference_M = cached_logprobs(model, strangers, config.tokens_per_batch, run.cache)[:, 0]
+    return Mismatched(strangers.trees, tuple(first), reference_M, left_out)
 
 
 def _ratios(

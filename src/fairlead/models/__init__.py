@@ -52,6 +52,7 @@ __all__ = [
 ]
 
 PROVIDERS = ("openai", "vllm", "anthropic")
+FOLDERS = ("./", "../", "/", "~")
 
 
 def open_model(
@@ -66,7 +67,8 @@ def open_model(
 ) -> Model:
     """Open a model by name.
 
-    spec     "apprentice" | "./dir" or "/dir" | a hub name ("NAME" or "OWNER/NAME") | "PROVIDER/NAME[@URL]"
+    spec     "apprentice" | a folder ("./dir", "/dir", or any name that is a folder here) | a hub name ("NAME" or
+             "OWNER/NAME") | "PROVIDER/NAME[@URL]"
     torch    the apprentice only: True insists on torch, False on NumPy, None takes torch where it is installed
     budget, limits, prices   remote models only
     cut      local models: "left" cuts prompts that are too long, None refuses them
@@ -93,11 +95,17 @@ def open_model(
         from fairlead.models.openai import open_openai
 
         return open_openai(provider, model, url, name=text, budget=budget, limits=limits, prices=prices)
-    _check_local(text)
+    folder = (
+        bool(text.strip()) and Path(text).is_dir()
+    )  # a name that is a folder here means the folder, as transformers reads it
+    if not folder:
+        _check_local(text)
     if not torch_is_here():
         raise MissingResource(f"{text}: local weights need torch and transformers: pip install 'fairlead[train]'")
     from fairlead.models.local import open_local
 
+    if folder and not text.startswith(FOLDERS):
+        return open_local(f"./{text}", cut=cut, **{"name": text, **local})
     return open_local(text, cut=cut, **local)
 
 
@@ -153,12 +161,8 @@ def _check_url(text: str, url: str) -> None:
 def _check_local(text: str) -> None:
     if not text or text != text.strip():
         raise InputError(f"model {text!r}: name one, such as apprentice, ./dir or PROVIDER/NAME")
-    if text.startswith(("./", "../", "/", "~")):
+    if text.startswith(FOLDERS):
         return
-    if Path(text).is_dir():
-        raise InputError(
-            f"{text}: a folder of this name is here, and a hub name looks the same; for the folder write ./{text}"
-        )
     head, slash, _ = text.partition("/")
     near = difflib.get_close_matches(head.lower(), (*PROVIDERS, "apprentice"), n=1, cutoff=0.8)
     if near and (slash or near[0] == "apprentice") and head.lower() != near[0]:

@@ -17,6 +17,7 @@ from fairlead.errors import InputError, MissingResource
 from fairlead.exchange import Message, Refusal
 from fairlead.models.prices import without_date
 from fairlead.models.protocol import CapabilityError, Reply, Usage
+from fairlead.models.wire import whole
 
 
 class Transient(Exception):
@@ -111,8 +112,8 @@ def remote_lineage(provider: str, model: str, url: str, official: str) -> str:
 
 
 def scrub(text: str, key: str | None) -> str:
-    """A server's words without the key it may have echoed, and not longer than a line or two."""
-    clean = text.replace(key, "[key]") if key else text
+    """A server's words without the key it may have echoed, printable, and not longer than a line or two."""
+    clean = whole(text.replace(key, "[key]") if key else text)
     return " ".join(clean.split())[:300]
 
 

@@ -29,7 +29,7 @@ _FINISH: Mapping[str, Finish] = {
     "max_tokens": "length",
     "model_context_window_exceeded": "length",
     "tool_use": "tool_calls",
-    "refusal": "filter",
+    "refusal": "refusal",
 }
 
 
@@ -131,8 +131,9 @@ def _reply(message: Any) -> Reply:
     usage = Usage(prompt_tokens, used.output_tokens)
     parts = wire.parts_from_anthropic(message.content)
     finish = _FINISH.get(str(message.stop_reason), "stop")
-    if finish == "filter":
+    if finish == "refusal":
         details = message.stop_details
         why = (details.explanation or details.category) if details is not None else None
         parts = (*parts, Refusal(why or "the provider refused to answer this"))
-    return Reply((Message("assistant", parts or (Text(""),)),), finish, usage=usage)
+    parts, mended = wire.mended(parts)
+    return Reply((Message("assistant", parts or (Text(""),)),), finish, usage=usage, mended=mended)

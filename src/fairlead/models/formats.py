@@ -82,7 +82,9 @@ def _chat(backend: Backend, body: dict[str, Any], headers: Mapping[str, str]) ->
     return {**head, "object": "chat.completion", "choices": choices, "usage": usage}
 
 
-_FINISH_OPENAI = {"stop": "stop", "length": "length", "filter": "content_filter", "tool_calls": "tool_calls"}
+_FINISH_OPENAI = {
+    "stop": "stop", "length": "length", "refusal": "stop", "filter": "content_filter", "tool_calls": "tool_calls"
+}  # fmt: skip
 
 
 def _openai_message(reply: Reply) -> dict[str, Any]:
@@ -160,7 +162,9 @@ def _tokenize(backend: Backend, body: dict[str, Any], headers: Mapping[str, str]
 
 _MESSAGES = {"model", "messages", "system", "max_tokens", "stop_sequences", "stream", "metadata"}
 _OLD_MESSAGES = {"temperature", "top_p", "top_k"}
-_FINISH_ANTHROPIC = {"stop": "end_turn", "length": "max_tokens", "filter": "refusal", "tool_calls": "tool_use"}
+_FINISH_ANTHROPIC = {  # this format knows no filter beside the model's own refusal
+    "stop": "end_turn", "length": "max_tokens", "refusal": "refusal", "filter": "refusal", "tool_calls": "tool_use"
+}  # fmt: skip
 
 
 def _messages(backend: Backend, body: dict[str, Any], headers: Mapping[str, str]) -> dict[str, Any] | Events:

@@ -13,10 +13,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from fairlead.engine import parallel
 from fairlead.engine.checkpoint import atomic_folder, save_model, weights_hash
 from fairlead.engine.decode import generate
 from fairlead.engine.layout import Tree
@@ -71,13 +71,16 @@ class LocalModel(TokenModel):
         """Write a model folder whole or not at all: weights, config, tokenizer, wordings.
 
         `open_model` and AutoModelForCausalLM load it. Raises OSError (a full disk) with the old content in place.
+        Under torchrun all processes call it; where they name the same folder, process 0 writes and the others wait.
         """
         where = Path(folder)
-        with atomic_folder(where) as fresh:
-            save_model(self.module, self.tokenizer, fresh)
-            for key, text in (self.prompts or {}).items():
-                (fresh / WORDINGS).mkdir(exist_ok=True)
-                (fresh / WORDINGS / f"{key}.md").write_text(text, encoding="utf-8")
+        with parallel.writing(where.absolute()) as mine:
+            if mine:
+                with atomic_folder(where) as fresh:
+                    save_model(self.module, self.tokenizer, fresh)
+                    for key, text in (self.prompts or {}).items():
+                        (fresh / WORDINGS).mkdir(exist_ok=True)
+                        (fresh / WORDINGS / f"{key}.md").write_text(text, encoding="utf-8")
         return where
 
     def _draw(self, prompts: Sequence[Ids], draw: Draw) -> list[list[Drawn]]:
@@ -127,7 +130,7 @@ def open_local(
 ) -> LocalModel:
     """Open a model folder (`./dir`, `/dir`) or a hub name.
 
-    device   "cpu", "cuda", …; a GPU where there is one by default
+    device   "cpu", "cuda", …; a GPU where there is one by default (under torchrun, this process's own)
     dtype    "float32", "bfloat16", …; float32 on a CPU and the checkpoint's own on a GPU by default
     plain    what a tokenizer without a chat template gets: the plain one, said aloud, or a refusal
 
@@ -139,7 +142,7 @@ def open_local(
         where = f"./{where}"  # transformers takes anything else for a hub name
     if folder:
         _check_folder(Path(where), spec)
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    place = device or str(parallel.world().device)
     tokenizer = _load_tokenizer(where, spec)
     prepare(tokenizer, spec, plain=plain)
     module: Any = _load_weights(where, spec, dtype or ("float32" if place == "cpu" else "auto"))

@@ -238,16 +238,17 @@ def _ids(data: Mapping[str, Any] | None, url: str) -> list[int]:
 
 
 def _reply(choice: Any, raw: Mapping[str, Any], usage: Usage, vllm: bool) -> Reply:
-    parts = wire.parts_from_openai(choice.message)
+    parts, mended = wire.mended(wire.parts_from_openai(choice.message))
     finish = _FINISH.get(str(choice.finish_reason), "stop")
-    if finish == "filter" and not any(isinstance(p, Refusal) for p in parts):
+    declined = any(isinstance(p, Refusal) for p in parts)
+    if finish == "filter" and not declined:
         parts = (*parts, Refusal("" if parts else "the provider's content filter stopped this reply"))
-    if any(isinstance(p, Refusal) for p in parts):
-        finish = "filter"
+    elif finish != "filter" and declined:
+        finish = "refusal"  # the model's own answer; a filter takes an answer away, and then there is none
     tokens = logprobs = None
     if vllm and isinstance(raw.get("token_ids"), list) and choice.logprobs and choice.logprobs.content is not None:
         tokens = tuple(int(t) for t in raw["token_ids"])
         logprobs = tuple(float(t.logprob) for t in choice.logprobs.content)
         if len(tokens) != len(logprobs):
             tokens = logprobs = None
-    return Reply((Message("assistant", parts or (Text(""),)),), finish, tokens, logprobs, usage)
+    return Reply((Message("assistant", parts or (Text(""),)),), finish, tokens, logprobs, usage, mended=mended)

@@ -14,7 +14,7 @@ from fairlead.errors import InputError
 from fairlead.exchange import Message
 
 Prompt: TypeAlias = Sequence[Message]
-Finish: TypeAlias = Literal["stop", "length", "filter", "tool_calls", "error"]
+Finish: TypeAlias = Literal["stop", "length", "refusal", "filter", "tool_calls", "error"]
 
 SAMPLING_FIELDS = ("max_tokens", "temperature", "top_p", "top_k", "stop", "seed")
 
@@ -52,6 +52,9 @@ class Reply:
     """One answer: its turns, why it ended, and token ids with their log-probs (nats) where known.
 
     `finish == "error"` carries the reason in `error`; such a reply is a missing answer, never an empty one.
+    "refusal" is a whole answer too, in which the model declines in its provider's own form (a `Refusal` part); with
+    "filter" something outside the model took the answer away, and there is none. `mended` counts characters that were
+    none (lone surrogates) and are \ufffd here.
     """
 
     messages: tuple[Message, ...]
@@ -60,6 +63,7 @@ class Reply:
     logprobs: tuple[float, ...] | None = None
     usage: Usage = Usage()
     error: str = ""
+    mended: int = 0
 
     @property
     def text(self) -> str:

@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -31,6 +31,7 @@ DEFAULT_MAX_TOKENS = 1024
 """Sent where `max_tokens` is not given: no call without an upper bound on its cost."""
 
 T = TypeVar("T")
+OnReplies: TypeAlias = Callable[[int, tuple[Reply, ...]], None]
 
 
 class Limits(BaseModel):
@@ -135,15 +136,24 @@ class RemoteModel:
         self._endpoint.ready()
         return run(self._endpoint.longest())
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling = Sampling()) -> list[tuple[Reply, ...]]:  # noqa: B008
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling = Sampling(),  # noqa: B008
+        *,
+        on_replies: OnReplies | None = None,
+    ) -> list[tuple[Reply, ...]]:
         """`sampling.n` replies for each prompt, in order.
+
+        `on_replies(row, replies)` hears of each prompt as soon as all its replies are there, in the order in which
+        they come and from the background thread: what it keeps is kept whatever happens to the rest.
 
         Raises CapabilityError (a field this API lacks), MissingResource (key, model, server), InputError (a prompt the
         API refuses, with its row) and OutOfBudget, which carries what was answered before.
         """
         require(self, *sampling.asked())
         self._endpoint.ready()
-        return run(self._all(prompts, self._bounded(sampling)))
+        return run(self._all(prompts, self._bounded(sampling), on_replies))
 
     def logprobs(self, prompts: Sequence[Prompt], continuations: Sequence[Sequence[str]]) -> list[list[float]]:
         """Summed log-probs of continuations, where the server tells them (vLLM)."""
@@ -177,7 +187,9 @@ class RemoteModel:
             1, prompt_tokens, reply_tokens, self.price.cost(prompt_tokens, reply_tokens) if self.price else None
         )
 
-    async def _all(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[tuple[Reply, ...]]:
+    async def _all(
+        self, prompts: Sequence[Prompt], sampling: Sampling, on_replies: OnReplies | None
+    ) -> list[tuple[Reply, ...]]:
         done: list[tuple[Reply, ...]] = [()] * len(prompts)
 
         async def one(row: int) -> None:
@@ -187,6 +199,8 @@ class RemoteModel:
                 raise
             except InputError as error:
                 raise type(error)(f"prompt {row}: {error}") from None
+            if on_replies is not None:
+                on_replies(row, done[row])
 
         try:
             await _together([one(row) for row in range(len(prompts))])

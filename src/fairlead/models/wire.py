@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -174,11 +176,42 @@ def parts_from_anthropic(blocks: Sequence[Any]) -> tuple[Part, ...]:
         elif block.type == "tool_use":
             parts.append(ToolCall(block.id, block.name, json.dumps(block.input)))
         else:
-            parts.append(Reasoning(opaque=block.to_json()))
+            parts.append(Reasoning(opaque=json.dumps(block.to_dict(mode="python"))))
     return tuple(parts)
 
 
 # ---------------------------------------------------------------------------------------------- shared
+
+_LONE = re.compile("[\ud800-\udfff]")
+_LONE_ESCAPE = re.compile(  # in JSON text, as tool calls carry it; an escaped backslash before it makes it no escape
+    r"(?<!\\)((?:\\\\)*)(?:\\u[dD][89abAB][\da-fA-F]{2}(?!\\u[dD][c-fC-F])"
+    r"|(?<!\\u[dD][89abAB][\da-fA-F]{2})\\u[dD][c-fC-F][\da-fA-F]{2})"
+)
+
+
+def mended(parts: Sequence[Part]) -> tuple[tuple[Part, ...], int]:
+    """The parts of an answer with \ufffd for every lone surrogate, and how many there were.
+
+    JSON can spell half of a surrogate pair (`\\ud800`), as a model does whose reply ends inside an emoji. It is no
+    character: it cannot be written as UTF-8, so nothing that hashes, keeps or forwards the text could go on.
+    """
+    out: list[Part] = []
+    count = 0
+    for part in parts:
+        texts = {f.name: t for f in dataclasses.fields(part) if isinstance(t := getattr(part, f.name), str)}
+        for name, text in texts.items():
+            texts[name], n = _LONE.subn("\ufffd", text)
+            if isinstance(part, ToolCall) and name == "arguments":
+                texts[name], more = _LONE_ESCAPE.subn("\\1\ufffd", texts[name])
+                n += more
+            count += n
+        out.append(dataclasses.replace(part, **texts))  # type: ignore[arg-type]  # no field of texts is anything else
+    return tuple(out), count
+
+
+def whole(text: str) -> str:
+    """The text with \ufffd for every lone surrogate."""
+    return _LONE.sub("\ufffd", text)
 
 
 def _content(content: Any, where: str) -> str:

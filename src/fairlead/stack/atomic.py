@@ -11,12 +11,14 @@ import re
 import secrets
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from fairlead.errors import InputError, MissingResource
 
+_STALE_S = 600.0
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _OS_ERROR_TEXT = re.compile(r"\(os error (\d+)\)")  # how libraries written in Rust (safetensors) print errno
 
@@ -109,10 +111,19 @@ def whole_folder(final: Path) -> Iterator[Path]:
 
 
 def sweep(folder: Path) -> int:
-    """Remove what runs on this machine that are no longer alive left behind; returns how many."""
+    """Remove what runs on this machine that are no longer alive left behind; returns how many.
+
+    Also training states (`NAME.PID.tmp`) that a kill cut off while they were written. Their names hold no machine, so
+    one that was touched within the last minutes may be another machine's, and stays for a later sweep.
+    """
     removed = 0
     if not folder.is_dir():
         return 0
+    for item in folder.glob("*.tmp"):
+        pid = item.stem.rpartition(".")[2]
+        if pid.isdigit() and not _alive(int(pid)) and _age(item) > _STALE_S:
+            item.unlink(missing_ok=True)
+            removed += 1
     for item in folder.glob(".tmp-*"):
         host, _, rest = item.name.removeprefix(".tmp-").partition("+")
         pid = rest.partition("-")[0]
@@ -140,6 +151,14 @@ def _host() -> str:
 
 def _owner() -> str:
     return f"{_host()}+{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def _age(path: Path) -> float:
+    """Seconds since it was last written; 0 where it has just gone."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _alive(pid: int) -> bool:

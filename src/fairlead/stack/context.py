@@ -27,6 +27,7 @@ from fairlead.stack.voice import Voice
 
 if TYPE_CHECKING:
     from fairlead.feedback.formats import ExchangeSet, PreferenceSet
+    from fairlead.models.remote import RemoteModel
 
 Used = tuple[tuple[Side, str, Lineage], ...]  # side, printed name, lineage of each judge a stage used
 
@@ -84,7 +85,7 @@ class Context:
     log: Log = field(default_factory=Log)
     models: dict[str, LazyModel] = field(default_factory=dict)
     sources: dict[str, Source] = field(default_factory=dict)
-    _files: dict[str, Any] = field(default_factory=dict)
+    _files: dict[tuple[str, str], Any] = field(default_factory=dict)
 
     @property
     def seed(self) -> int:
@@ -127,17 +128,17 @@ class Context:
         """Preference data by path, read once and said aloud."""
         from fairlead.feedback.formats import read_preferences
 
-        if path not in self._files:
-            self._files[path] = self._said(read_preferences(Path(path), skip_bad_rows=self.skip_bad_rows))
-        return cast("PreferenceSet", self._files[path])
+        if (key := ("preferences", path)) not in self._files:
+            self._files[key] = self._said(read_preferences(Path(path), skip_bad_rows=self.skip_bad_rows))
+        return cast("PreferenceSet", self._files[key])
 
     def read_demonstrations(self, path: str) -> ExchangeSet:
         """Demonstrations by path, read once and said aloud."""
         from fairlead.feedback.formats import read_demonstrations
 
-        if path not in self._files:
-            self._files[path] = self._said(read_demonstrations(Path(path), skip_bad_rows=self.skip_bad_rows))
-        return cast("ExchangeSet", self._files[path])
+        if (key := ("demonstrations", path)) not in self._files:
+            self._files[key] = self._said(read_demonstrations(Path(path), skip_bad_rows=self.skip_bad_rows))
+        return cast("ExchangeSet", self._files[key])
 
     def _said(self, rows: Any) -> Any:
         for line in rows.report.lines():
@@ -158,9 +159,9 @@ class Context:
 
         def opener() -> Model:
             if source.kind == "remote":
-                opened = open_model(source.spec, budget=self.budget, prices=self.prices)
+                opened = cast("RemoteModel", open_model(source.spec, budget=self.budget, prices=self.prices))
                 file = self.cache.root / "replies" / f"{source.identity[:32]}.jsonl"
-                return cast("Model", Remembering(opened, file, fresh=self.cache.fresh))
+                return cast("Model", Remembering(opened, file, fresh=self.cache.fresh, say=self.voice.say))
             self.settle_numerics()
             return open_model(_spec(source))
 

@@ -47,7 +47,7 @@ def estimate_stage(
     beside = max(0.0, total - sum(record.seconds for record in made.records))
     passes = getattr(job.config, "needs_reference", job.method.data == "rated")  # over all rows, outside of the steps
     at_once = min(job.config.tokens_per_batch, max(sum(rows.trees[row].tokens for row in step) for step in steps))
-    memory = footprint(job.model.module, at_once)
+    memory = footprint(job.model.module, at_once, trained=_adapted(job))
     return {
         "method": name,
         "rows": len(rows.trees),
@@ -75,6 +75,16 @@ def _distinct(job: Job) -> tuple[Job, int]:
     config: Any = job.config
     kept, places, identical = without_identical(job.rows, job.places, config)
     return dataclasses.replace(job, rows=kept, places=places), identical
+
+
+def _adapted(job: Job) -> int | None:
+    """How many parameters are trained where not all are: those of adapters."""
+    if job.config.lora is None:
+        return None
+    from fairlead.methods.adapters import trainable_copy
+
+    adapted = trainable_copy(job.model.module, job.config)
+    return sum(int(p.numel()) for p in adapted.parameters() if p.requires_grad)
 
 
 def _trees(job: Job) -> Rows:

@@ -84,14 +84,24 @@ def opened(model: Any) -> Any:
 
 
 class Watched:
-    """A model whose long `generate` calls tell how far they are, asked in pieces of `piece` prompts."""
+    """A model whose long `generate` calls tell how far they are, asked in pieces of `piece` prompts.
 
-    def __init__(self, model: Model, heard: Callable[[int], None], piece: int = 256) -> None:
-        self._model, self._heard, self._piece = model, heard, piece
+    `called` hears the prompts of each piece before they are asked.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        heard: Callable[[int], None],
+        piece: int = 256,
+        called: Callable[[Sequence[Prompt]], None] = lambda prompts: None,
+    ) -> None:
+        self._model, self._heard, self._piece, self._called = model, heard, piece, called
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling = Sampling()) -> list[tuple[Reply, ...]]:  # noqa: B008
         replies: list[tuple[Reply, ...]] = []
         for start in range(0, len(prompts), self._piece):
+            self._called(prompts[start : start + self._piece])
             replies += self._model.generate(prompts[start : start + self._piece], sampling)
             self._heard(len(replies) - start)
         return replies

@@ -25,12 +25,22 @@ from fairlead.measures.measure import Audit, Outcome
 from fairlead.measures.result import MeasureResult
 from fairlead.measures.runner import ask_all, run
 from fairlead.models.protocol import Model, Sampling
-from fairlead.stack.context import Built, Context
+from fairlead.stack.context import Built, Context, Used
 from fairlead.stack.folder import read_lines, write_lines
+from fairlead.stack.guarded import Row, listening, unanswered
 from fairlead.stack.identity import code_hash, digest
 from fairlead.stack.lazy import Watched
 
-ROOMS = ("measures", "judges", "models", "engine", "apprentice", "constitution/prompts", "stack/measuring")
+ROOMS = (
+    "measures",
+    "judges",
+    "models",
+    "engine",
+    "apprentice",
+    "constitution/prompts",
+    "stack/measuring",
+    "stack/guarded",
+)
 
 
 def bank_for(world: bool) -> Bank:
@@ -54,6 +64,14 @@ def audit_of(audit: str, constitution: Constitution | None, bank: Bank, ctx: Con
     return audit_for(bank, constitution, ctx.model(source), default="rules")
 
 
+def reader_identity(ctx: Context) -> str:
+    """Identity of the model that reads as auditor, "" where code alone tells."""
+    audit = ctx.plan.measure.audit
+    if audit in ("gold", "rules") or (audit == "auto" and ctx.source.kind != "remote"):
+        return ""
+    return (ctx.source if audit in ("auto", "base") else ctx.locate(audit)).identity
+
+
 def measures_for(ctx: Context, audit: Audit) -> list[Measure]:
     """The plan's measures; those nobody can judge here are named aloud and left out, unless asked for by name."""
     wanted = chosen(ctx.plan.measure.only)
@@ -71,23 +89,24 @@ def measures_for(ctx: Context, audit: Audit) -> list[Measure]:
     return judged
 
 
-def believable(measures: Sequence[Measure], layers: Sequence[Built], ctx: Context) -> list[Measure]:
+def believable(measures: Sequence[Measure], used: Mapping[str, Used], ctx: Context) -> list[Measure]:
     """Without the measures whose audit a layer of this stack would spoil, where the plan left the auditor to us.
 
-    A plan that names its auditor is refused instead, when the layer is measured.
+    `used` holds the judges of each layer, as far as they are known before the first question is asked. Raises
+    OptimisedJudge where the plan names its auditor itself.
     """
-    if ctx.plan.measure.audit != "auto":
-        return list(measures)
     probe = copy.deepcopy(ctx.ledger)
-    for layer in layers:
-        for side, name, lineage in layer.used:
-            probe.record(layer.name, side, name, lineage)
+    for layer, judges in used.items():
+        for side, name, lineage in judges:
+            probe.record(layer, side, name, lineage)
     kept: list[Measure] = []
     for measure in measures:
         judge = ctx.audit[measure.id]
         try:
-            probe.evidence(measure.id, judge.name, judge.lineage, layer=layers[-1].name)
+            probe.evidence(measure.id, judge.name, judge.lineage, layer=ctx.plan.columns[-1])
         except OptimisedJudge as error:
+            if ctx.plan.measure.audit != "auto":
+                raise
             ctx.voice.say(f"not measured: {error}")
             ctx.audit = {id: found for id, found in ctx.audit.items() if id != measure.id}
         else:
@@ -109,7 +128,7 @@ class Asking:
     bank: Bank
     asked: int = 0
     known: int = 0
-    entries: dict[str, Path] = field(default_factory=dict)
+    guarded: list[Row] = field(default_factory=list)  # what the layer's guard did
 
     def __call__(
         self, model: Model, plan: Mapping[str, tuple[Measure, Sequence[Case]]], audit: Audit, sampling: Sampling
@@ -120,6 +139,7 @@ class Asking:
             entry = self.ctx.cache.find("measured", key)
             if entry is not None:
                 found[id] = [from_json(Outcome, row) for row in read_lines(entry.path / "outcomes.jsonl")]
+                self.guarded += read_lines(entry.path / "guard.jsonl")
                 self.known += len(found[id])
         left = {id: both for id, both in plan.items() if id not in found}
         if left:
@@ -147,17 +167,24 @@ class Asking:
                 done += replies
                 advance(min(done, total), total)
 
-            outcomes = ask_all(Watched(model, heard), left, audit, sampling)
+            with listening(model) as ears:
+                noted = {id: (ears.noting(measure), cases) for id, (measure, cases) in left.items()}
+                outcomes = ask_all(Watched(model, heard, called=ears.called), noted, audit, sampling)
+        guarded = ears.rows()
         for id, rows in outcomes.items():
             self.asked += len(rows)
+            by_guard = guarded.get(id, [])
+            self.guarded += by_guard
             if self.ctx.source.kind == "remote" and any(row.reason.startswith("no answer") for row in rows):
                 continue  # what a server failed to answer is asked again next time
-            self._keep(keys[id], rows)
+            if not unanswered(by_guard):
+                self._keep(keys[id], rows, by_guard)
         return outcomes
 
-    def _keep(self, key: dict[str, Any], rows: Sequence[Outcome]) -> None:
+    def _keep(self, key: dict[str, Any], rows: Sequence[Outcome], guarded: Sequence[Row]) -> None:
         def build(folder: Path) -> None:
             write_lines(folder / "outcomes.jsonl", map(to_json, rows))
+            write_lines(folder / "guard.jsonl", guarded)
 
         self.ctx.cache.make("measured", key, build)
 
@@ -167,7 +194,10 @@ class Asking:
             "measure": measure.id,
             "model": self.built.identity,
             "cases": digest([to_json(case) for case in cases]),
-            "judges": {id: lineage_hash(judge.lineage) for id, judge in audit.items()},
+            # By name too: two judges of one lineage may read it in opposite ways. A lineage holds a reader's weights
+            # alone; its template, tokenizer and own wording of the question are in its identity.
+            "judges": {id: [judge.name, lineage_hash(judge.lineage)] for id, judge in audit.items()},
+            "reader": reader_identity(self.ctx),
             "sampling": to_json(sampling),
             "code": code_hash(*ROOMS),
             **({} if self.ctx.source.kind == "remote" else self.ctx.numerics),

@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-_NOT_FACTS = ("model", "records", "alarms", "kl", "drift")
-
 
 def facts_of(made: Any) -> dict[str, Any]:
     """Counts of rows and steps, the metrics of the last steps, and the KL where it was estimated."""
-    facts = {f.name: getattr(made, f.name) for f in dataclasses.fields(made) if f.name not in _NOT_FACTS}
+    fields = {f.name: getattr(made, f.name) for f in dataclasses.fields(made)}
+    facts: dict[str, Any] = {name: value for name, value in fields.items() if isinstance(value, int | float)}
     facts["steps"] = len(made.records)
     if hasattr(made, "final_loss"):
         facts["final_loss"] = made.final_loss

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
 
+from fairlead.guard.rules import fault
 from fairlead.methods.ai_preferences import PreferenceConfig
 from fairlead.methods.catalogue import METHODS
 from fairlead.methods.config import DPOConfig, SFTConfig
@@ -149,6 +150,7 @@ class GuardLayer(Layer):
     critic      the model that reads the principles and writes revisions: `base`, `self` (the model below), `none`
                 (rules and secrets only), or any model by name
     thresholds  by principle id, the P(kept) below which the critic's verdict counts as broken; 0.5 where not given
+    rules       by principle id, regular expressions that no reply may hold; the principle's `guard:` says what follows
     rounds      how often one reply may be changed and looked at again
     """
 
@@ -156,7 +158,16 @@ class GuardLayer(Layer):
     checks: Literal["from-constitution"] | tuple[str, ...] = "from-constitution"
     critic: str = Field("base", min_length=1)
     thresholds: dict[str, Annotated[float, Field(gt=0, lt=1)]] = Field(default_factory=dict)
+    rules: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]] = Field(default_factory=dict)
     rounds: int = Field(2, ge=1, le=8)
+
+    @field_validator("rules")
+    @classmethod
+    def _patterns(cls, value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        for pattern in (pattern for patterns in value.values() for pattern in patterns):
+            if problem := fault(pattern):
+                raise ValueError(problem)
+        return value
 
     @field_validator("checks")
     @classmethod

@@ -147,13 +147,16 @@ def _parse_layer(kind: str, body: Any, document: Document, place: KeyPath) -> An
     return _validated(cls, {**own, "train": settings}, document, place, label)
 
 
-def validated_settings(cls: type[M], data: dict[str, Any]) -> M:
-    """A method's settings from command-line options, refused in the options' own names."""
+def validated_settings(cls: type[M], data: dict[str, Any], options: Mapping[str, str] | None = None) -> M:
+    """Settings from command-line options, refused in the options' own names; `options` gives those that differ."""
+    names = options or {}
     try:
         return cls.model_validate(data)
     except ValidationError as error:
-        told = [f"--{path[0]}".replace("_", "-") + f": {message.partition(': ')[2] or message}" if path else message
-                for path, message in explain(error, cls, data)]  # fmt: skip
+        told = []
+        for path, message in explain(error, cls, data):
+            option = names.get(str(path[0]), str(path[0])).replace("_", "-") if path else ""
+            told.append(f"--{option}: {message.partition(': ')[2] or message}" if option else message)
         raise InputError("\n".join(told)) from None
 
 

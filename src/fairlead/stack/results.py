@@ -18,6 +18,7 @@ from fairlead.measures.result import MeasureResult
 from fairlead.stack.cache import copy_entry
 from fairlead.stack.context import Built, Context
 from fairlead.stack.folder import write_json, write_lines, write_yaml
+from fairlead.stack.guarded import Row, summary, warnings
 from fairlead.stack.identity import version_of
 from fairlead.stack.plan import DPOLayer, SFTLayer
 
@@ -34,6 +35,7 @@ def results(
     *,
     recipe: str = "",
     left_out: Sequence[str] = (),
+    guarded: Mapping[str, Sequence[Row]] | None = None,
 ) -> dict[str, Any]:
     """The body of `results.json` (DESIGN §7), with what else the report shows under keys of its own."""
     body: dict[str, Any] = {
@@ -56,10 +58,13 @@ def results(
         "audit": ctx.plan.measure.audit,
         "oracle": uses_gold(ctx),
         "stages": [{"layer": layer.name, "kind": layer.kind, "summary": layer.summary} for layer in layers[1:]],
-        "warnings": [warning for layer in layers for warning in layer.warnings],
+        "warnings": [*(warning for layer in layers for warning in layer.warnings), *warnings(guarded or {})],
         "not_measured": list(left_out),
         "versions": versions(),
     }
+    by_guard = summary(guarded or {})
+    if by_guard is not None:
+        body["guard"] = by_guard
     if accuracy:
         body["preference_accuracy"] = list(accuracy)
     return body

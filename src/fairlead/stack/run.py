@@ -21,9 +21,10 @@ from fairlead.models import Budget, Price
 from fairlead.models.remote import Estimate
 from fairlead.stack.atomic import plain_disk_errors
 from fairlead.stack.cache import Cache
-from fairlead.stack.context import Built, Context
+from fairlead.stack.context import Built, Context, Used
 from fairlead.stack.estimate import estimate, remote_models
 from fairlead.stack.folder import place_for, run_folder, write_json, write_lines
+from fairlead.stack.guarded import Row, guard_of, warnings
 from fairlead.stack.identity import cores
 from fairlead.stack.measuring import auditors, bank_for, believable, left_out, measure, measures_for
 from fairlead.stack.plan import AnyLayer, DPOLayer, GuardLayer, Plan, PromptLayer, SFTLayer
@@ -31,8 +32,8 @@ from fairlead.stack.results import comparisons, results, write_exchanges, write_
 from fairlead.stack.source import locate
 from fairlead.stack.stages.accuracy import preference_rows
 from fairlead.stack.stages.dpo import dpo
-from fairlead.stack.stages.guard import guard
-from fairlead.stack.stages.prompt import prompt
+from fairlead.stack.stages.guard import compiled, critic_of, guard, judges_of
+from fairlead.stack.stages.prompt import prompt, text_of
 from fairlead.stack.stages.sft import require_oracle, sft
 from fairlead.stack.stages.train import require_weights
 from fairlead.stack.voice import Quiet, Voice
@@ -100,18 +101,28 @@ class _Done(Finished):
     layers: tuple[Built, ...] = ()
 
 
+@dataclass
+class _Work:
+    """What the layers came to, in their order: results, seconds, and what guards did, by layer."""
+
+    measured: dict[str, list[MeasureResult]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    guarded: dict[str, list[Row]] = field(default_factory=dict)
+
+
 def _run(ctx: Context, options: Options, place: Path) -> _Done:
     plan = ctx.plan
     with plain_disk_errors(options.cache):
         preflight(ctx)
-        layers, measured, seconds = _work(ctx, options)
+        layers, work = _work(ctx, options)
         accuracy = preference_rows(ctx, layers)
+    measured = work.measured
     for layer, rows in accuracy.rows.items():
         measured[layer] = [*measured[layer], *rows]
     starts = {layer.name: layer.from_ for layer in plan.layers}
     body = results(
-        ctx, layers, measured, accuracy.table, seconds, comparisons(layers, starts),
-        recipe=options.recipe, left_out=left_out(ctx),
+        ctx, layers, measured, accuracy.table, work.seconds, comparisons(layers, starts),
+        recipe=options.recipe, left_out=left_out(ctx), guarded=work.guarded,
     )  # fmt: skip
     return _Done(place, body, measured, tuple(layers))
 
@@ -175,8 +186,12 @@ def preflight(ctx: Context) -> None:
             elif layer.preferences.from_ != "ai":
                 given = layer.preferences.from_ == "given"
                 _ = ctx.preferences if given else ctx.read_preferences(layer.preferences.from_)
-        if isinstance(layer, GuardLayer) and layer.critic not in ("base", "self", "none"):
-            ctx.locate(layer.critic)
+        if isinstance(layer, PromptLayer):
+            text_of(layer, ctx)
+        if isinstance(layer, GuardLayer):
+            if layer.critic not in ("base", "self", "none"):
+                ctx.locate(layer.critic)
+            compiled(layer, ctx, None if layer.critic == "none" else below.model)  # asks nothing, so any model will do
     for layer in ctx.plan.layers:
         ctx.ledger.record_cases(layer.name, "train", trained_on(layer, ctx))
 
@@ -208,7 +223,7 @@ def trained_on(layer: AnyLayer, ctx: Context) -> list[tuple[Message, ...]]:
 # ----------------------------------------------------------------------------------------------- the work
 
 
-def _work(ctx: Context, options: Options) -> tuple[list[Built], dict[str, list[MeasureResult]], dict[str, float]]:
+def _work(ctx: Context, options: Options) -> tuple[list[Built], _Work]:
     bank = bank_for(ctx.world)
     ctx.audit = auditors(ctx, bank)
     measures = measures_for(ctx, ctx.audit)
@@ -219,22 +234,25 @@ def _work(ctx: Context, options: Options) -> tuple[list[Built], dict[str, list[M
     if not any(layer.trains for layer in ctx.plan.layers):  # nothing is called yet: the whole stack can be costed
         for layer in ctx.plan.layers:
             built[layer.name] = build(layer, built[layer.from_], ctx)
-        measures = believable(measures, list(built.values()), ctx)
+    measures = believable(measures, foreseen(ctx, built), ctx)
     if remote_models(ctx):
         agree(ctx, options, estimate(ctx, list(built.values()), measures, bank))
-    seconds: dict[str, float] = {}
-    measured: dict[str, list[MeasureResult]] = {}
+    work = _Work()
 
     def measured_now(item: Built) -> None:
         began = time.perf_counter()
-        measured[item.name], asking = measure(item, measures, bank, ctx)
+        work.measured[item.name], asking = measure(item, measures, bank, ctx)
         took = time.perf_counter() - began
-        seconds[f"{item.name}, measured"] = round(took, 2)
-        cases = sum(len(row.outcomes) for row in measured[item.name])
+        work.seconds[f"{item.name}, measured"] = round(took, 2)
+        cases = sum(len(row.outcomes) for row in work.measured[item.name])
         ctx.voice.done(
             item.name, f"measured   {len(measures)} measures, {cases:,} cases", took if asking.asked else None
         )
         ctx.log("measured", layer=item.name, asked=asking.asked, known=asking.known, seconds=took)
+        if guard_of(item.model) is not None:
+            work.guarded[item.name] = asking.guarded
+            for warning in warnings({item.name: asking.guarded}):
+                ctx.voice.say(f"warning: {warning}")
 
     measured_now(base)
     for layer in ctx.plan.layers:
@@ -242,14 +260,23 @@ def _work(ctx: Context, options: Options) -> tuple[list[Built], dict[str, list[M
         built[layer.name] = item
         for side, judge, lineage in item.used:
             ctx.ledger.record(layer.name, side, judge, lineage)
-        seconds[layer.name] = round(item.seconds or 0.0, 2)
+        work.seconds[layer.name] = round(item.seconds or 0.0, 2)
         cheap = item.kind in ("guard", "prompt")
         ctx.voice.done(item.name, item.summary, 0.0 if cheap else item.seconds)
         for warning in item.warnings:
             ctx.voice.say(f"warning: {warning}")
         ctx.log("built", layer=item.name, summary=item.summary, identity=item.identity, seconds=item.seconds)
         measured_now(item)
-    return [built[name] for name in ctx.plan.columns], measured, seconds
+    return [built[name] for name in ctx.plan.columns], work
+
+
+def foreseen(ctx: Context, built: Mapping[str, Built]) -> dict[str, Used]:
+    """The judges each layer will use, as far as they are known before it is built."""
+    used = {name: layer.used for name, layer in built.items()}
+    for layer in ctx.plan.layers:
+        if layer.name not in built and isinstance(layer, GuardLayer) and layer.critic != "self":
+            used[layer.name] = judges_of(compiled(layer, ctx, critic_of(layer, built["base"], ctx)[1])[1])
+    return used
 
 
 def build(layer: AnyLayer, below: Built, ctx: Context) -> Built:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from fairlead.errors import InputError, MissingResource
 from fairlead.feedback.formats import read_demonstrations, read_preferences, read_rated
 from fairlead.methods.catalogue import METHODS, Method
 from fairlead.methods.config import Training
+from fairlead.methods.loggers import JsonLines, Logger, TensorBoard, trackio, wandb
 from fairlead.stack.atomic import plain_disk_errors, sweep, whole_folder
 from fairlead.stack.context import settle_torch
 from fairlead.stack.folder import write_json, write_lines
@@ -24,7 +26,7 @@ from fairlead.stack.stages.train import learning_rate
 from fairlead.stack.voice import Voice
 
 if TYPE_CHECKING:
-    from fairlead.methods.loop import Run, StepRecord
+    from fairlead.methods.loop import StepRecord
 
 READERS: Mapping[str, Callable[..., Any]] = {
     "exchanges": read_demonstrations,
@@ -55,8 +57,15 @@ def train_stage(
     skip_bad_rows: bool,
     threads: int | None,
     voice: Voice,
+    log: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Train and write a model folder that `AutoModelForCausalLM` loads; returns what `train.json` in it says."""
+    """Train and write a model folder that `AutoModelForCausalLM` loads; returns what `train.json` in it says.
+
+    A training that is stopped keeps its state in `OUT.unfinished`, and the same call goes on from there. Of LoRA the
+    folder holds the merged model, and the adapter by itself under `adapter/`. `log` names loggers (`loggers_of`).
+    """
+    loggers = loggers_of(log)
+    unfinished = out.with_name(f"{out.name}.unfinished")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists already; give a new folder with --out")
     if out.is_dir():
@@ -66,14 +75,19 @@ def train_stage(
     with plain_disk_errors(out):
         sweep(out.parent)
         with whole_folder(out) as folder:
-            made = train_job(job, voice)
+            made = train_job(job, voice, unfinished, loggers)
             made.model.save(folder)
+            if made.adapter is not None:
+                from fairlead.engine.adapters import save_adapter
+
+                save_adapter(made.adapter, folder / "adapter")
             report = {
                 "method": name, "model": spec, "data": str(data), "config": job.config.model_dump(mode="json"),
                 **facts_of(made), "warnings": warnings_of(made), "seconds": round(time.perf_counter() - began, 2),
             }  # fmt: skip
             write_json(folder / "train.json", report)
             write_lines(folder / "steps.jsonl", (dataclasses.asdict(record) for record in made.records))
+    shutil.rmtree(unfinished, ignore_errors=True)
     return report
 
 
@@ -110,15 +124,41 @@ def open_job(
     return Job(name, method, model, rows.rows, rows.places, config.model_copy(update=update))
 
 
-def train_job(job: Job, voice: Voice) -> Any:
+def train_job(job: Job, voice: Voice, checkpoint: Path | None = None, loggers: Sequence[Logger] = ()) -> Any:
     """What the method's train function returns: the model, the record of each step, counts and alarms."""
+    from fairlead.methods.loop import Run
+
+    begun = False
     with voice.progress(f"{job.name}: training") as advance:
-        run = _run(lambda record: advance(record.step + 1, record.steps))
+
+        def progress(record: StepRecord) -> None:
+            nonlocal begun
+            if record.step and not begun:  # an earlier run of this training was stopped in the middle
+                voice.say(f"going on after step {record.step:,} of {record.steps:,}")
+            begun = True
+            advance(record.step + 1, record.steps)
+
+        run = Run(checkpoint=checkpoint, progress=progress, loggers=loggers)
         return job.method.train(job.model, job.rows, job.config, run, places=job.places)
 
 
-def _run(progress: Callable[[StepRecord], None]) -> Run:
-    """The one place where a lone stage says who hears of its steps, and where it may keep work: loggers belong here."""
-    from fairlead.methods.loop import Run
+LOGGERS: Mapping[str, Callable[[str], Logger]] = {
+    "jsonl": JsonLines,
+    "tensorboard": TensorBoard,
+    "wandb": wandb,
+    "trackio": trackio,
+}
 
-    return Run(progress=progress)
+
+def loggers_of(specs: Sequence[str]) -> list[Logger]:
+    """From `jsonl:FILE`, `tensorboard:FOLDER`, `wandb:PROJECT` and `trackio:PROJECT`.
+
+    Raises InputError for other words, and MissingResource where what they name is not installed.
+    """
+    made = []
+    for spec in specs:
+        kind, _, where = spec.partition(":")
+        if kind not in LOGGERS or not where:
+            raise InputError(f"--log {spec}: write jsonl:FILE, tensorboard:FOLDER, wandb:PROJECT or trackio:PROJECT")
+        made.append(LOGGERS[kind](where))
+    return made

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from fairlead.constitution.schema import Constitution
 from fairlead.errors import InputError
 from fairlead.guard.compile import checks_from, policies_from, unchecked
+from fairlead.guard.decision import Check
 from fairlead.guard.guard import GuardedModel
 from fairlead.guard.revise import reviser
 from fairlead.models.protocol import Model
@@ -14,8 +17,11 @@ from fairlead.stack.identity import code_hash, digest
 from fairlead.stack.plan import FROM_CONSTITUTION, GuardLayer
 
 
-def guard(layer: GuardLayer, below: Built, ctx: Context) -> Built:
-    """Put the guard around the model below. Raises InputError where the constitution asks for none."""
+def compiled(layer: GuardLayer, ctx: Context, critic: Model | None) -> tuple[Constitution, tuple[Check, ...]]:
+    """(the constitution with the guarded principles alone, their checks). Asks the critic nothing.
+
+    Raises InputError where the constitution asks for no guard, or for one that cannot be.
+    """
     constitution = ctx.constitution
     guarded = [p.id for p in constitution.principles if p.guard is not None]
     if layer.checks != FROM_CONSTITUTION:
@@ -32,16 +38,28 @@ def guard(layer: GuardLayer, below: Built, ctx: Context) -> Built:
             "so there is nothing to check; give one, or leave the layer out"
         )
     kept = constitution.without(*(p.id for p in constitution.principles if p.id not in guarded))
-    critic: Model | None = None
-    critic_identity = ""
-    if layer.critic != "none":
-        critic_identity, critic = ctx.critic(layer.critic, below)
-    checks = checks_from(kept, critic, thresholds=layer.thresholds)
+    checks = checks_from(constitution, critic, thresholds=layer.thresholds, rules=layer.rules, only=guarded)
+    return kept, checks
+
+
+def critic_of(layer: GuardLayer, below: Built, ctx: Context) -> tuple[str, Model | None]:
+    """(identity, model) of the layer's critic; ("", None) where it has none."""
+    return ("", None) if layer.critic == "none" else ctx.critic(layer.critic, below)
+
+
+def judges_of(checks: Sequence[Check]) -> Used:
+    """What the ledger has to know: a check of the guard stands on the train side."""
+    return tuple(("train", check.name, check.lineage) for check in checks)
+
+
+def guard(layer: GuardLayer, below: Built, ctx: Context) -> Built:
+    """Put the guard around the model below."""
+    critic_identity, critic = critic_of(layer, below, ctx)
+    kept, checks = compiled(layer, ctx, critic)
     revise = None if critic is None else reviser(critic, max_tokens=_room(critic), seed=ctx.seed)
     model = GuardedModel(below.model, checks, policies_from(kept), revise, layer.rounds)
     left = unchecked(kept, checks)
     warnings = [f"{layer.name}: not checked, because no critic reads them: {', '.join(left)}"] if left else []
-    used: Used = tuple(("train", name, lineage) for name, lineage in model.lineages)
     identity = digest(
         {
             "guard": below.identity,
@@ -49,6 +67,8 @@ def guard(layer: GuardLayer, below: Built, ctx: Context) -> Built:
             "reads": [_reads(p) for p in kept.principles],
             "secrets": [s.model_dump(mode="json") for s in kept.secrets],
             "thresholds": layer.thresholds,
+            "rules": layer.rules,
+            "checks": [check.name for check in checks],
             "rounds": layer.rounds,
             "seed": ctx.seed,
             "code": code_hash("guard", "judges", "models", "constitution/prompts"),
@@ -62,7 +82,7 @@ def guard(layer: GuardLayer, below: Built, ctx: Context) -> Built:
         plain=False,
         model=model,
         summary=f"{len(checks)} checks",
-        used=used,
+        used=judges_of(checks),
         facts={"checks": [check.name for check in checks], "unchecked": list(left)},
         warnings=tuple(warnings),
     )

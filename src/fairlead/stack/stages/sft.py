@@ -11,14 +11,15 @@ from typing import Any
 
 from fairlead.constitution.schema import Principle
 from fairlead.errors import InputError
-from fairlead.exchange import Exchange, assistant, from_json, to_json
+from fairlead.exchange import Exchange, Message, assistant, from_json, to_json
+from fairlead.feedback.split import is_held_out, take
 from fairlead.feedback.write import write_exchanges
 from fairlead.methods.constitutional import ReviseConfig
 from fairlead.stack.cache import Entry
 from fairlead.stack.context import Built, Context, Used, used_from_json, used_to_json
 from fairlead.stack.folder import read_lines, write_json, write_lines
 from fairlead.stack.identity import code_hash, digest, file_hash
-from fairlead.stack.plan import Revise, SFTLayer
+from fairlead.stack.plan import DPOLayer, Revise, SFTLayer
 from fairlead.stack.prompts import SOURCE, TrainingPrompts, fitting
 from fairlead.stack.stages.train import DATA_ROOMS, Clock, require_weights, settled, trained
 
@@ -214,14 +215,37 @@ def early_refusal(layer: str, used: Used, ctx: Context) -> None:
 def _from_file(path: str, ctx: Context) -> Data:
     """Conversations, or the chosen side of preferences, from a file."""
     demonstrations = ctx.read_demonstrations(path)
+    held_out = held_out_prompts(ctx)
+    left = [i for i, row in enumerate(demonstrations.rows) if row.messages in held_out]
+    kept = sorted(set(range(len(demonstrations))) - set(left))
+    if not kept:
+        raise InputError(f"{path}: every prompt in it is held out to measure preference accuracy on; nothing to learn")
+    rows, places = take(demonstrations.rows, kept), take(demonstrations.places, kept)
     hashes = [file_hash(f.path) for f in demonstrations.report.files]
     entry = ctx.cache.make(
         "demonstrations",
-        {"files": hashes, "skip": ctx.skip_bad_rows, "code": code_hash("feedback")},
-        lambda folder: write_exchanges(folder / "data.jsonl", demonstrations.rows),
+        {"files": hashes, "skip": ctx.skip_bad_rows, "left_out": left, "code": code_hash("feedback")},
+        lambda folder: write_exchanges(folder / "data.jsonl", rows),
     )
-    said = f"{len(demonstrations):,} demonstrations from {Path(path).name}"
-    return Data(entry, demonstrations.rows, demonstrations.places, (), said, {"rows": len(demonstrations)})
+    said = f"{len(rows):,} demonstrations from {Path(path).name}"
+    if left:
+        said += f"; {len(left):,} left out, whose prompts are held out to measure preference accuracy on"
+    return Data(entry, rows, places, (), said, {"rows": len(rows), "held_out": len(left)})
+
+
+def held_out_prompts(ctx: Context) -> frozenset[tuple[Message, ...]]:
+    """Prompts of the pairs that this run's preference stages keep from training: no stage may learn their answers."""
+    prompts: set[tuple[Message, ...]] = set()
+    for layer in ctx.plan.layers:
+        if isinstance(layer, DPOLayer) and layer.preferences.from_ not in ("ai", "gold"):
+            config = layer.preferences
+            pairs = ctx.preferences if config.from_ == "given" else ctx.read_preferences(config.from_)
+            prompts |= {
+                row.messages
+                for row, group in zip(pairs.rows, pairs.groups, strict=True)
+                if is_held_out(group, share=config.held_out, seed=ctx.seed)
+            }
+    return frozenset(prompts)
 
 
 def _gold(layer: SFTLayer, ctx: Context) -> Data:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from fairlead.errors import InputError
 from fairlead.methods.catalogue import METHODS
 from fairlead.methods.config import Training
+from fairlead.stack.atomic import sweep
 from fairlead.stack.cache import Entry
 from fairlead.stack.context import Built, Context
 from fairlead.stack.folder import write_json, write_lines
@@ -80,12 +81,18 @@ def trained(
         from fairlead.methods.loop import Run
 
         model = opened(below.model)
+        sweep(ctx.cache.root / "unfinished")
+        begun = False
         with ctx.voice.progress(f"{name}: training") as advance:
-            run = Run(
-                cache=ctx.cache.root / "reference",
-                checkpoint=ctx.cache.root / "unfinished",
-                progress=lambda record: advance(record.step + 1, record.steps),
-            )
+
+            def progress(record: StepRecord) -> None:
+                nonlocal begun
+                if record.step and not begun:  # an earlier run was stopped in the middle of this training
+                    ctx.voice.say(f"{name}: going on after step {record.step:,} of {record.steps:,}")
+                begun = True
+                advance(record.step + 1, record.steps)
+
+            run = Run(cache=ctx.cache.root / "reference", checkpoint=ctx.cache.root / "unfinished", progress=progress)
             made, facts, records, warnings = train(model, run)
         made.save(folder / "model")
         write_lines(folder / "steps.jsonl", (dataclasses.asdict(record) for record in records))

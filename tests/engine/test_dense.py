@@ -1,0 +1,78 @@
+"""Products by either library: equal to float64 within rounding, and chosen by shape and type alone."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from engine.helpers import close
+from fairlead.engine import dense
+from fairlead.engine.dense import linear, matmul
+
+
+@pytest.fixture(autouse=True)
+def small_products_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dense, "WORTH", 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (3, 7, 5), (64, 32, 16), (33, 129, 65)])
+def test_products_of_matrices_and_of_their_transposes(sizes: tuple[int, int, int], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    M, K, N = sizes
+    a, b = torch.randn(M, K).to(dtype), torch.randn(K, N).to(dtype)
+    right = (a.double() @ b.double()).to(dtype)
+    for left in (a, a.t().contiguous().t()):
+        for other in (b, b.t().contiguous().t()):
+            got = matmul(left, other)
+            assert got.dtype == dtype and got.shape == (M, N)
+            torch.testing.assert_close(got, right, rtol=1e-5 if dtype != torch.bfloat16 else 2e-2, atol=1e-4)
+
+
+def test_slices_and_no_rows() -> None:
+    wide = torch.randn(20, 40)
+    close(matmul(wide[3:11, 8:24], wide[:16, 1:9]), wide[3:11, 8:24] @ wide[:16, 1:9])
+    assert matmul(torch.empty(0, 5), torch.randn(5, 3)).shape == (0, 3)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("frozen", [(), (0,), (1,)])
+def test_linear_has_the_gradients_of_the_plain_one(bias: bool, frozen: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    x, weight, bias_N = torch.randn(2, 9, 12), torch.randn(6, 12), torch.randn(6)
+    given = [x, weight, *([bias_N] if bias else [])]
+    for number, tensor in enumerate(given):
+        tensor.requires_grad_(number not in frozen)
+    wanted = [tensor for tensor in given if tensor.requires_grad]
+    ours, theirs = linear(*given), F.linear(*given)
+    close(ours, theirs)
+    grad = torch.randn_like(ours)
+    for mine, other in zip(
+        torch.autograd.grad(ours, wanted, grad), torch.autograd.grad(theirs, wanted, grad), strict=True
+    ):
+        close(mine, other)
+
+
+def test_an_operator_that_is_gone_or_wrong_is_said_and_not_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    if dense._onednn() is None:
+        pytest.skip("this processor has no AVX-512, so torch's own product is used anyway")
+
+    def gone(*args: Any) -> torch.Tensor:
+        raise RuntimeError("no such operator")
+
+    for operator, said in ((gone, "cannot be called"), (lambda a, b, *more: a @ b.t() + 1, "is wrong")):
+        caplog.clear()
+        dense._onednn.cache_clear()
+        monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", operator)
+        with caplog.at_level(logging.WARNING, logger="fairlead"):
+            a = torch.randn(8, 8)
+            assert torch.equal(matmul(a, a), a @ a)
+        assert said in caplog.text
+    monkeypatch.undo()
+    dense._onednn.cache_clear()

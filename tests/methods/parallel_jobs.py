@@ -1,0 +1,184 @@
+"""What the processes of test_parallel.py and test_resume.py do: importable, so that they can be started."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import random
+import signal
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from tests.methods.trainable import Tiny, demonstrations, pairs, tiny_model
+
+from engine.helpers import keep_float64
+from fairlead.engine import checkpoint, parallel
+from fairlead.engine.checkpoint import save_model, weights_hash
+from fairlead.engine.logprobs import reply_logprobs
+from fairlead.errors import InputError
+from fairlead.methods.config import DPOConfig, SFTConfig
+from fairlead.methods.loggers import JsonLines
+from fairlead.methods.loop import Run, StepRecord, TrainingStopped, Updates, batches
+from fairlead.methods.losses import sft_nll
+from fairlead.methods.preference import train_dpo
+from fairlead.methods.resume import resumable
+from fairlead.methods.rows import exchange_rows
+from fairlead.methods.sft import train_sft
+
+# Micro-batches of this size make the two processes' counts differ in some steps.
+SFT = SFTConfig(epochs=2, rows_per_step=3, lr=3e-3, tokens_per_batch=40)
+DPO = DPOConfig(epochs=2, rows_per_step=3, lr=1e-3, beta=0.3, nll=0.2, tokens_per_batch=60, kl_samples=4)
+
+
+def model_() -> Tiny:
+    model = tiny_model()
+    keep_float64(model.module)
+    return model
+
+
+@dataclass
+class Spy:
+    """A logger that remembers, and a progress callback."""
+
+    steps: list[int] = field(default_factory=list)
+    told: list[int] = field(default_factory=list)
+    closed: int = 0
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        assert math.isfinite(metrics["loss"])
+        self.steps.append(step)
+
+    def close(self) -> None:
+        self.closed += 1
+
+    def progress(self, record: StepRecord) -> None:
+        self.told.append(record.step + 1)
+
+
+def train(method: str, folder: str, shard: bool, stop_after: int = 0) -> dict[str, Any]:
+    """Train by a method's own function; process 0 saves the model, and the run resumes where it can.
+
+    `stop_after`: process 0 dies when it hears of this step, as a bug in a callback would have it.
+    """
+    where, spy, model = Path(folder), Spy(), model_()
+
+    def progress(record: StepRecord) -> None:
+        spy.progress(record)
+        if record.step + 1 == stop_after:
+            raise RuntimeError("stopped")
+
+    loggers = (JsonLines(where / "log.jsonl"), spy)
+    run = Run(where / "cache", where / "unfinished", every=1, progress=progress, loggers=loggers)
+    if method == "sft":
+        tuned = train_sft(model, demonstrations(8), SFT.model_copy(update={"shard": shard}), run)
+        trained, records, kl = tuned.model, tuned.records, None
+    else:
+        preferred = train_dpo(model, pairs(8), DPO.model_copy(update={"shard": shard}), run)
+        trained, records, kl = preferred.model, preferred.records, preferred.kl
+    module: Any = trained.module  # type: ignore[attr-defined]
+    with parallel.writing(where / "model") as mine:
+        if mine:
+            save_model(module, model.tokenizer, where / "model")
+    return {
+        "hash": weights_hash(module),
+        "records": [(r.loss, r.grad_norm, r.rows, r.tokens, dict(r.sums)) for r in records],
+        "told": spy.told,
+        "logged": spy.steps,
+        "closed": spy.closed,
+        "kl": None if kl is None else kl.value,
+        "apart": parallel.world().size == 1 or "fairlead.engine.sharded" in sys.modules,
+        "sharded": "fairlead.engine.sharded" in sys.modules,
+    }
+
+
+def unlike() -> str:
+    """Processes that were given different data."""
+    try:
+        train_sft(model_(), demonstrations(8 - parallel.world().rank), SFT)
+    except InputError as error:
+        return str(error)
+    return "not noticed"
+
+
+def not_a_number(folder: str, row: int) -> dict[str, Any]:
+    """The loss of one row is NaN in the second step, on whichever process it falls."""
+    model = model_()
+    config = SFTConfig(steps=3, rows_per_step=8, lr=1e-3, tokens_per_batch=30)
+    rows = exchange_rows(model, demonstrations(8), places=[f"d.jsonl:{i}" for i in range(8)])
+    module = copy.deepcopy(model.module)
+    updates = Updates(module, rows, config, Run(checkpoint=Path(folder), every=1000))
+    seen: list[str] = []
+    try:
+        with resumable(updates, "some-run"):
+            for batch in batches(rows, config):
+                seen = [weights_hash(module)] if batch.step == 0 else seen
+                bad = math.nan if batch.step == 1 and row in batch.rows and batch.weight else 1.0
+                updates.step(bad * sft_nll(reply_logprobs(module, batch.trees).logp_N, tokens=batch.step_tokens), batch)
+                seen += [weights_hash(module)] if batch.last else []
+    except TrainingStopped as error:
+        return {"error": str(error), "unchanged": weights_hash(module) == seen[-1], "done": updates.done}
+    return {"error": "not noticed"}
+
+
+def noisy(folder: str, shard: bool, kill_at: int = 0, victim: int = 0) -> dict[str, Any]:
+    """A training that draws on every generator and carries a running mean; killed by a real SIGKILL where asked.
+
+    The kill comes before event `kill_at` on files of process `victim`: files opened, folders made, renamed and removed,
+    tensor files half written. Returns the number of such events and the hash of the trained weights.
+    """
+    events = Events(Path(folder), kill_at if parallel.world().rank == victim else 0)
+    model = model_()
+    config = SFTConfig(steps=4, rows_per_step=3, lr=3e-3, tokens_per_batch=40, shard=shard)
+    rows = exchange_rows(model, demonstrations(7))
+    seed = 11 + parallel.world().rank
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    module = copy.deepcopy(model.module)
+    spy = Spy()
+    updates = Updates(module, rows, config, Run(checkpoint=Path(folder), every=1, progress=spy.progress))
+    with resumable(updates, "noisy"):
+        for batch in batches(rows, config, start=updates.done):
+            noise = torch.rand(()).item() + random.random() + random.gauss(0, 1)
+            noise += np.random.rand() + np.random.randn()  # noqa: NPY002
+            noise += updates.extra.get("mean", 0.0)
+            loss = sft_nll(reply_logprobs(module, batch.trees).logp_N, tokens=batch.step_tokens)
+            updates.extra["mean"] = 0.5 * updates.extra.get("mean", 0.0) + 0.1 * noise
+            updates.step(loss * (1 + 0.2 * noise), batch)
+    return {"events": events.count, "hash": weights_hash(module), "told": spy.told}
+
+
+class Events:
+    """Counts what this process does to files in a folder, and kills it before one of those."""
+
+    KINDS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree")
+
+    def __init__(self, folder: Path, kill_at: int) -> None:
+        self.folder, self.kill_at, self.count = str(folder), kill_at, 0
+        sys.addaudithook(self._audit)
+        checkpoint.save_file = self._torn  # safetensors writes from Rust, which audits nothing
+
+    def _audit(self, event: str, args: tuple[Any, ...]) -> None:
+        # Folders are emptied through descriptors, with bare names.
+        if event in self.KINDS and (self.folder in str(args[0]) or event in ("os.remove", "os.rmdir")):
+            self._happens()
+
+    def _torn(self, tensors: dict[str, torch.Tensor], file: Path) -> None:
+        body = save(tensors)
+        with file.open("wb") as handle:
+            handle.write(body[: len(body) // 2])
+            handle.flush()
+            self._happens()
+            handle.write(body[len(body) // 2 :])
+
+    def _happens(self) -> None:
+        self.count += 1
+        if self.count == self.kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
