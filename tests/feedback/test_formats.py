@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from fairlead.errors import InputError
-from fairlead.exchange import Preference, assistant, exchange, system, user
-from fairlead.feedback.formats import read_demonstrations, read_preferences, read_prompts
+from fairlead.exchange import Preference, Rated, assistant, exchange, system, to_json, user
+from fairlead.feedback.formats import read_demonstrations, read_preferences, read_prompts, read_rated
 from fairlead.feedback.write import write_exchanges, write_preferences
 
 HH = {
@@ -345,6 +345,77 @@ def test_demonstrations_need_replies(tmp_path: Path) -> None:
         read_demonstrations(lines(tmp_path / "a.jsonl", [{"messages": TURNS}]))
     with pytest.raises(InputError, match="every reply is empty"):
         read_demonstrations(lines(tmp_path / "b.jsonl", [{"prompt": "p", "response": ""}]))
+
+
+RATING = Rated((user("which colour ?"),), (assistant("blue"),), True)
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [
+        ({"prompt": "which colour ?", "completion": "blue", "label": True}, "prompt/completion/label"),
+        ({"prompt": "which colour ?", "completion": "blue", "label": 1}, "prompt/completion/label"),
+        ({"instruction": "which colour ?", "input": "", "output": "blue", "kto_tag": True}, "prompt/completion/label"),
+        ({"prompt": "\n\nHuman: which colour ?\n\nAssistant:", "completion": " blue", "label": True},
+         "prompt/completion/label"),
+        ({"prompt": TURNS, "completion": BLUE, "label": True}, "prompt/completion/label turns"),
+        ({"messages": TURNS + BLUE, "label": True}, "messages/label"),
+        ({"conversations": [{"from": "human", "value": "which colour ?"}, {"from": "gpt", "value": "blue"}],
+          "label": True}, "messages/label"),
+        (to_json(RATING), "fairlead"),
+    ],
+)  # fmt: skip
+def test_every_published_shape_gives_the_same_rated_reply(tmp_path: Path, row: Any, name: str) -> None:
+    bad = {**row, **{key: False for key in ("label", "kto_tag", "good") if key in row}}
+    got = read_rated(lines(tmp_path / "rows.jsonl", [row, bad]))
+    assert got.report.files[0].format == name
+    assert got.rows == (RATING, Rated(RATING.messages, RATING.reply, False))
+    assert got.places == (f"{tmp_path}/rows.jsonl:1", f"{tmp_path}/rows.jsonl:2")
+    assert {"1 good replies", "1 bad replies"} <= set(got.report.lines())
+
+
+@pytest.mark.parametrize("kind", ["parquet", "json", "jsonl.gz"])
+def test_rated_replies_in_every_container(tmp_path: Path, kind: str) -> None:
+    rows = [{"prompt": f"p {i}", "completion": "c", "label": i % 3 == 0} for i in range(9)]
+    path = tmp_path / f"rows.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        text = json.dumps(rows) if kind == "json" else "".join(json.dumps(row) + "\n" for row in rows)
+        path.write_bytes(text.encode() if kind == "json" else gzip.compress(text.encode()))
+    got = read_rated(path)
+    assert [row.good for row in got.rows] == [i % 3 == 0 for i in range(9)]
+    assert (got.report.good, got.report.bad) == (3, 6)
+
+
+def test_pairs_become_two_rated_replies_each_and_it_is_said(tmp_path: Path) -> None:
+    tie = to_json(Preference((user("p"),), (assistant("a"),), (assistant("b"),), 0.5))
+    mixed = [lines(tmp_path / "a.jsonl", [PAIR, {**PAIR, "chosen": "red"}]), lines(tmp_path / "b.jsonl", [tie])]
+    got = read_rated(mixed)
+    assert got.rows == (RATING, Rated(RATING.messages, (assistant("red"),), False))
+    assert got.places == (f"{mixed[0]}:1 chosen", f"{mixed[0]}:1 rejected")
+    said = got.report.lines()
+    assert "as two replies, chosen good and rejected bad" in said[0]
+    assert "2 pairs of which neither reply is better (ties, identical replies), left out" in said
+    with pytest.raises(InputError, match="not one of 1 pairs has a better reply"):
+        read_rated(mixed[1])
+
+
+def test_bad_rows_of_rated_replies_are_named_and_counted(tmp_path: Path) -> None:
+    good = {"prompt": "p", "completion": "c", "label": True}
+    path = lines(tmp_path / "r.jsonl", [good, {**good, "label": "yes"}, {**good, "label": 2}, {"prompt": "p"}, good])
+    with pytest.raises(InputError, match=r"r\.jsonl:2: 'label' is 'yes'; it is true"):
+        read_rated(path)
+    got = read_rated(path, skip_bad_rows=True)
+    assert (len(got), got.report.skipped) == (2, 3)
+
+
+def test_a_reply_rated_bad_is_no_demonstration(tmp_path: Path) -> None:
+    good = {"prompt": "p", "completion": "c", "label": True}
+    path = lines(tmp_path / "r.jsonl", [good, {**good, "label": False}])
+    with pytest.raises(InputError, match=r"r\.jsonl:2: 'label' is false"):
+        read_demonstrations(path)
+    assert len(read_demonstrations(path, skip_bad_rows=True)) == 1
 
 
 def test_prompts(tmp_path: Path) -> None:

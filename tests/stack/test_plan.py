@@ -9,6 +9,7 @@ import pytest
 
 from fairlead.constitution.yaml import parse_yaml
 from fairlead.errors import InputError
+from fairlead.methods.catalogue import METHODS
 from fairlead.stack.plan import DPOLayer, GuardLayer, Plan, PromptLayer, SFTLayer
 from fairlead.stack.read import parse_plan, read_recipe, read_stack, recipe_names, with_options, with_recipe
 
@@ -45,6 +46,37 @@ def test_the_example_of_the_handbook_reads() -> None:
     assert read.measure.cases == 400 and read.measure.audit == "gold"
 
 
+@pytest.mark.parametrize("kind", [name for name, method in METHODS.items() if method.data != "exchanges"])
+def test_every_method_that_learns_from_preferences_is_a_layer(kind: str) -> None:
+    (layer,) = plan(f"layers:\n - {kind}: {{preferences: {{from: pairs.jsonl}}, epochs: 2, rows_per_step: 8}}").layers
+    assert isinstance(layer, DPOLayer) and layer.trains
+    assert (layer.kind, layer.name, layer.preferences.from_) == (kind, kind, "pairs.jsonl")
+    assert layer.train == METHODS[kind].settings({"epochs": 2, "rows_per_step": 8})
+    (bare,) = plan(f"layers: [{kind}]").layers
+    assert bare.train == METHODS[kind].settings({})  # type: ignore[union-attr]
+
+
+def test_a_method_s_layer_has_the_settings_of_its_family() -> None:
+    dpo, simpo, cdpo = plan(
+        "layers:\n"
+        "  - dpo: {divergence: js, label_smoothing: 0.2}\n"
+        "  - simpo: {gamma: 0.5}\n"
+        "  - cdpo: {label_smoothing: 0.3}\n"
+    ).layers
+    assert dpo.train == METHODS["dpo"].settings({"divergence": "js", "label_smoothing": 0.2})  # type: ignore[union-attr]
+    assert simpo.train.gamma == 0.5  # type: ignore[union-attr]
+    assert cdpo.train.label_smoothing == 0.3  # type: ignore[union-attr]
+
+
+def test_a_method_s_layer_is_written_as_it_is_read() -> None:
+    from fairlead.constitution.yaml import Document
+    from fairlead.stack.results import layer_as_written
+
+    read = plan("layers:\n - kto: {name: thumbs, good: 1.2, preferences: {from: given, held_out: 0.2}}")
+    body = {"layers": [layer_as_written(layer) for layer in read.layers]}
+    assert parse_plan(Document("again", body, {(): 1})).layers == read.layers
+
+
 def test_stages_have_names_and_may_start_from_an_earlier_one() -> None:
     read = plan(
         "layers:\n"
@@ -78,6 +110,10 @@ def test_every_shipped_recipe_reads(name: str) -> None:
         ("modell: x\nlayers: [guard]", "fairlead.yaml:1: unknown key 'modell'. Did you mean 'model'?"),
         ("layers:\n - guard\n - sfft: {}", "fairlead.yaml:3: unknown layer 'sfft'. Did you mean 'sft'?"),
         ("layers:\n - dpo: {betta: 0.1}", "fairlead.yaml:2: layer 'dpo': unknown key 'betta'. Did you mean 'beta'?"),
+        ("layers:\n - simpo: {gama: 0.1}", "layer 'simpo': unknown key 'gama'. Did you mean 'gamma'?"),
+        ("layers:\n - ipo: {label_smoothing: 0.1}", "layer 'ipo': unknown key 'label_smoothing'"),
+        ("layers:\n - kto: {rows_per_step: 1}", "needs the reply of another row of the step"),
+        ("layers:\n - simop: {}", "unknown layer 'simop'. Did you mean 'simpo'?"),
         ("model: apprentice", "has no layers"),
         ("layers: []", "fairlead.yaml:1: the plan has no layers"),
         ("layers: {sft: {}}", "layers is a list of stages"),

@@ -426,6 +426,31 @@ def test_preferences_from_a_file_bring_their_own_accuracy(plan: Plan, cache: Pat
     assert effect["change"] is not None  # compared pair by pair
 
 
+def test_other_methods_are_layers_too(plan: Plan, cache: Path) -> None:
+    """KTO learns from both sides of the pairs that SimPO learns from; identical replies say nothing to either."""
+    preferences(Path("pairs.jsonl"))
+    with Path("pairs.jsonl").open("a") as file:
+        file.write(json.dumps({"prompt": "same", "chosen": "yes", "rejected": "yes"}) + "\n")
+    learning = "preferences: {from: given, held_out: 0.3}, lr: 0.001, rows_per_step: 8, steps: 2, kl_samples: 0"
+    other = parse_yaml(
+        f"model: {plan.model}\nconstitution: brand.yaml\npreferences: pairs.jsonl\n"
+        f"layers: [{{simpo: {{{learning}}}}}, {{kto: {{from: base, {learning}}}}}]\n"
+        "measure: {cases: 3, only: [sums]}",
+        "fairlead.yaml",
+    )
+    done = run_plan(parse_plan(other), options(cache))
+    simpo, kto = (json.loads(Path(f"run/layers/{name}/layer.json").read_bytes()) for name in ("simpo", "kto"))
+    assert (simpo["kind"], kto["kind"]) == ("simpo", "kto")
+    pairs = simpo["train"]["pairs"] + simpo["train"]["identical"]
+    found = kto["train"]
+    assert found["good"] == found["bad"] == pairs - found["undecided"] and found["steps"] == 2
+    assert "good log-prob" in kto["summary"] and "chosen log-prob" in simpo["summary"]
+    settings = {name: json.loads(next(Path(f"run/layers/{name}").rglob("train.json")).read_bytes())["config"]
+                for name in ("simpo", "kto")}  # fmt: skip
+    assert settings["simpo"]["gamma"] == 1.0 and settings["kto"]["good"] == 1.0
+    assert {row["layer"] for row in done.results["preference_accuracy"]} == {"base", "simpo", "kto"}
+
+
 # ------------------------------------------------------------------------------------------------ killed runs
 
 

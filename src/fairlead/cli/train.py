@@ -1,132 +1,246 @@
-"""`fairlead train`: one training stage alone, from a model folder and a data file to a model folder."""
+"""`fairlead train METHOD`: one training stage alone, from a model folder and a data file to a model folder.
+
+One command for each entry of the catalogue of methods, its options made from the fields of the method's configuration.
+Nothing of this is made before `fairlead train` is asked for, and nothing of it needs torch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from fairlead.methods.catalogue import Method
+
+LEARNS_FROM = {
+    "exchanges": "Learns from conversations: the last reply of each is imitated.",
+    "pairs": "Learns from pairs: a better and a worse reply to the same prompt.",
+    "rated": "Learns from single replies with a label, good or bad. A file of pairs is read as twice as many replies, "
+    "the chosen ones good and the rejected ones bad.",
+}
+
+
+class Methods(TyperGroup):
+    """The commands of the catalogue, in its order, made when the first of them is looked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        self._fill()
+        return list(self.commands)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        self._fill()
+        return self.commands.get(cmd_name)
+
+    def _fill(self) -> None:
+        from fairlead.methods.catalogue import METHODS
+
+        if not self.commands:
+            for name, method in METHODS.items():
+                single = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+                single.command(name, help=_help(method), short_help=method.summary)(command_of(name, method))
+                self.add_command(typer.main.get_command(single), name)
+
 
 app = typer.Typer(
-    no_args_is_help=True, help="One training stage alone: sft (imitate replies), dpo (learn from preferences)."
+    cls=Methods,
+    no_args_is_help=True,
+    help="One training stage alone. `fairlead train METHOD --help` shows what a method learns from, and its settings.",
 )
 
-Model = Annotated[str, typer.Option("--model", "-m", help="apprentice, a model folder, or a hub name.")]
-Data = Annotated[
-    Path, typer.Option("--data", "-d", metavar="FILE", help="The data: .jsonl, .json, .parquet, also .gz.")
-]
-Out = Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Where the trained model goes.")]
-Epochs = Annotated[float | None, typer.Option("--epochs", min=0.0, help="Passes over the data.", show_default="1")]
-Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps, instead of epochs.")]
-Rate = Annotated[float | None, typer.Option("--lr", help="Learning rate.", show_default="by the model's size")]
-RowsPerStep = Annotated[int | None, typer.Option("--rows-per-step", min=1, help="Rows of one step.", show_default="32")]
-TokensPerBatch = Annotated[int | None, typer.Option("--tokens-per-batch", min=1, help="Memory: tokens at once.")]
-Warmup = Annotated[
-    float | None, typer.Option("--warmup", min=0.0, max=1.0, help="Share of the steps.", show_default="0.05")
-]
-Schedule = Annotated[str | None, typer.Option("--schedule", metavar="NAME", help="linear, cosine or constant.")]
-TooLong = Annotated[str | None, typer.Option("--too-long", metavar="WHAT", help="refuse, skip or cut (both counted).")]
-Seed = Annotated[int, typer.Option("--seed", min=0)]
-SkipBadRows = Annotated[
-    bool, typer.Option("--skip-bad-rows", help="Leave out rows that cannot be read, and count them.")
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Read the data, say what training would take, and stop.")]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, show_default="all cores")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print what came of it as JSON.")]
+COMMON: Mapping[str, tuple[Any, Any]] = {
+    "model": (Annotated[str, typer.Option("--model", "-m", help="apprentice, a model folder, or a hub name.")], ...),
+    "data": (
+        Annotated[
+            Path, typer.Option("--data", "-d", metavar="FILE", help="The data: .jsonl, .json, .parquet, also .gz.")
+        ],
+        ...,
+    ),
+    "out": (
+        Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Where the trained model goes.")],
+        None,
+    ),
+    "dry_run": (
+        Annotated[bool, typer.Option("--dry-run", help="Say what training would take, from a few steps, and stop.")],
+        False,
+    ),
+    "seed": (
+        Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Of the order of the rows, and of noise.")],
+        0,
+    ),
+    "skip_bad_rows": (
+        Annotated[bool, typer.Option("--skip-bad-rows", help="Leave out rows that cannot be read, and count them.")],
+        False,
+    ),
+    "threads": (
+        Annotated[
+            int | None, typer.Option("--threads", metavar="N", min=1, help="CPU threads.", show_default="all cores")
+        ],
+        None,
+    ),
+    "log": (
+        Annotated[
+            list[str],
+            typer.Option(
+                "--log",
+                metavar="KIND:WHERE",
+                help="Also write each step's numbers to jsonl:FILE, tensorboard:FOLDER, wandb:PROJECT or "
+                "trackio:PROJECT; may be given several times.",
+                show_default=False,
+            ),
+        ],
+        (),
+    ),
+    "as_json": (Annotated[bool, typer.Option("--json", help="Print what came of it as JSON.")], False),
+}
+FIRST = ("model", "data", "out", "dry_run")  # the others stand after the method's settings
 
 
-@app.command()
-def sft(
-    model: Model, data: Data, out: Out = None, epochs: Epochs = None, steps: Steps = None, lr: Rate = None,
-    rows_per_step: RowsPerStep = None, tokens_per_batch: TokensPerBatch = None, warmup: Warmup = None,
-    schedule: Schedule = None, too_long: TooLong = None, seed: Seed = 0, skip_bad_rows: SkipBadRows = False,
-    dry_run: DryRun = False, threads: Threads = None, as_json: AsJson = False,
-) -> None:  # fmt: skip
-    """Supervised fine-tuning: imitate the replies of a file of conversations."""
-    given = {
-        "epochs": epochs, "steps": steps, "lr": lr, "rows_per_step": rows_per_step,
-        "tokens_per_batch": tokens_per_batch, "warmup": warmup, "schedule": schedule, "too_long": too_long,
-    }  # fmt: skip
-    _train("sft", model, data, out, given, seed, skip_bad_rows, dry_run, threads, as_json)
+def command_of(name: str, method: Method) -> Callable[..., None]:
+    """A function with the method's settings as its parameters, for typer to read."""
+    from fairlead.cli.options import collected, settings_of
+
+    words = {
+        "lr": f"by the model's size, {method.lr:g} at a billion parameters",
+        "epochs": "1, unless steps are given",
+        "rows_per_step": "32",
+    }
+    settings = settings_of(method.config, method.defaults, leave=("seed",), words=words)
+
+    def command(**given: Any) -> None:
+        _train(name, settings=collected(given, settings), **{key: given[key] for key in COMMON})
+
+    common = {
+        key: inspect.Parameter(
+            key,
+            inspect.Parameter.KEYWORD_ONLY,
+            annotation=annotation,
+            default=inspect.Parameter.empty if default is ... else default,
+        )
+        for key, (annotation, default) in COMMON.items()
+    }
+    last = [parameter for key, parameter in common.items() if key not in FIRST]
+    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [*(common[key] for key in FIRST), *(setting.parameter for setting in settings), *last]
+    )
+    return command
 
 
-@app.command()
-def dpo(
-    model: Model, data: Data, out: Out = None,
-    beta: Annotated[float | None, typer.Option("--beta", help="Pull to the reference.", show_default="0.1")] = None,
-    nll: Annotated[float | None, typer.Option("--nll", help="Weight of the chosen NLL.", show_default="0")] = None,
-    epochs: Epochs = None, steps: Steps = None, lr: Rate = None,
-    rows_per_step: RowsPerStep = None, tokens_per_batch: TokensPerBatch = None, warmup: Warmup = None,
-    schedule: Schedule = None, too_long: TooLong = None, seed: Seed = 0, skip_bad_rows: SkipBadRows = False,
-    dry_run: DryRun = False, threads: Threads = None, as_json: AsJson = False,
-) -> None:  # fmt: skip
-    """Direct preference optimisation: learn from pairs of a better and a worse reply."""
-    given = {
-        "epochs": epochs, "steps": steps, "lr": lr, "rows_per_step": rows_per_step, "beta": beta, "nll": nll,
-        "tokens_per_batch": tokens_per_batch, "warmup": warmup, "schedule": schedule, "too_long": too_long,
-    }  # fmt: skip
-    _train("dpo", model, data, out, given, seed, skip_bad_rows, dry_run, threads, as_json)
+def _help(method: Method) -> str:
+    known = ", ".join(f"{key} {value}" for key, value in method.defaults.items())
+    lines = [f"{method.summary[:1].upper()}{method.summary[1:]}.", LEARNS_FROM[method.data]]
+    if known:
+        lines.append(f"It is known under these settings, and each may be changed: {known}.")
+    return "\n\n".join(lines)
 
 
 def _train(
-    method: Literal["sft", "dpo"],
+    name: str,
+    *,
+    settings: dict[str, Any],
     model: str,
     data: Path,
     out: Path | None,
-    given: dict[str, Any],
     seed: int,
     skip_bad_rows: bool,
     dry_run: bool,
     threads: int | None,
+    log: Sequence[str],
     as_json: bool,
 ) -> None:
     from fairlead.cli.terminal import Terminal, print_json
     from fairlead.errors import InputError
-    from fairlead.stack.single import estimate_stage, train_stage
 
-    if out is None and not dry_run:
-        raise InputError("say where the trained model goes with --out DIR (or look first with --dry-run)")
-    settings = {key: value for key, value in given.items() if value is not None}
     terminal = Terminal(quiet_out=as_json)
     if dry_run:
-        found = estimate_stage(method, model, data, settings, seed, skip_bad_rows, threads, terminal)
-        if as_json:
-            print_json(found)
-            return
-        typer.echo(
-            f"{found['rows']:,} rows, {found['tokens']:,} tokens, {found['steps']:,} steps; one step took "
-            f"{found['seconds_per_step']:.2f} s here, so about {found['about_seconds']:.0f} s in all"
-        )
-        return
-    assert out is not None
-    found = train_stage(method, model, data, out, settings, seed, skip_bad_rows, threads, terminal)
+        from fairlead.stack.dryrun import estimate_stage
+
+        found = estimate_stage(name, model, data, settings, seed, skip_bad_rows, threads, terminal)
+    elif out is None:
+        raise InputError("say where the trained model goes with --out DIR (or look first with --dry-run)")
+    else:
+        from fairlead.stack.single import train_stage
+
+        found = train_stage(name, model, data, out, settings, seed, skip_bad_rows, threads, terminal, log)
     if as_json:
         print_json(found)
         return
-    for line in told(found):
+    for line in told_ahead(found) if dry_run else told(found):
         terminal.say(line)
-    typer.echo(f"{out}")
+    if not dry_run:
+        typer.echo(f"{out}")
 
+
+# ------------------------------------------------------------------------------------------- in words
 
 COUNTED = (
     ("ties", "ties kept"),
     ("identical", "pairs of identical replies"),
     ("skipped_too_long", "too long, left out"),
     ("cut", "cut to fit the context"),
+    ("mismatched_left_out", "mismatched pairs too long for the reference point, left out"),
 )
 
 
 def told(found: Mapping[str, Any]) -> list[str]:
     """What came of a training in words: what was learnt, what became of the other rows, and what to worry about."""
-    pairs = found["method"] == "dpo"
     counts = [f"{found[key]:,} {words}" for key, words in COUNTED if found.get(key)]
-    learnt = f"{found['pairs']:,} pairs" if pairs else f"{found['rows']:,} rows"
-    lines = ["; ".join([f"{learnt}, {found['steps']:,} steps", *counts])]
-    if pairs:
-        kl = found["kl"]
-        far = f"; KL to the start {kl['value']:.2f} ± {kl['error']:.2f} nats per reply (n = {kl['n']})" if kl else ""
-        lines.append(f"preferred the chosen reply in {found['accuracy']:.0%} of its last training pairs{far}")
+    if "pairs" in found:
+        learnt = f"{found['pairs']:,} pairs"
+        result = _accuracy(found)
+    elif "good" in found:
+        learnt = f"{found['good'] + found['bad']:,} replies ({found['good']:,} good, {found['bad']:,} bad)"
+        result = f"reward of good replies above that of bad ones by {found['margin']:.3f} at the end"
     else:
-        lines.append(f"loss at the end {found['final_loss']:.3f} nats per token")
-    return lines + [f"warning: {text}" for text in found.get("warnings", ())]
+        learnt = f"{found['rows']:,} rows"
+        result = f"loss at the end {found['final_loss']:.3f} nats per token"
+    kl = found.get("kl")
+    if kl:
+        result += f"; KL to the start {kl['value']:.2f} ± {kl['error']:.2f} nats per reply (n = {kl['n']})"
+    head = "; ".join([f"{learnt}, {found['steps']:,} steps", *counts])
+    return [head, result, *(f"warning: {text}" for text in found.get("warnings", ()))]
+
+
+def _accuracy(found: Mapping[str, Any]) -> str:
+    if math.isnan(found["accuracy"]):
+        return "its last training pairs were all ties"
+    return f"preferred the chosen reply in {found['accuracy']:.0%} of its last training pairs"
+
+
+def told_ahead(found: Mapping[str, Any]) -> list[str]:
+    """What a training would take, in words."""
+    from fairlead.cli.terminal import duration
+
+    memory, config = found["memory"], found["config"]
+    counts = [f"{found[key]:,} {words}" for key, words in COUNTED if found.get(key)]
+    lines = ["; ".join(counts)] if counts else []
+    lines.append(f"learning rate {config['lr']:g}, longest row {found['longest_row']:,} tokens")
+    parts = [f"{key} {_bytes(memory[key])}" for key in ("weights", "gradients", "moments", "activations")
+             if memory[key] is not None]  # fmt: skip
+    lines.append(
+        f"memory, an estimate: {_bytes(memory['total'])} beside the program itself ({', '.join(parts)}; "
+        f"up to {memory['tokens']:,} tokens at once)"
+    )
+    if memory["activations"] is None:
+        lines.append("the sizes of this model's layers are not known, so activations are not in that sum")
+    if found["peak_bytes"] is not None:
+        lines.append(f"memory, measured: {_bytes(found['peak_bytes'])} at the peak of the tried steps, program and all")
+    if config.get("kl_samples"):
+        lines.append(f"not counted in the time: {config['kl_samples']} replies drawn at the end to estimate the KL")
+    lines.append(
+        f"{found['rows']:,} rows, {found['tokens']:,} tokens, {found['steps']:,} steps; one step took "
+        f"{found['seconds_per_step']:.2f} s here, so about {duration(found['about_seconds'])} in all"
+    )
+    return lines
+
+
+def _bytes(count: float) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1e3:.0f} kB"

@@ -1,8 +1,8 @@
 """Read human or AI feedback as it is published; say which format was recognised and why, and what was in it.
 
-`read_preferences`, `read_demonstrations` and `read_prompts` take a file, several, or a folder. The first bad row stops
-the reading with its file and line; with `skip_bad_rows=True` bad rows are counted in the `Report` instead. Rows keep
-their place (`file:line`), so that a later refusal (too long for the model, say) can still name it.
+`read_preferences`, `read_demonstrations`, `read_rated` and `read_prompts` take a file, several, or a folder. The first
+bad row stops the reading with its file and line; with `skip_bad_rows=True` bad rows are counted in the `Report`
+instead. Rows keep their place (`file:line`), so that a later refusal (too long for the model, say) can still name it.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from fairlead.errors import InputError
-from fairlead.exchange import Exchange, Message, Preference
+from fairlead.exchange import Exchange, Message, Preference, Rated
 from fairlead.feedback.files import BadRow, Paths, Table, find_files, read_lines, read_table
-from fairlead.feedback.shapes import DEMONSTRATIONS, PREFERENCES, PROMPTS, TIE, Shape
+from fairlead.feedback.shapes import DEMONSTRATIONS, LABELLED, PREFERENCES, PROMPTS, RATED, TIE, Shape
 
 T = TypeVar("T")
 
@@ -48,6 +48,9 @@ class Report:
     identical: int = 0
     empty_replies: int = 0
     blank_lines: int = 0
+    good: int = 0
+    bad: int = 0
+    undecided: int = 0
 
     @property
     def rows(self) -> int:
@@ -70,6 +73,9 @@ class Report:
             "empty replies, kept": self.empty_replies,
             "blank lines": self.blank_lines,
             "files in named folders that are not data, not read": len(self.ignored_files),
+            "good replies": self.good,
+            "bad replies": self.bad,
+            "pairs of which neither reply is better (ties, identical replies), left out": self.undecided,
         }
         return (*said, *(f"{count:,} {what}" for what, count in counts.items() if count))
 
@@ -93,6 +99,18 @@ class ExchangeSet:
     """Demonstrations: exchanges, each with its place."""
 
     rows: tuple[Exchange, ...]
+    places: tuple[str, ...]
+    report: Report
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class RatedSet:
+    """Single replies rated good or bad, each with its place (a pair's two at `file:line chosen` and `… rejected`)."""
+
+    rows: tuple[Rated, ...]
     places: tuple[str, ...]
     report: Report
 
@@ -140,6 +158,27 @@ def read_demonstrations(paths: Paths, *, skip_bad_rows: bool = False) -> Exchang
         raise InputError(f"{report.files[0].path}: every reply is empty: these are prompts, not demonstrations")
     ties = sum(bool(row.meta.get(TIE)) for row in rows)
     return ExchangeSet(tuple(rows), places, replace(report, empty_replies=empty, first_of_ties=ties))
+
+
+def read_rated(paths: Paths, *, skip_bad_rows: bool = False) -> RatedSet:
+    """Replies rated good or bad from published files; of preference pairs, chosen is good and rejected is bad.
+
+    A pair of which neither reply is better says nothing about either: it is left out and counted as undecided.
+    """
+    rows, at, report = _read(paths, RATED, "rows of rated replies", skip_bad_rows)
+    flat = [(place + side, value) for sides, place in zip(rows, at, strict=True) for side, value in sides]
+    if not flat:
+        raise InputError(f"{report.files[0].path}: not one of {len(rows):,} pairs has a better reply")
+    values = tuple(value for _, value in flat)
+    good = sum(value.good for value in values)
+    report = replace(
+        report,
+        empty_replies=sum(_is_empty(value.reply) for value in values),
+        good=good,
+        bad=len(values) - good,
+        undecided=sum(not sides for sides in rows),
+    )
+    return RatedSet(values, tuple(place for place, _ in flat), report)
 
 
 def read_prompts(paths: Paths, *, skip_bad_rows: bool = False) -> PromptSet:
@@ -237,6 +276,7 @@ def _shape_of(table: Table, shapes: Sequence[Shape[T]], what: str) -> Shape[T]:
 
 
 _USES: Mapping[str, tuple[Sequence[Shape[Any]], str]] = {
+    "rows of rated replies": (LABELLED, "read it as rated replies (kto, bco)"),
     "demonstrations": (DEMONSTRATIONS, "read it as demonstrations"),
 }
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
 
-from fairlead.exchange import Exchange, Message, Preference, assistant, from_json, preference, system, user
+from fairlead.exchange import Exchange, Message, Preference, Rated, assistant, from_json, preference, system, user
 from fairlead.feedback.dialogue import (
     is_marked,
     marked_messages,
@@ -253,13 +253,25 @@ def _own_exchange(row: Record) -> Exchange:
     return _own(Exchange, row)
 
 
+_LABEL_KEYS = ("label", "kto_tag")
+
+
+def _not_bad(row: Record) -> None:
+    """A reply that was rated bad is nothing to imitate."""
+    bad = next((key for key in _LABEL_KEYS if row.get(key) is False), None)
+    if bad is not None:
+        raise BadRow(f"{bad!r} is false: the reply was rated bad, so it is no demonstration; kto learns from such rows")
+
+
 def _conversation(row: Record) -> Exchange:
+    _not_bad(row)
     key = "messages" if "messages" in row else "conversations"
     said, reply = split_at_reply(messages_of(row[key], key), key)
     return Exchange(_with_system(row, said), reply)
 
 
 def _prompt_turns(row: Record) -> Exchange:
+    _not_bad(row)
     return Exchange(messages_of(row["prompt"], "prompt"), messages_of(row["completion"], "completion"))
 
 
@@ -274,6 +286,7 @@ def _prompt_text(row: Record) -> Exchange:
     key = _reply_key(row)
     if key is None:
         raise BadRow(f"the row has no reply text (none of {', '.join(_REPLY_KEYS)})")
+    _not_bad(row)
     if is_marked(row.get("prompt")):
         before, started = split_marked(row["prompt"], "prompt")
         if started:
@@ -332,3 +345,62 @@ PROMPTS: tuple[Shape[tuple[Message, ...]], ...] = (
           lambda r: any(isinstance(r.get(k), list) for k in ("messages", "prompt", "conversations")), _prompt_messages),
     Shape("prompt", "a prompt text", lambda r: _prompt_key(r) is not None, _prompt_only),
 )  # fmt: skip
+
+# ------------------------------------------------------------------------------------------ rated replies
+
+# Each reader gives the replies of one row with what their places are called: one, or both sides of a pair, or none.
+Rates: TypeAlias = tuple[tuple[str, Rated], ...]
+
+
+def _own_rated(row: Record) -> Rates:
+    return (("", _own(Rated, row)),)
+
+
+def _labelled_reply(read: Callable[[Record], Exchange]) -> Callable[[Record], Rates]:
+    """A demonstration's shape with a label beside it."""
+
+    def rated(row: Record) -> Rates:
+        key = next((key for key in _LABEL_KEYS if key in row), _LABEL_KEYS[0])
+        label = row[key]  # where there is none, the KeyError names it
+        if not (isinstance(label, bool) or (isinstance(label, int) and label in (0, 1))):
+            raise BadRow(f"{key!r} is {label!r}; it is true (a good reply) or false (a bad one)")
+        said = read({name: value for name, value in row.items() if name != key})
+        return (("", Rated(said.messages, said.reply, bool(label))),)
+
+    return rated
+
+
+def both_sides(pair: Preference) -> Rates:
+    """A pair as two replies, chosen good and rejected bad. Where neither is better it says nothing of either."""
+    if pair.strength == 0.5 or pair.chosen == pair.rejected:
+        return ()
+    more = {"principle": pair.principle, "annotator": pair.annotator, "source": pair.source}
+    return (
+        (" chosen", Rated(pair.messages, pair.chosen, True, **more)),
+        (" rejected", Rated(pair.messages, pair.rejected, False, **more)),
+    )
+
+
+def _as_two(shape: Shape[Pair]) -> Shape[Rates]:
+    name = f"{shape.name} as two replies, chosen good and rejected bad"
+    return Shape(name, shape.why, shape.fits, lambda row: both_sides(shape.read(row).value))
+
+
+def _labelled_row(row: Record) -> bool:
+    return any(key in row for key in _LABEL_KEYS)
+
+
+LABELLED: tuple[Shape[Rates], ...] = (
+    Shape("fairlead", "messages and reply are turns with parts, and good",
+          lambda r: "good" in r and _own_turns(r, "messages", "reply"), _own_rated),
+    Shape("messages/label", "a list of turns that ends with the reply, and a label",
+          lambda r: _labelled_row(r) and any(isinstance(r.get(k), list) for k in ("messages", "conversations")),
+          _labelled_reply(_conversation)),
+    Shape("prompt/completion/label turns", "prompt and completion are lists of turns, and a label",
+          lambda r: _labelled_row(r) and _lists("prompt", "completion")(r), _labelled_reply(_prompt_turns)),
+    Shape("prompt/completion/label", "a prompt text with a reply text, and a label",
+          lambda r: _labelled_row(r) and _prompt_key(r) is not None and _reply_key(r) is not None,
+          _labelled_reply(_prompt_text)),
+)  # fmt: skip
+
+RATED: tuple[Shape[Rates], ...] = (*LABELLED, *map(_as_two, PREFERENCES))

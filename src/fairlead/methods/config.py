@@ -33,10 +33,18 @@ class Lora(BaseModel):
 class Training(BaseModel):
     """How long, how large and how fast. Give `epochs` or `steps`; settings that cannot train are refused here.
 
+    epochs             passes over the data; a fraction will do
+    steps              optimiser steps, in place of epochs
+    seed               of the order of the rows, and of noise where there is any
+    too_long           what becomes of rows longer than the context; skip and cut are counted
     rows_per_step      rows of one optimiser step; or tokens_per_step (prompt and replies), then rows follow
+    tokens_per_step    tokens of one optimiser step, in place of rows_per_step
     tokens_per_batch   memory: tokens of one micro-batch. It changes speed, never the result (beyond rounding)
+    lr                 learning rate at its highest
     warmup             share of the steps over which the learning rate rises from near 0
     schedule           what the learning rate does after that: to 0 (linear, cosine) or constant
+    weight_decay       AdamW's, on matrices alone
+    betas              AdamW's: how slowly the means of the gradient and of its square move
     grad_clip          largest norm of a step's gradient; None for none
     lora               train adapters and keep the weights; None trains all weights
     shard              under torchrun: split weights, gradients and optimiser state over the processes (FSDP2) instead

@@ -96,7 +96,7 @@ def train_pairs(
     """
     run = run or Run()
     model = starting_point(model, config)
-    preferences, places, identical = _without_identical(preferences, places, config)
+    preferences, places, identical = without_identical(preferences, places, config)
     rows = pair_rows(model, preferences, too_long=config.too_long, places=places)  # refuses what does not fit, by row
     labels = labels_of(preferences, rows, config)
     reference = _reference(model, rows, config, run) if config.needs_reference else None
@@ -170,7 +170,7 @@ def _kl(trained: Trainable, model: Trainable, rows: Rows, config: PairwiseConfig
     return kl_to_reference(trained, model, [tree.prompt for tree in rows.trees], config.kl_samples, config.seed)
 
 
-def _without_identical(
+def without_identical(
     preferences: Sequence[Preference], places: Sequence[str] | None, config: PairwiseConfig
 ) -> tuple[Sequence[Preference], Sequence[str], int]:
     """The pairs to train on, their places, and how many had two identical replies."""

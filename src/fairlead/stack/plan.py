@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
 
 from fairlead.guard.rules import fault
 from fairlead.methods.ai_preferences import PreferenceConfig
+from fairlead.methods.catalogue import METHODS
 from fairlead.methods.config import DPOConfig, SFTConfig
 from fairlead.methods.constitutional import ReviseConfig
 
@@ -134,7 +135,7 @@ class SFTLayer(Layer):
 
 
 class DPOLayer(Layer):
-    """Direct preference optimisation."""
+    """Direct preference optimisation, and what every other layer that learns from preferences stands on."""
 
     kind: ClassVar[str] = "dpo"
     trains: ClassVar[bool] = True
@@ -183,14 +184,22 @@ class PromptLayer(Layer):
     text: str = FROM_CONSTITUTION
 
 
+def _learner(kind: str) -> type[DPOLayer]:
+    """A layer that learns from preferences by a method of the catalogue; on thumbs, a pair is two replies."""
+    method = METHODS[kind]
+    made = create_model(kind, __base__=DPOLayer, train=(method.config, method.settings({})), __doc__=method.summary)
+    made.kind = kind
+    return made
+
+
 AnyLayer: TypeAlias = SFTLayer | DPOLayer | GuardLayer | PromptLayer
 KINDS: dict[str, type[AnyLayer]] = {
     "sft": SFTLayer,
     "dpo": DPOLayer,
     "guard": GuardLayer,
     "prompt": PromptLayer,
+    **{name: _learner(name) for name, m in METHODS.items() if m.data in ("pairs", "rated") and name != "dpo"},
 }
-METHODS: dict[str, type[BaseModel]] = {"sft": SFTConfig, "dpo": DPOConfig}
 
 
 # ---------------------------------------------------------------------------------------------------- plan

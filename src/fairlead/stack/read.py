@@ -14,7 +14,8 @@ from pydantic import BaseModel, ValidationError
 from fairlead.constitution.explain import explain, meant
 from fairlead.constitution.yaml import Document, parse_yaml, read_yaml
 from fairlead.errors import InputError
-from fairlead.stack.plan import KINDS, METHODS, AnyLayer, Plan
+from fairlead.methods.catalogue import METHODS
+from fairlead.stack.plan import KINDS, AnyLayer, Plan
 
 KeyPath: TypeAlias = tuple[str | int, ...]
 M = TypeVar("M", bound=BaseModel)
@@ -135,12 +136,13 @@ def _parse_layer(kind: str, body: Any, document: Document, place: KeyPath) -> An
     if method is None:
         return _validated(cls, dict(body), document, place, label)
     own_names = [name for name in keys_of(cls) if name != "train"]
-    method_names = [name for name in keys_of(method) if name != "seed"]  # the plan's seed is the run's
+    method_names = [name for name in keys_of(method.config) if name != "seed"]  # the plan's seed is the run's
     for key in body:
         if key not in own_names and key not in method_names:
             known = meant(str(key), own_names + method_names)
             raise InputError(f"{_at(document, (*place, key))}: {label}: unknown key {key!r}. {known}")
-    settings = _validated(method, {k: v for k, v in body.items() if k in method_names}, document, place, label)
+    given = {**method.defaults, **{k: v for k, v in body.items() if k in method_names}}
+    settings = _validated(method.config, given, document, place, label)
     own = {k: v for k, v in body.items() if k in own_names}
     return _validated(cls, {**own, "train": settings}, document, place, label)
 

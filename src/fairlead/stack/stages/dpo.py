@@ -1,8 +1,8 @@
-"""Direct preference optimisation: on AI feedback, on preference data from a file, or on the world's own preferences."""
+"""Learning from preferences (DPO and every other method of the catalogue that can): on AI feedback, on preference data
+from a file, or on the world's own preferences."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,17 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from fairlead.errors import InputError
-from fairlead.exchange import Exchange, Preference, from_json
+from fairlead.exchange import Exchange, Preference, Rated, from_json
 from fairlead.feedback.formats import PreferenceSet
+from fairlead.feedback.shapes import both_sides
 from fairlead.feedback.split import split_by_group, take
 from fairlead.feedback.write import write_preferences
 from fairlead.judges.lineage import Lineage, leaf
 from fairlead.judges.protocol import Comparer
 from fairlead.methods.ai_preferences import PreferenceConfig
+from fairlead.methods.catalogue import METHODS
 from fairlead.stack.cache import Entry
 from fairlead.stack.context import Built, Context, Used, used_from_json, used_to_json
 from fairlead.stack.folder import read_lines, write_json
 from fairlead.stack.identity import code_hash, digest, file_hash
+from fairlead.stack.outcome import facts_of, warnings_of
 from fairlead.stack.plan import DPOLayer, Preferences
 from fairlead.stack.stages.sft import early_refusal, fitted, principle_key, require_oracle
 from fairlead.stack.stages.train import DATA_ROOMS, Clock, require_weights, settled, trained
@@ -42,28 +45,24 @@ class Pairs:
 
 def dpo(layer: DPOLayer, below: Built, ctx: Context) -> Built:
     """Make or read the pairs, train on them. Raises InputError where the model has no weights or there are no pairs."""
-    require_weights("dpo", layer.name, below, ctx)
+    require_weights(layer.kind, layer.name, below, ctx)
     clock = Clock()
+    method = METHODS[layer.kind]
     pairs = _pairs(layer, below, ctx)
-    config = settled(layer.train, below, ctx)
+    config = settled(layer.kind, layer.train, ctx)
 
     def train(model: Any, run: Any) -> Any:
-        from fairlead.methods.preference import train_dpo
+        rows, places = _rated(pairs, layer.name) if method.data == "rated" else (pairs.rows, pairs.places)
+        made = method.train(model, rows, config, run, places=places)
+        facts = facts_of(made) if method.data == "pairs" else {**facts_of(made), "undecided": _undecided(pairs)}
+        return made.model, facts, made.records, tuple(warnings_of(made))
 
-        preferred = train_dpo(model, pairs.rows, config, run, places=pairs.places)
-        facts = {
-            "pairs": preferred.pairs, "ties": preferred.ties, "identical": preferred.identical,
-            "skipped_too_long": preferred.skipped_too_long, "cut": preferred.cut, "steps": len(preferred.records),
-            "kl": None if preferred.kl is None else dataclasses.asdict(preferred.kl), **preferred.metrics(),
-        }  # fmt: skip
-        return preferred.model, facts, preferred.records, tuple(alarm.message for alarm in preferred.alarms)
-
-    entry, facts = trained(layer.name, "dpo", config, pairs.entry, below, ctx, train)
+    entry, facts = trained(layer.name, layer.kind, config, pairs.entry, below, ctx, train)
     folder = entry.path / "model"
     identity = digest({"weights": entry.key})
     return Built(
         name=layer.name,
-        kind="dpo",
+        kind=layer.kind,
         identity=identity,
         folder=folder,
         plain=True,
@@ -86,16 +85,35 @@ def _summary(pairs: Pairs, facts: dict[str, Any]) -> str:
     kl = (facts["kl"] or {}).get("value")
     if kl is not None:
         words.append(f"KL {kl:.1f} nats")
-    drift = facts["chosen_drift"] or 0.0
-    words.append("chosen log-prob steady" if abs(drift) < 1.0 else f"chosen log-prob {drift:+.1f} nats")
+    side = "chosen" if "chosen_drift" in facts else "good"
+    drift = facts[f"{side}_drift"] or 0.0
+    words.append(f"{side} log-prob steady" if abs(drift) < 1.0 else f"{side} log-prob {drift:+.1f} nats")
     for key, said in (
-        ("skipped_too_long", "pairs too long, left out"),
-        ("cut", "pairs cut"),
+        ("skipped_too_long", "pairs too long, left out" if side == "chosen" else "replies too long, left out"),
+        ("cut", "pairs cut" if side == "chosen" else "replies cut"),
         ("identical", "identical pairs"),
+        ("undecided", "pairs without a better reply, left out"),
+        ("mismatched_left_out", "mismatched pairs too long for the reference point"),
     ):
-        if facts[key]:
+        if facts.get(key):
             words.append(f"{facts[key]:,} {said}")
     return "; ".join(words)
+
+
+def _rated(pairs: Pairs, layer: str) -> tuple[list[Rated], list[str]]:
+    """Both replies of every pair by themselves, chosen good and rejected bad, and their places."""
+    sides = [
+        (place + side, value)
+        for pair, place in zip(pairs.rows, pairs.places, strict=True)
+        for side, value in both_sides(pair)
+    ]
+    if not sides:
+        raise InputError(f"layer {layer!r}: not one of {len(pairs.rows):,} pairs has a better reply")
+    return [value for _, value in sides], [place for place, _ in sides]
+
+
+def _undecided(pairs: Pairs) -> int:
+    return sum(not both_sides(pair) for pair in pairs.rows)
 
 
 def _pairs(layer: DPOLayer, below: Built, ctx: Context) -> Pairs:

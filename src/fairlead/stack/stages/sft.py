@@ -41,7 +41,7 @@ def sft(layer: SFTLayer, below: Built, ctx: Context) -> Built:
     require_weights("sft", layer.name, below, ctx)
     clock = Clock()
     data = _data(layer, below, ctx)
-    config = settled(layer.train, below, ctx)
+    config = settled("sft", layer.train, ctx)
 
     def train(model: Any, run: Any) -> Any:
         from fairlead.methods.sft import train_sft

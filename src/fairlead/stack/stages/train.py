@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fairlead.errors import InputError
-from fairlead.methods.config import DPOConfig, Training
+from fairlead.methods.catalogue import METHODS
+from fairlead.methods.config import Training
 from fairlead.stack.atomic import sweep
 from fairlead.stack.cache import Entry
 from fairlead.stack.context import Built, Context
@@ -36,23 +37,22 @@ DATA_ROOMS = (
 )
 
 
-def settled(config: C, below: Built, ctx: Context) -> C:
+def settled(method: str, config: C, ctx: Context) -> C:
     """The stage's settings with nothing left open: the run's seed, and a learning rate that fits the model's size."""
     update: dict[str, Any] = {"seed": ctx.seed}
     if "lr" not in config.model_fields_set:
-        update["lr"] = learning_rate("dpo" if isinstance(config, DPOConfig) else "sft", ctx.source.parameters)
+        update["lr"] = learning_rate(method, ctx.source.parameters)
     if config.epochs is None and config.steps is None:
         update["epochs"] = 1.0
     return config.model_copy(update=update)
 
 
 def learning_rate(method: str, parameters: int) -> float:
-    """Where none is given: falls with the square root of the size, through values usual at a billion parameters.
+    """Where none is given: falls with the square root of the size, through the method's usual rate at a billion.
 
-    2e-5 for SFT, 5e-6 for DPO there; a small model needs larger steps.
+    A small model needs larger steps. Below a million parameters it rises no further.
     """
-    usual = {"sft": 2e-5, "dpo": 5e-6}[method]
-    return float(f"{usual * math.sqrt(1e9 / max(parameters, 1_000_000)):.1e}")
+    return float(f"{METHODS[method].lr * math.sqrt(1e9 / max(parameters, 1_000_000)):.1e}")
 
 
 def trained(

@@ -1,0 +1,23 @@
+"""What came of a training, whatever its method: counts and metrics for `train.json`, and what to worry about."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+
+def facts_of(made: Any) -> dict[str, Any]:
+    """Counts of rows and steps, the metrics of the last steps, and the KL where it was estimated."""
+    fields = {f.name: getattr(made, f.name) for f in dataclasses.fields(made)}
+    facts: dict[str, Any] = {name: value for name, value in fields.items() if isinstance(value, int | float)}
+    facts["steps"] = len(made.records)
+    if hasattr(made, "final_loss"):
+        facts["final_loss"] = made.final_loss
+    if hasattr(made, "kl"):
+        facts["kl"] = None if made.kl is None else dataclasses.asdict(made.kl)
+    return facts | (made.metrics() if hasattr(made, "metrics") else {})
+
+
+def warnings_of(made: Any) -> list[str]:
+    """Its alarms, each by its name and in words."""
+    return [f"{alarm.name}: {alarm.message}" for alarm in getattr(made, "alarms", ())]
