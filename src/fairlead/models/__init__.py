@@ -95,9 +95,8 @@ def open_model(
         from fairlead.models.openai import open_openai
 
         return open_openai(provider, model, url, name=text, budget=budget, limits=limits, prices=prices)
-    folder = (
-        bool(text.strip()) and Path(text).is_dir()
-    )  # a name that is a folder here means the folder, as transformers reads it
+    # a name that is a folder here means the folder, as transformers reads it
+    folder = bool(text.strip()) and Path(text).is_dir()
     if not folder:
         _check_local(text)
     if not torch_is_here():
