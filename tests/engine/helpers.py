@@ -141,7 +141,10 @@ def make(name: str, dtype: torch.dtype = torch.float64) -> torch.nn.Module:
             family, tie = name.split("-")
             _made[name] = FAMILIES[family](tie == "tied").train()
     model: Any = copy.deepcopy(_made[name]).to(dtype)
-    if dtype == torch.float64 and name in ("mixtral", "qwen3 moe"):  # the grouped product that transformers prefers knows no float64
+    if dtype == torch.float64 and name in (
+        "mixtral",
+        "qwen3 moe",
+    ):  # the grouped product that transformers prefers knows no float64
         model.set_experts_implementation("eager")
     keep_float64(model)
     return model
