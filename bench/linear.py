@@ -48,18 +48,18 @@ def main() -> None:
         if budget <= most:
             trees = made(budget // (PROMPT + 2 * REPLY), 2)
             rows.append(
-                {"plot": "tokens per micro-batch", "x": budget, "count": "packed", **rate(model, trees, repeats)}
+                {"plot": "tokens per micro-batch", "x": budget, "counted": "packed", **rate(model, trees, repeats)}
             )
     for replies in REPLIES:
         trees = made(max(1, most // (PROMPT + replies * REPLY)), replies)
         got = rate(model, trees, repeats)
         as_rows = sum(len(tree.prompt) * replies + sum(map(len, tree.replies)) for tree in trees)
         share = as_rows / sum(tree.tokens for tree in trees)
-        rows.append({"plot": "replies per prompt", "x": replies, "count": "packed", **got})
+        rows.append({"plot": "replies per prompt", "x": replies, "counted": "packed", **got})
         alike = {name: value * share for name, value in got.items()}
-        rows.append({"plot": "replies per prompt", "x": replies, "count": "as rows", **alike})
+        rows.append({"plot": "replies per prompt", "x": replies, "counted": "as rows", **alike})
     for row in rows:
-        print(f"{row['plot']:24} {row['x']:5} {row['count']:8} {row['tokens_per_second']:10,.0f} tokens/s")
+        print(f"{row['plot']:24} {row['x']:5} {row['counted']:8} {row['tokens_per_second']:10,.0f} tokens/s")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     plot(rows, args.out)
@@ -100,7 +100,8 @@ def plot(rows: list[dict[str, Any]], out: Path) -> None:
     charts = []
     for name in dict.fromkeys(row["plot"] for row in rows):
         base = altair.Chart(altair.Data(values=[row for row in rows if row["plot"] == name])).encode(
-            x=altair.X("x:O", title=name), color=altair.Color("count:N", title="a prompt counts")
+            x=altair.X("x:O", title=name, axis=altair.Axis(labelAngle=0)),
+            color=altair.Color("counted:N", title="a prompt counts"),
         )
         top = altair.Y("tokens_per_second:Q", title="tokens/s, forward and backward", scale=altair.Scale(zero=True))
         lines = base.mark_line(point=True).encode(y=top)

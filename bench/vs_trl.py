@@ -24,6 +24,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parent.parent / "shared" / "data"
 NAMES = {1: "6.5M Llama on HH-RLHF", 2: "apprentice"}
+PAIRS = {1: 160, 2: 640}
 CHECKED_STEPS = 4
 # Steps of AdamW at this rate make a difference of the last bit grow; a wrong gradient shows in the second loss.
 LOSSES_AGREE = 1e-3
@@ -33,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", default="dpo,reward,sft")
     parser.add_argument("--workloads", default="2,1")
-    parser.add_argument("--pairs", type=int, default=160, help="rows of one epoch, 8 per step")
+    parser.add_argument("--pairs", type=int, help=f"rows of one epoch, 8 per step; by default {PAIRS}, by workload")
     parser.add_argument("--rounds", type=int, default=3, help="times A B")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--data", type=Path, default=DATA, help="folder that holds hh-rlhf")
@@ -49,7 +50,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         for workload in map(int, args.workloads.split(",")):
             folder = Path(temporary) / str(workload)
-            _call(args, sys.executable, {"do": "prepare", "workload": workload, "folder": str(folder)})
+            pairs = args.pairs or PAIRS[workload]
+            order = {"do": "prepare", "workload": workload, "folder": str(folder), "pairs": pairs}
+            _call(args, sys.executable, {**order, "data": str(args.data)})
             for method in args.methods.split(","):
                 every[f"{method} {workload}"] = compare(args, method, workload, folder)
     if args.out is not None:
@@ -65,7 +68,7 @@ def compare(args: argparse.Namespace, method: str, workload: int, folder: Path) 
     from vs_trl_theirs import VARIANTS
 
     steps = 2 if args.quick else None
-    print(f"\n{method}, {NAMES[workload]}, {args.pairs} rows, {args.threads} threads", flush=True)
+    print(f"\n{method}, {NAMES[workload]}, {args.pairs or PAIRS[workload]} rows, {args.threads} threads", flush=True)
 
     def ours(*, steps: int | None, check: bool = False) -> dict[str, Any]:
         more = {"do": "ours", "method": method, "folder": str(folder), "steps": steps, "check": check}
@@ -134,7 +137,7 @@ def _call(args: argparse.Namespace, python: str, order: dict[str, Any]) -> dict[
     """One run in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.json"
-        order |= {"out": str(out), "threads": args.threads, "pairs": args.pairs, "data": str(args.data)}
+        order |= {"out": str(out), "threads": args.threads}
         request = Path(folder) / "order.json"
         request.write_text(json.dumps(order), encoding="utf-8")
         offline = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}

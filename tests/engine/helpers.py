@@ -34,6 +34,7 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
+from fairlead.engine import tight
 from fairlead.engine.layout import Tree
 
 V = 61
@@ -153,8 +154,10 @@ def make(name: str, dtype: torch.dtype = torch.float64) -> torch.nn.Module:
 def keep_float64(model: torch.nn.Module) -> torch.nn.Module:
     """transformers computes RMSNorm in float32 even in a float64 model, which leaves noise of 1e-7; undo that.
 
-    For the class, not the module: a module with a forward of its own would not be taken for what it is.
+    For the class, not the module: a module with a forward of its own would not be taken for what it is. And for the
+    tight pass, which does as the modules do.
     """
+    tight._norm_dtype = lambda dtype: torch.promote_types(dtype, torch.float32)
     for module in model.modules():
         if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
             type(module).forward = _rms_norm  # type: ignore[method-assign]

@@ -39,6 +39,13 @@ def test_slices_and_no_rows() -> None:
     assert matmul(torch.empty(0, 5), torch.randn(5, 3)).shape == (0, 3)
 
 
+def test_a_product_that_gradients_flow_through_keeps_them() -> None:
+    a, b = torch.randn(9, 8, requires_grad=True), torch.randn(8, 7)
+    matmul(a, b).sum().backward()
+    assert a.grad is not None
+    close(a.grad, b.sum(1).expand(9, 8))
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("frozen", [(), (0,), (1,)])
 def test_linear_has_the_gradients_of_the_plain_one(bias: bool, frozen: tuple[int, ...]) -> None:

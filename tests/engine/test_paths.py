@@ -56,6 +56,16 @@ def test_the_padded_path_is_said_once_and_aloud(caplog: pytest.LogCaptureFixture
     assert "padded rows instead of a packed forest" in caplog.text
 
 
+def test_a_router_loss_that_is_left_out_is_said(caplog: pytest.LogCaptureFixture, monkeypatch: Any) -> None:
+    monkeypatch.setattr(forward, "_said", set())
+    quiet, asking = make("mixtral", torch.float32), make("mixtral", torch.float32)
+    asking.config.output_router_logits = True  # type: ignore[union-attr]
+    path_of(quiet)
+    assert "router" not in caplog.text
+    path_of(asking)
+    assert "experts are trained without it" in caplog.text
+
+
 def test_an_unknown_step_after_the_last_layer_is_refused() -> None:
     model: Any = make("llama-tied")
     model.lm_head.register_forward_hook(lambda module, inputs, output: output * 2)

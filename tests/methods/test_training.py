@@ -137,12 +137,14 @@ def test_swapped_labels_learn_the_opposite(model: Tiny) -> None:
 
 
 def test_ties_pull_nothing_apart_and_are_counted(model: Tiny) -> None:
-    got = train_dpo(model, pairs(strength=0.5), DPO)
+    # Two steps: AdamW makes full steps of gradients that are rounding, so a third would follow noise.
+    two = DPO.model_copy(update={"epochs": None, "steps": 2})
+    got = train_dpo(model, pairs(strength=0.5), two)
     assert got.ties == 8
     assert math.isnan(got.metrics()["accuracy"])
-    assert got.records[0].grad_norm < 1e-9 and abs(got.records[0].sums["margin"]) < 1e-9
-    # AdamW makes a step of its usual size out of a gradient that is nothing but rounding, so later margins wander a bit
-    assert abs(got.metrics()["margin"]) < 0.25 * train_dpo(model, pairs(), DPO).metrics()["margin"]
+    assert abs(got.metrics()["margin"]) < 1e-6
+    assert abs(train_dpo(model, pairs(strength=0.9), two).metrics()["margin"]) > 1e-2
+    assert got.records[0].grad_norm < 1e-9
 
 
 def test_the_nll_term_keeps_the_chosen_log_prob_up(model: Tiny) -> None:

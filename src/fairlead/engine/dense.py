@@ -24,8 +24,12 @@ WORTH = 500_000
 
 
 def matmul(a_MK: torch.Tensor, b_KN: torch.Tensor) -> torch.Tensor:
-    """a @ b of two matrices, either of them possibly a transposed view. No gradients: use `linear` for those."""
-    if a_MK.dtype == torch.float32 == b_KN.dtype and a_MK.device.type == "cpu":
+    """a @ b of two matrices, either of them possibly a transposed view.
+
+    Where gradients are to flow through it, it is torch's own product; `linear` is the quick one that has gradients.
+    """
+    wanted = torch.is_grad_enabled() and (a_MK.requires_grad or b_KN.requires_grad)
+    if a_MK.dtype == torch.float32 == b_KN.dtype and a_MK.device.type == "cpu" and not wanted:
         rows, inner = a_MK.shape
         if rows * inner * b_KN.shape[1] >= WORTH:
             product = _onednn()

@@ -152,6 +152,13 @@ def path_of(model: nn.Module) -> Path:
     if model not in _paths:
         path = _try(model)
         _paths[model] = path
+        config: Any = causal_lm(model).config
+        if getattr(config.get_text_config(), "output_router_logits", False):
+            say_once(
+                logging.WARNING,
+                f"{type(causal_lm(model)).__name__}: it asks for its router's load-balancing loss "
+                "(output_router_logits), which log-probs do not hold: experts are trained without it",
+            )
         if path.packed:
             say_once(logging.INFO, f"{type(causal_lm(model)).__name__}: {path.reason}")
         else:

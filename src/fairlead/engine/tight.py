@@ -140,19 +140,24 @@ def hidden_states(
 # ------------------------------------------------------------------------------------------------- RMSNorm
 
 
+def _norm_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What the modules compute a norm in, in a float64 model too: the pass must give what they give."""
+    return torch.float32
+
+
 def _norm_forward(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """x / rms(x) * weight over the last axis, and 1 / rms(x), which is float32 at least, as in the modules."""
+    """x / rms(x) * weight over the last axis, and 1 / rms(x)."""
     if x.is_cuda:
         y, inverse = torch.ops.aten._fused_rms_norm(x, [x.shape[-1]], weight, epsilon)
         return y, inverse
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    wide = x.to(_norm_dtype(x.dtype))
     inverse = wide.square().mean(-1, keepdim=True).add_(epsilon).rsqrt_()
     return (wide * inverse).to(x.dtype).mul_(weight), inverse
 
 
 def _normed(x: torch.Tensor, inverse: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """The norm's output again, from what is kept of its forward pass."""
-    return (x * inverse).to(x.dtype).mul_(weight)
+    return (x.to(inverse.dtype) * inverse).to(x.dtype).mul_(weight)
 
 
 def _norm_backward(
@@ -165,13 +170,13 @@ def _norm_backward(
             d_y.contiguous(), x, [x.shape[-1]], inverse, weight, both
         )
         return d_x, d_weight
-    wide = inverse.dtype
-    unit = x.to(wide) * inverse
-    share = d_y.to(wide) * unit
+    dtype, wide = weight.dtype, torch.promote_types(x.dtype, torch.float32)
+    d_y, weight, inverse, unit = (t.to(wide) for t in (d_y, weight, inverse, x.to(inverse.dtype) * inverse))
+    share = d_y * unit
     d_weight = share.flatten(0, -2).sum(0)
-    mean = (share @ weight.to(wide))[..., None] / x.shape[-1]
-    d_x = (d_y.to(wide) * weight).addcmul_(unit, mean, value=-1.0).mul_(inverse)
-    return d_x.to(x.dtype), d_weight.to(weight.dtype)
+    mean = (share @ weight)[..., None] / x.shape[-1]
+    d_x = (d_y * weight).addcmul_(unit, mean, value=-1.0).mul_(inverse)
+    return d_x.to(x.dtype), d_weight.to(dtype)
 
 
 class _Norm(torch.autograd.Function):
