@@ -158,6 +158,15 @@ def sums(bucket: int) -> list[Any]:
     return [None if p.grad is None else p.grad.tolist() for p in parameters]
 
 
+def small_beside_large() -> list[float]:
+    """bfloat16 keeps 8 bits: 256 + 1 + 1 + 1 is 256 where every sum is rounded, and 260 where the last one is."""
+    parameter = nn.Parameter(torch.zeros(16, dtype=torch.bfloat16))
+    parameter.grad = torch.ones_like(parameter)
+    parameter.grad[parallel.world().rank :: 4] = 256.0  # whatever the order of the sum, somewhere it begins with this
+    parallel.add_gradients([parameter])
+    return parameter.grad.tolist()
+
+
 def writes(folder: str) -> dict[str, Any]:
     rank = parallel.world().rank
     own, shared = Path(folder) / f"own-{rank}", Path(folder) / "shared"

@@ -167,6 +167,10 @@ def test_missing_gradients_and_types(tmp_path: Path) -> None:
         assert first == second == [[3.0] * 3, [2.0] * 3, [7.0] * 3, [9.0] * 3, None]
 
 
+def test_16_bit_gradients_are_rounded_once(tmp_path: Path) -> None:
+    assert ranks.run(jobs.small_beside_large, 4, tmp_path) == [[260.0] * 16] * 4
+
+
 # ----------------------------------------------------------------------------------------- telling, scoring, back
 
 

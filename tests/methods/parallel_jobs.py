@@ -23,7 +23,8 @@ from fairlead.engine import checkpoint, parallel
 from fairlead.engine.checkpoint import save_model, weights_hash
 from fairlead.engine.logprobs import reply_logprobs
 from fairlead.errors import InputError
-from fairlead.methods.config import DPOConfig, SFTConfig
+from fairlead.exchange import Rated, assistant, user
+from fairlead.methods.config import BCOConfig, DPOConfig, KTOConfig, SFTConfig
 from fairlead.methods.loggers import JsonLines
 from fairlead.methods.loop import Run, StepRecord, TrainingStopped, Updates, batches
 from fairlead.methods.losses import sft_nll
@@ -31,6 +32,7 @@ from fairlead.methods.preference import train_dpo
 from fairlead.methods.resume import resumable
 from fairlead.methods.rows import exchange_rows
 from fairlead.methods.sft import train_sft
+from fairlead.methods.unpaired import train_kto
 
 # Micro-batches of this size make the two processes' counts differ in some steps.
 SFT = SFTConfig(epochs=2, rows_per_step=3, lr=3e-3, tokens_per_batch=40)
@@ -95,6 +97,24 @@ def train(method: str, folder: str, shard: bool, stop_after: int = 0) -> dict[st
         "kl": None if kl is None else kl.value,
         "apart": parallel.world().size == 1 or "fairlead.engine.sharded" in sys.modules,
         "sharded": "fairlead.engine.sharded" in sys.modules,
+    }
+
+
+def rated(method: str, shard: bool) -> dict[str, Any]:
+    """Methods that hold each reward against a statistic of the whole step, here with the step in one micro-batch."""
+    words = ["yes", "no", "the boat is blue", "i keep that one", "a secret"]
+    rows = [
+        Rated((user(f"what is {'the ' * (i % 3)}boat ? {i}"),), (assistant(words[i % 5]),), good=i % 3 != 0)
+        for i in range(8)
+    ]
+    kind = {"kto": KTOConfig, "bco": BCOConfig}[method]
+    config = kind(epochs=2, rows_per_step=4, lr=3e-3, tokens_per_batch=1000, kl_samples=0, shard=shard)
+    got = train_kto(model_(), rows, config)
+    module: Any = got.model.module
+    return {
+        "hash": weights_hash(module),
+        "norms": [float(p.detach().norm()) for p in module.parameters()],
+        "records": [(r.loss, r.grad_norm, r.sums["baseline"]) for r in got.records],
     }
 
 

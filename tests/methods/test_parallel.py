@@ -70,6 +70,19 @@ def test_two_processes_train_as_one(tmp_path: Path, alone: Any, method: str, sha
     assert weights_hash(loaded) == first["hash"]
 
 
+@pytest.mark.parametrize("method", ["kto", "bco"])
+@pytest.mark.parametrize("shard", [False, True])
+def test_statistics_of_a_step_are_of_all_its_rows(tmp_path: Path, method: str, shard: bool) -> None:
+    """KTO's reference point and BCO's shift, though no process has all the rows of a step."""
+    one = jobs.rated(method, shard=False)
+    first, second = ranks.run(jobs.rated, 2, tmp_path, method, shard)
+    assert first == second
+    assert first["norms"] == pytest.approx(one["norms"], rel=1e-9)
+    for ours, theirs in zip(first["records"], one["records"], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-9, abs=1e-9)
+    assert any(abs(baseline) > 1e-3 for *_, baseline in one["records"])
+
+
 def test_processes_with_other_data_are_refused(tmp_path: Path) -> None:
     for said in ranks.run(jobs.unlike, 2, tmp_path):
         assert "processes 1 have another data, model or settings than process 0" in said

@@ -111,7 +111,8 @@ def train_kto(
             if isinstance(config, BCOConfig):
                 if known != batch.step:
                     members = steps[batch.step]
-                    whole = batch.last  # the step's only micro-batch: its log-probs are at hand
+                    # All of the step's log-probs are at hand; of several processes each has only its own part.
+                    whole = len(batch.rows) == batch.step_rows
                     ratio_S = ratio_B.detach().cpu() if whole else _ratios(policy, rows, members, reference_P, config)
                     good_S = good_P[at] if whole else good_P[members]
                     baseline = _running_shift(updates.records, config.beta * ratio_S, good_S)
