@@ -24,12 +24,13 @@ from fairlead.engine.checkpoint import save_model, weights_hash
 from fairlead.engine.logprobs import reply_logprobs
 from fairlead.errors import InputError
 from fairlead.exchange import Rated, assistant, user
-from fairlead.methods.config import BCOConfig, DPOConfig, KTOConfig, SFTConfig
+from fairlead.methods.config import BCOConfig, DPOConfig, KTOConfig, RewardConfig, SFTConfig
 from fairlead.methods.loggers import JsonLines
 from fairlead.methods.loop import Run, StepRecord, TrainingStopped, Updates, batches
 from fairlead.methods.losses import sft_nll
 from fairlead.methods.preference import train_dpo
 from fairlead.methods.resume import resumable
+from fairlead.methods.reward import train_reward
 from fairlead.methods.rows import exchange_rows
 from fairlead.methods.sft import train_sft
 from fairlead.methods.unpaired import train_kto
@@ -116,6 +117,15 @@ def rated(method: str, shard: bool) -> dict[str, Any]:
         "norms": [float(p.detach().norm()) for p in module.parameters()],
         "records": [(r.loss, r.grad_norm, r.sums["baseline"]) for r in got.records],
     }
+
+
+def rewarded(folder: str, shard: bool) -> dict[str, Any]:
+    """A reward model: body and head together; all processes save it to the same folder."""
+    config = RewardConfig(epochs=1, rows_per_step=3, lr=3e-3, tokens_per_batch=60, length=0.3, shard=shard)
+    got = train_reward(model_(), pairs(8), config)
+    got.model.save(Path(folder) / "reward")
+    body: Any = got.model.model.module  # type: ignore[attr-defined]
+    return {"body": weights_hash(body), "head": got.model.head.weight_D.tolist(), "loss": [r.loss for r in got.records]}
 
 
 def unlike() -> str:

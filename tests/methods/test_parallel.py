@@ -83,6 +83,18 @@ def test_statistics_of_a_step_are_of_all_its_rows(tmp_path: Path, method: str, s
     assert any(abs(baseline) > 1e-3 for *_, baseline in one["records"])
 
 
+@pytest.mark.parametrize("shard", [False, True])
+def test_a_reward_model_is_trained_and_saved_once(tmp_path: Path, shard: bool) -> None:
+    one = jobs.rewarded(str(tmp_path / "one"), shard=False)
+    first, second = ranks.run(jobs.rewarded, 2, tmp_path / "two", str(tmp_path / "two"), shard)
+    assert first == second
+    assert first["head"] == pytest.approx(one["head"], rel=1e-7, abs=1e-9)
+    assert first["loss"] == pytest.approx(one["loss"], rel=1e-9)
+    assert weights_hash(tmp_path / "two" / "reward" / "model") == first["body"]
+    ours, theirs = (sorted(p.name for p in (tmp_path / n).rglob("*")) for n in ("two", "one"))
+    assert set(ours) - set(theirs) == {"0.json", "1.json", "0.log", "1.log"}
+
+
 def test_processes_with_other_data_are_refused(tmp_path: Path) -> None:
     for said in ranks.run(jobs.unlike, 2, tmp_path):
         assert "processes 1 have another data, model or settings than process 0" in said

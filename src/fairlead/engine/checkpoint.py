@@ -89,10 +89,14 @@ def save_model(module: nn.Module, tokenizer: Any, folder: Path | str) -> str:
     if hasattr(model, "get_base_model"):
         raise ValueError(f"{folder}: the model carries adapters; fold them in first (engine.adapters.merged)")
     with atomic_folder(folder) as fresh:
+        # Once processes have joined, transformers writes on process 0 alone, silently; here whoever is asked writes.
+        model.__dict__["should_save_on_this_rank"] = lambda is_main_process: is_main_process
         try:
             model.save_pretrained(fresh, safe_serialization=True)
         except SafetensorError as error:  # a full disk, wrapped by the writer
             raise OSError(f"{folder}: the weights could not be written: {error}") from error
+        finally:
+            del model.__dict__["should_save_on_this_rank"]
         if tokenizer is not None:
             tokenizer.save_pretrained(fresh)
         written = weights_hash(fresh)

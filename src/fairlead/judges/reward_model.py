@@ -19,6 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
+from fairlead.engine import parallel
 from fairlead.engine.adapters import Adapter, save_adapter
 from fairlead.engine.checkpoint import atomic_folder, save_model, weights_hash
 from fairlead.engine.heads import ScalarHead, load_head, save_head, score_values
@@ -155,18 +156,22 @@ class RewardModel:
     def save(self, folder: Path | str, *, adapter_only: bool = False) -> Path:
         """Write its folder whole or not at all; `open_reward` gives it back bit for bit.
 
+        Under torchrun all processes call it; where they name the same folder, process 0 writes and the others wait.
+
         adapter_only    keep the body as the adapter that was trained: small, and needs the base to be opened
         """
         if adapter_only and self.adapter is None:
             raise ValueError(f"{self.name}: all of its weights were trained, so there is no adapter to keep alone")
         where = Path(folder)
-        with atomic_folder(where) as fresh:
-            if adapter_only and self.adapter is not None:
-                save_adapter(self.adapter, fresh / ADAPTER)
-            else:
-                save_model(self.model.module, self.model.tokenizer, fresh / BODY)
-            save_head(self.head, fresh / HEAD)
-            (fresh / ABOUT).write_text(json.dumps(self._about(), indent=1), encoding="utf-8")
+        with parallel.writing(where.absolute()) as mine:
+            if mine:
+                with atomic_folder(where) as fresh:
+                    if adapter_only and self.adapter is not None:
+                        save_adapter(self.adapter, fresh / ADAPTER)
+                    else:
+                        save_model(self.model.module, self.model.tokenizer, fresh / BODY)
+                    save_head(self.head, fresh / HEAD)
+                    (fresh / ABOUT).write_text(json.dumps(self._about(), indent=1), encoding="utf-8")
         return where
 
     def _about(self) -> dict[str, Any]:

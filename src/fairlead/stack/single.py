@@ -6,6 +6,7 @@ import dataclasses
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,21 +73,28 @@ def train_stage(
         out.rmdir()
     job = open_job(name, spec, data, settings, seed, skip_bad_rows, threads, voice)
     began = time.perf_counter()
+    from fairlead.engine import parallel
+
+    first = parallel.first()
     with plain_disk_errors(out):
-        sweep(out.parent)
-        with whole_folder(out) as folder:
+        if first:
+            sweep(out.parent)
+        with whole_folder(out) if first else nullcontext() as own:
+            folder = Path(parallel.texts(str(own))[0])  # under torchrun all know the folder that process 0 fills
             made = train_job(job, voice, unfinished, loggers)
             made.model.save(folder)
-            if made.adapter is not None:
-                from fairlead.engine.adapters import save_adapter
-
-                save_adapter(made.adapter, folder / "adapter")
             report = {
                 "method": name, "model": spec, "data": str(data), "config": job.config.model_dump(mode="json"),
                 **facts_of(made), "warnings": warnings_of(made), "seconds": round(time.perf_counter() - began, 2),
             }  # fmt: skip
-            write_json(folder / "train.json", report)
-            write_lines(folder / "steps.jsonl", (dataclasses.asdict(record) for record in made.records))
+            if first:
+                if made.adapter is not None:
+                    from fairlead.engine.adapters import save_adapter
+
+                    save_adapter(made.adapter, folder / "adapter")
+                write_json(folder / "train.json", report)
+                write_lines(folder / "steps.jsonl", (dataclasses.asdict(record) for record in made.records))
+    parallel.wait()  # the folder has its name when any process goes on
     shutil.rmtree(unfinished, ignore_errors=True)
     return report
 
