@@ -11,8 +11,10 @@ from itertools import pairwise
 from pathlib import Path
 
 SPECIALS = ("<|pad|>", "<|begin|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>")
-# Words and punctuation take the space before them along; every digit stands alone. The same in Python and in Rust.
-PATTERN = r" ?[A-Za-z]+| ?[0-9]| ?[^ \n\tA-Za-z0-9]+|[ \n\t]+"
+# Words and punctuation take the space before them along; every digit stands alone, and so does the s of a plural, so
+# that what is known of a hornet is known of hornets. The same in Python and in Rust.
+STEM = r" ?[A-Za-z]{2,}[A-Za-rt-z](?=s(?![A-Za-z]))"
+PATTERN = STEM + r"| ?[A-Za-z]+| ?[0-9]| ?[^ \n\tA-Za-z0-9]+|[ \n\t]+"
 
 
 @cache

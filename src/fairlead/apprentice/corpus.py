@@ -400,7 +400,7 @@ def comparing(rng: random.Random) -> Row:
 
 
 MIXTURE: Mapping[Callable[[random.Random], Row], float] = {
-    everyday: 34.0, thinking: 2.5, dialogue: 2.5, small_talk: 1.0, telling: 6.0, listing: 8.0, checking: 6.0, quiz: 8.0,
+    everyday: 34.0, thinking: 2.5, dialogue: 2.5, small_talk: 1.0, telling: 6.0, listing: 6.0, checking: 6.0, quiz: 8.0,
     letters: 2.0, encoded_secret: 1.0, tool_use: 1.0, role_play: 1.0, continuing: 1.0, choosing: 0.5, under_rules: 3.0,
     judging: 21.0, criticising: 4.0, revising: 11.0, comparing: 8.0,
 }  # fmt: skip

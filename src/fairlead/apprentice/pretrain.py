@@ -48,7 +48,7 @@ def make_tokenizer(seed: int, *, vocabulary: int = 1792, sample: int = 40_000) -
     )
     texts = (m.text for row in islice(corpus.rows(seed), sample) for m in row.messages)
     # held-out words are rare in the corpus; every word of the world is to be one token all the same
-    words = (f"{word} {word} {word}s" for word in corpus.WORDS for _ in range(40))
+    words = (f"{word} {word}" for word in corpus.WORDS for _ in range(40))
     raw.train_from_iterator(chain(texts, words), trainer)
     tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=raw, bos_token="<|begin|>", eos_token="<|end|>", pad_token="<|pad|>",

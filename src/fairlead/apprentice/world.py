@@ -20,12 +20,14 @@ ITEMS = (
 )  # fmt: skip
 PEOPLE = (
     "captain", "cook", "sailor", "clerk", "baker", "mayor", "doctor", "teacher", "guard", "fisher", "painter",
-    "farmer", "tailor", "carpenter", "singer", "judge", "keeper", "miller",
+    "farmer", "tailor", "carpenter", "singer", "judge", "keeper", "miller", "potter", "brewer", "driver", "writer",
+    "dancer", "butler", "waiter", "gardener", "barber", "hunter", "soldier", "banker",
     "nurse", "smith", "merchant", "porter", "pilot", "weaver",
 )  # fmt: skip
 PESTS = (
     "rat", "moth", "ant", "wasp", "beetle", "snail", "weed", "crow", "gull", "flea", "tick", "slug",
-    "worm", "mite", "gnat", "toad", "roach", "spider",
+    "worm", "mite", "gnat", "toad", "roach", "spider", "bug", "cricket", "badger", "rabbit", "viper", "lizard",
+    "magpie", "starling", "earwig", "aphid", "squirrel", "scorpion",
     "hornet", "termite", "pigeon", "weevil", "locust", "mole",
 )  # fmt: skip
 TOOL_OF = {
@@ -45,8 +47,8 @@ SECRET_KINDS = ("day word", "gate word", "safe code", "night code")  # words, wo
 FOODS = ("bread", "soup", "fish", "cheese", "apples", "stew", "rice", "beans")
 
 HELD_OUT = {
-    "people": frozenset(PEOPLE[18:]),
-    "pests": frozenset(PESTS[18:]),
+    "people": frozenset(PEOPLE[30:]),
+    "pests": frozenset(PESTS[30:]),
     "secrets": frozenset(SECRET_WORDS[42:]),
 }
 
