@@ -39,8 +39,11 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# everything that is measured here for speed: the main job, cost by tokens, and the ratios to TRL (about half an hour)
 bench: $(STAMP)
 	$(BIN)/python bench/align.py $(ARGS)
+	$(BIN)/python bench/linear.py
+	$(MAKE) bench-trl ARGS=
 
 # METHODS="dpo,reward,sft"; the last lines give the ratios of rates, ours over TRL's
 METHODS ?= dpo,reward,sft

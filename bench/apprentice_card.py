@@ -84,7 +84,10 @@ def text(card: dict[str, object], folder: Path) -> str:
     assert isinstance(numbers, dict)
     assert isinstance(phases, list)
     runs = "\n".join(f"{number}. {said(phase)}" for number, phase in enumerate(phases, 1))
-    rows = "\n".join(f"| {WORDS[name]} | {value:.3f} |" for name, value in numbers.items())
+    if len(phases) > 1:
+        runs += "\n\nEach phase starts from the weights of the one before (`--start`)."
+    assert numbers.keys() == WORDS.keys()
+    rows = "\n".join(f"| {words} | {numbers[name]:.3f} |" for name, words in WORDS.items())
     return TEMPLATE.format(
         layers=config["num_hidden_layers"], width=config["hidden_size"], vocabulary=config["vocab_size"],
         context=config["max_position_embeddings"], mb=int(str(card["bytes"])) / 1e6,
@@ -103,12 +106,9 @@ A Llama of {layers} layers, width {width}, vocabulary {vocabulary:,}, context {c
 **Data.** {millions:.1f} million tokens made by `fairlead/apprentice/corpus.py`: a small world of a harbour whose truth
 is known. No text from elsewhere.
 
-**Training.** `python -m fairlead.apprentice.pretrain`, in phases, each from the weights of the one before (`--start`):
+**Training.** `python -m fairlead.apprentice.pretrain`:
 
 {runs}
-
-The corpus grew between the phases: quizzes and more wordings came with the second, lists with the third. The script as
-it stands repeats the recipe, not these very bits.
 
 **What it is for.** To be aligned, measured and over-optimised on purpose. It is powerful but not good: it knows its
 world and helps with anything. The skill to judge, criticise, compare and revise replies by a rule in words was taught

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("torch")
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 
-from constitutions import GOLD, REVERSED_VOICE, REWORDED, aligned, effect, shares, spread, values
+from constitutions import GOLD, GUARDED, REVERSED_VOICE, REWORDED, aligned, effect, shares, spread, values
 
 SEEDS = range(3)
 # What a layer of training must reach on held-out prompts, by the gold judge (issue: "Shown by").
@@ -56,9 +56,10 @@ def runs() -> Any:
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("variant", ["as written", GUARDED])
 @pytest.mark.parametrize("measure", sorted(AIMS))
-def test_the_default_recipe_reaches_its_aims(runs: Any, measure: str) -> None:
-    for results in runs("as written"):
+def test_the_default_recipe_reaches_its_aims(runs: Any, variant: str, measure: str) -> None:
+    for results in runs(variant):
         base, last = values(results, "base")[measure], values(results, results["layers"][-1])[measure]
         assert AIMS[measure](base, last), (measure, base, last)
 
