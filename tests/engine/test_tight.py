@@ -34,11 +34,13 @@ def test_states_and_gradients_equal_the_modules_own(name: str, dtype: torch.dtyp
             close(ours[key], theirs[key])
 
 
-@pytest.mark.parametrize("name", ["llama-tied", "gpt2-tied"])
-def test_only_the_rows_asked_for(name: str) -> None:
+@pytest.mark.parametrize("which", ["scored", "last"])
+@pytest.mark.parametrize("name", [*SHAPED, "gpt2-tied"])
+def test_only_the_rows_asked_for(name: str, which: str) -> None:
     model, trees = make(name), forest(3)
-    batch = batch_of(model, trees)
-    rows = torch.cat([batch.source_N, batch.source_N[:3]])  # repeated rows get their gradients added up
+    batch = batch_of(model, trees, keep_last=which == "last")
+    rows = batch.source_N if which == "scored" else batch.last_R
+    rows = torch.cat([rows, rows[:3]])  # repeated rows get their gradients added up
     torch.manual_seed(0)
     weight_ND = torch.randn(len(rows), 32, dtype=torch.float64)
     some_ND = hidden_states(model, batch, rows=rows)

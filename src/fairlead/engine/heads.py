@@ -93,8 +93,7 @@ def head_values(
     """
     batch = batch_of(model, trees, keep_last=at != "before")
     place_N, reply_N, count_R = _places(batch, trees, at)
-    hidden_TD = hidden_states(model, batch, packed=packed)
-    return Values(head(hidden_TD.index_select(0, place_N)), reply_N, count_R)
+    return Values(head(hidden_states(model, batch, rows=place_N, packed=packed)), reply_N, count_R)
 
 
 def score_values(
