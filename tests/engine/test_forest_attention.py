@@ -156,7 +156,7 @@ def test_attention_of_some_rows(kind: str, dtype: torch.dtype, forest: str) -> N
 def test_of_each_sequence_only_the_stretch_that_holds_the_rows_is_chosen() -> None:
     found = cascade.pieces((Shape(5, (3, 4)), Shape(6, (2,)), Shape(3, ())))  # (0, 8), (8, 12), (12, 20), (20, 23)
     rows = torch.tensor([7, 4, 4, 10, 22])
-    chosen = cascade.choose(found, rows.numpy(), torch.float32)
+    chosen = cascade.choose(found, rows.numpy(), torch.float64)
     assert chosen.row_C.tolist() == [4, 5, 6, 7, 10, 22] and chosen.place_N.tolist() == [3, 0, 0, 4, 5]
 
 

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fairlead.engine.dense import spare
 from fairlead.engine.layout import Shape
 
 # Pieces share a call while padding them to one length costs less than another call: on 2 CPU cores a call, backward
@@ -130,6 +131,9 @@ def choose(found: Pieces, rows_N: np.ndarray, dtype: torch.dtype) -> Chosen:
     np.maximum.at(last_m, piece_N, rows_N)
     some_m = last_m >= first_m
     start_m, first_m, last_m = start_m[some_m], first_m[some_m], last_m[some_m]
+    count = int((last_m + 1 - first_m).sum())
+    room_m = np.minimum((first_m - start_m).cumsum(), spare(count, torch.empty(0, dtype=dtype)))
+    first_m = first_m - np.diff(room_m, prepend=0)  # a few more, to a count that recurs
     row_C = np.concatenate([np.arange(first, last + 1) for first, last in zip(first_m, last_m, strict=True)])
 
     def dense(ranges: np.ndarray) -> list[tuple[int, int, int, int]]:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fairlead.engine.dense import matmul
+from fairlead.engine.dense import matmul, spare
 from fairlead.engine.forward import (
     Head,
     context_of,
@@ -79,8 +79,15 @@ def reply_logprobs(
     Raises ValueError naming the row for what cannot be scored (see layout.check).
     """
     batch = batch_of(model, trees)
-    hidden_ND = hidden_states(model, batch, rows=batch.source_N, packed=packed)
-    logp_N, entropy_N = token_logprobs(hidden_ND, head_of(model), batch.target_N, temperature, entropy, chunk)
+    head, source_N, target_N = head_of(model), batch.source_N, batch.target_N
+    count = len(source_N)
+    more = spare(count, head.weight_VD) if count else 0
+    if more:  # tokens that nobody reads, to a count that recurs
+        source_N, target_N = (torch.cat([x, x[-1:].expand(more)]) for x in (source_N, target_N))
+    hidden_ND = hidden_states(model, batch, rows=source_N, packed=packed)
+    logp_N, entropy_N = token_logprobs(hidden_ND, head, target_N, temperature, entropy, chunk)
+    if more:
+        logp_N, entropy_N = logp_N[:count], None if entropy_N is None else entropy_N[:count]
     return ReplyLogprobs(logp_N, batch.reply_N, batch.count_R, entropy_N)
 
 
