@@ -278,12 +278,16 @@ class _Cascade(torch.autograd.Function):
                 scale=scale,
             )
             if group.causal and alike:
-                asked.give(d_every, torch.cat([part.transpose(1, 2) for part in parts], dim=2).transpose(1, 2))
+                if isinstance(asked.where, slice):
+                    for total, part in zip((d_query, d_key, d_value), parts, strict=True):
+                        asked.give(total, part)
+                else:
+                    asked.give(d_every, torch.cat([part.transpose(1, 2) for part in parts], dim=2).transpose(1, 2))
                 continue
             for side, total, part in zip((asked, group.key, group.key), (d_query, d_key, d_value), parts, strict=True):
                 side.give(total, part, add=True)
         if repeats > 1:
-            d_key, d_value = (x.view(len(x), -1, repeats, x.shape[2]).sum(2) for x in (d_key, d_value))
+            d_key, d_value = (_summed(x, repeats) for x in (d_key, d_value))
         return d_query, d_key, d_value, None, None
 
 
@@ -305,6 +309,15 @@ def attend(
 ) -> torch.Tensor:
     """Attention of query (T or C, H, h) over key and value (T, K, h), by pieces on the CPU; returns (T or C, H, h)."""
     return _cascade(query, key, value, found, scale)
+
+
+def _summed(x_THh: torch.Tensor, repeats: int) -> torch.Tensor:
+    """What `_repeated` repeated, added up. (Several times as quick as a sum over so short an axis.)"""
+    first, *others = x_THh.view(len(x_THh), -1, repeats, x_THh.shape[2]).unbind(2)
+    total = first.clone(memory_format=torch.contiguous_format)
+    for other in others:
+        total += other
+    return total
 
 
 def _repeated(x_TKh: torch.Tensor, repeats: int) -> torch.Tensor:

@@ -38,6 +38,16 @@ def matmul(a_MK: torch.Tensor, b_KN: torch.Tensor) -> torch.Tensor:
     return a_MK @ b_KN
 
 
+def weight_gradient(d_y_MN: torch.Tensor, x_MK: torch.Tensor) -> torch.Tensor:
+    """d_y.T @ x, the gradient of a weight (N, K).
+
+    oneDNN wants the left matrix row by row, and would copy d_y for it; where that is the wider one, x is copied.
+    """
+    if d_y_MN.shape[1] <= x_MK.shape[1]:
+        return matmul(d_y_MN.t(), x_MK)
+    return matmul(x_MK.t(), d_y_MN).t().contiguous()
+
+
 def spare(rows: int, like: torch.Tensor) -> int:
     """Rows to add to so many like `like`, so that products of that many rows are likely to have been met before.
 
@@ -73,7 +83,7 @@ class _Linear(torch.autograd.Function):
         grad_MN = grads[0].reshape(-1, len(weight_NK))
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         d_x = matmul(grad_MN, weight_NK).view_as(x) if needs_x else None
-        d_weight = matmul(grad_MN.t(), x.reshape(-1, x.shape[-1])) if needs_weight else None
+        d_weight = weight_gradient(grad_MN, x.reshape(-1, x.shape[-1])) if needs_weight else None
         return d_x, d_weight, grad_MN.sum(0) if needs_bias else None
 
 

@@ -22,7 +22,7 @@ from torch import nn
 
 from fairlead.engine import cascade
 from fairlead.engine.attention import Plan, forest_attention
-from fairlead.engine.dense import matmul
+from fairlead.engine.dense import matmul, weight_gradient
 
 CLASSES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
@@ -255,7 +255,7 @@ class _Project(torch.autograd.Function):
             needs_weight, needs_bias = ctx.needs_input_grad[4 + 2 * number : 6 + 2 * number]
             d_units.append(matmul(grad, weight))
             seen = unit if number or row_C is None else unit.index_select(0, row_C)
-            d_weights.append(matmul(grad.t(), seen) if needs_weight else None)
+            d_weights.append(weight_gradient(grad, seen) if needs_weight else None)
             d_weights.append(grad.sum(0) if needs_bias else None)
         d_query, d_key, d_value = d_units
         d_unit = d_key.add_(d_value)
@@ -270,13 +270,13 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(cos, sin)
-        return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+        return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), sin)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Maybe, ...]:
         cos, sin = ctx.saved_tensors
         back = grads[0].roll(cos.shape[-1] // 2, -1)
-        return torch.addcmul(grads[0] * cos, back, sin, value=-1.0), None, None
+        return (grads[0] * cos).addcmul_(back, sin, value=-1.0), None, None
 
 
 class _Finish(torch.autograd.Function):
@@ -307,15 +307,15 @@ class _Finish(torch.autograd.Function):
         grad = grads[0]
         d_inner = matmul(grad, down)
         silu = F.silu(g)
-        d_down = matmul(grad.t(), silu * u) if needs_down else None
+        d_down = weight_gradient(grad, silu * u) if needs_down else None
         d_u = silu.mul_(d_inner)
         d_g = torch.ops.aten.silu_backward(d_inner.mul_(u), g)
         unit = _normed(middle, inverse, norm)
-        d_gate = matmul(d_g.t(), unit) if needs_gate else None
-        d_up = matmul(d_u.t(), unit) if needs_up else None
+        d_gate = weight_gradient(d_g, unit) if needs_gate else None
+        d_up = weight_gradient(d_u, unit) if needs_up else None
         d_middle, d_norm = _norm_backward(matmul(d_g, gate).add_(matmul(d_u, up)), middle, inverse, norm)
         d_middle += grad
-        d_out = matmul(d_middle.t(), y) if needs_out else None
+        d_out = weight_gradient(d_middle, y) if needs_out else None
         return d_middle, matmul(d_middle, out), d_out, d_norm, None, d_gate, d_up, d_down
 
 
