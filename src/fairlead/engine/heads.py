@@ -23,7 +23,7 @@ from torch import nn
 from fairlead.engine.checkpoint import atomic_write
 from fairlead.engine.forward import context_of, evaluating, head_of, hidden_states, vocabulary_of
 from fairlead.engine.layout import Batch, Tree, check, pack
-from fairlead.engine.logprobs import batch_of
+from fairlead.engine.logprobs import batch_of, scoring_budget
 
 At: TypeAlias = Literal["end", "marked", "before"]
 """Where a head reads:
@@ -114,9 +114,8 @@ def score_values(
     check(trees, context=context_of(model), vocabulary=vocabulary_of(model))
     parts = [torch.empty(0)] * sum(replies)
     first = torch.tensor([0, *replies]).cumsum(0).tolist()
-    budget = max([token_budget, *(tree.tokens for tree in trees)])
     with torch.no_grad(), evaluating(model):
-        for rows in pack(trees, budget):
+        for rows in pack(trees, scoring_budget(model, trees, token_budget)):
             got = head_values(model, head, [trees[row] for row in rows], at=at)
             places = [place for row in rows for place in range(first[row], first[row + 1])]
             for place, value in zip(places, got.split(), strict=True):
