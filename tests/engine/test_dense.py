@@ -33,7 +33,7 @@ def test_products_of_matrices_and_of_their_transposes(sizes: tuple[int, int, int
             torch.testing.assert_close(got, right, rtol=1e-5 if dtype != torch.bfloat16 else 2e-2, atol=1e-4)
 
 
-@pytest.mark.parametrize("widths", [(5, 9), (9, 5), (7, 7)])
+@pytest.mark.parametrize("widths", [(5, 9), (9, 5), (90, 5), (7, 7)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_gradient_of_a_weight(widths: tuple[int, int], dtype: torch.dtype) -> None:
     torch.manual_seed(0)

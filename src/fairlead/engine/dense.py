@@ -41,9 +41,10 @@ def matmul(a_MK: torch.Tensor, b_KN: torch.Tensor) -> torch.Tensor:
 def weight_gradient(d_y_MN: torch.Tensor, x_MK: torch.Tensor) -> torch.Tensor:
     """d_y.T @ x, the gradient of a weight (N, K).
 
-    oneDNN wants the left matrix row by row, and would copy d_y for it; where that is the wider one, x is copied.
+    oneDNN wants the left matrix row by row, and copies d_y for it. The other way round x and the result are copied.
     """
-    if d_y_MN.shape[1] <= x_MK.shape[1]:
+    (rows, wide), inner = d_y_MN.shape, x_MK.shape[1]
+    if rows * wide <= rows * inner + inner * wide:
         return matmul(d_y_MN.t(), x_MK)
     return matmul(x_MK.t(), d_y_MN).t().contiguous()
 
