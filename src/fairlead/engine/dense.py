@@ -44,7 +44,7 @@ def weight_gradient(d_y_MN: torch.Tensor, x_MK: torch.Tensor) -> torch.Tensor:
     oneDNN wants the left matrix row by row, and copies d_y for it. The other way round x and the result are copied.
     """
     (rows, wide), inner = d_y_MN.shape, x_MK.shape[1]
-    if rows * wide <= rows * inner + inner * wide:
+    if not _quick(d_y_MN) or rows * wide <= rows * inner + inner * wide:
         return matmul(d_y_MN.t(), x_MK)
     return matmul(x_MK.t(), d_y_MN).t().contiguous()
 
@@ -55,15 +55,14 @@ def spare(rows: int, like: torch.Tensor) -> int:
     oneDNN prepares itself for every shape it meets, and remembers: 0.3 to 1.4 ms and 0.5 MB each, for some twenty in a
     batch whose counts of tokens are new. Rounded up to five binary digits (about 2% more), counts recur.
     """
-    if like.dtype != torch.float32 or like.device.type != "cpu" or _onednn() is None:
+    if not _quick(like):
         return 0
     return -rows % (1 << max(rows.bit_length() - 5, 4))
 
 
 def linear(x: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None = None) -> torch.Tensor:
     """F.linear with gradients, by `matmul` where that is faster."""
-    quick = x.dtype == torch.float32 == weight_NK.dtype and x.device.type == "cpu" and _onednn() is not None
-    if not quick:
+    if weight_NK.dtype != torch.float32 or not _quick(x):
         return F.linear(x, weight_NK, bias_N)
     return _linear(x, weight_NK, bias_N)
 
@@ -89,6 +88,10 @@ class _Linear(torch.autograd.Function):
 
 
 _linear: Callable[..., torch.Tensor] = _Linear.apply  # torch leaves it untyped
+
+
+def _quick(x: torch.Tensor) -> bool:
+    return x.dtype == torch.float32 and x.device.type == "cpu" and _onednn() is not None
 
 
 @cache
