@@ -11,17 +11,15 @@ from unittest.mock import patch
 
 import torch
 from memory import peak, reset_peak
-from torch import nn
-from torch.nn.functional import logsigmoid
 from transformers import LlamaForCausalLM  # noqa: F401  (loaded before memory is counted, as on the other side)
 
-from fairlead.engine.forward import hidden_states
-from fairlead.engine.logprobs import batch_of
+from fairlead.engine.heads import ScalarHead
 from fairlead.exchange import Exchange, Message, Preference
 from fairlead.methods import preference as preferences
-from fairlead.methods.config import DPOConfig, SFTConfig, Training
-from fairlead.methods.loop import Run, StepRecord, Updates, batches, step_rows
-from fairlead.methods.rows import Rows, exchange_rows, pair_rows
+from fairlead.methods import reward as rewards
+from fairlead.methods.config import DPOConfig, RewardConfig, SFTConfig
+from fairlead.methods.loop import Run, StepRecord, step_rows
+from fairlead.methods.rows import exchange_rows, pair_rows
 from fairlead.methods.sft import train_sft
 from fairlead.models import open_model
 
@@ -70,7 +68,8 @@ def run(method: str, folder: Path, *, steps: int | None, check: bool) -> dict[st
     elif method == "sft":
         train_sft(model, exchanges, sft, Run(progress=progress))
     else:
-        train_reward(model, rows, dpo, torch.load(folder / "reward" / "score.pt"), Run(progress=progress))
+        plain = RewardConfig(**SETTINGS, **length, margin=0.0, centre=0.0)  # TRL's loss: no margins, no centring
+        train_reward(model, values, plain, torch.load(folder / "reward" / "score.pt"), Run(progress=progress))
     return {
         "seconds": [b - a for a, b in pairwise(times)],
         "reference_seconds": reference[0],
@@ -85,19 +84,16 @@ def run(method: str, folder: Path, *, steps: int | None, check: bool) -> dict[st
     }
 
 
-def train_reward(model: Any, rows: Rows, config: Training, score_1D: torch.Tensor, run: Run) -> None:
-    """Bradley-Terry on a linear head over the last token's state. Gives way to `methods/reward.py`."""
-    score = nn.Linear(score_1D.shape[1], 1, bias=False)
-    score.weight.data.copy_(score_1D)
-    head = model.module.get_output_embeddings().weight
-    if head is not model.module.get_input_embeddings().weight:
-        head.requires_grad_(False)
-    updates = Updates(nn.ModuleDict({"body": model.module, "score": score}), rows, config, run)
-    for batch in batches(rows, config):
-        packed = batch_of(model.module, batch.trees, keep_last=True)
-        last_RD = hidden_states(model.module, packed).index_select(0, packed.last_R)
-        chosen_B, rejected_B = score(last_RD).view(-1, 2).unbind(1)
-        updates.step(-logsigmoid(chosen_B - rejected_B).sum() / batch.step_rows, batch)
+def train_reward(model: Any, values: list[Preference], config: RewardConfig, score_1D: torch.Tensor, run: Run) -> None:
+    """Our trainer from the head that TRL starts from, without the calibration after the last step: TRL has none."""
+
+    def head(body: Any, **_: Any) -> ScalarHead:
+        made = ScalarHead(score_1D.shape[1])
+        made.weight_D.data.copy_(score_1D[0])
+        return made
+
+    with patch.object(rewards, "new_head", head), patch.object(rewards, "_calibrated", lambda reward, *_: reward):
+        rewards.train_reward(model, values, config, run)
 
 
 def _preference(row: dict[str, Any]) -> Preference:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from engine.helpers import close
 from fairlead.engine import dense
-from fairlead.engine.dense import linear, matmul
+from fairlead.engine.dense import linear, matmul, spare, weight_gradient
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +31,28 @@ def test_products_of_matrices_and_of_their_transposes(sizes: tuple[int, int, int
             got = matmul(left, other)
             assert got.dtype == dtype and got.shape == (M, N)
             torch.testing.assert_close(got, right, rtol=1e-5 if dtype != torch.bfloat16 else 2e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("widths", [(5, 9), (9, 5), (90, 5), (7, 7)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_gradient_of_a_weight(widths: tuple[int, int], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    d_y, x = (torch.randn(20, width, dtype=dtype) for width in widths)
+    got = weight_gradient(d_y, x)
+    assert got.is_contiguous()
+    close(got, torch.einsum("mn,mk->nk", d_y, x))
+
+
+def test_counts_of_rows_recur_and_waste_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dense, "_onednn", lambda: torch.mm)
+    counts = range(1, 4097)
+    rounded = [rows + spare(rows, torch.empty(0)) for rows in counts]
+    assert all(rows <= more < rows + max(16, rows / 15) for rows, more in zip(counts, rounded, strict=True))
+    assert len(set(rounded)) <= 16 * 5
+    assert [more + spare(more, torch.empty(0)) for more in rounded] == rounded
+    assert spare(1001, torch.empty(0, dtype=torch.float64)) == spare(1001, torch.empty(0, device="meta")) == 0
+    monkeypatch.setattr(dense, "_onednn", lambda: None)
+    assert spare(1001, torch.empty(0)) == 0
 
 
 def test_slices_and_no_rows() -> None:

@@ -125,6 +125,41 @@ def test_values_and_gradients(kernel: str, window: int | None, dtype: torch.dtyp
         close(mine, other)
 
 
+def some_rows(kind: str, shapes: tuple[Shape, ...]) -> torch.Tensor:
+    """Packed positions, not sorted and some of them twice."""
+    ends = torch.tensor([end - 1 for _, end in cascade.pieces(shapes).causal])
+    torch.manual_seed(1)
+    every = torch.randperm(sum(shape.tokens for shape in shapes))
+    return {"ends": ends.flip(0), "a few": every[: len(every) // 5 + 1].repeat(2), "one": every[:1], "all": every}[kind]
+
+
+@pytest.mark.parametrize("forest", FORESTS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("kind", ["ends", "a few", "one", "all"])
+def test_attention_of_some_rows(kind: str, dtype: torch.dtype, forest: str) -> None:
+    shapes = FORESTS[forest]
+    given = inputs(shapes, dtype)
+    rows = some_rows(kind, shapes)
+    chosen = cascade.choose(cascade.pieces(shapes), rows.numpy(), dtype)
+    assert (chosen.row_C.diff() > 0).all() and torch.equal(chosen.row_C[chosen.place_N], rows)
+    query, key, value = given
+    ours = cascade.attend(query[chosen.row_C], key, value, chosen.groups, SCALE)[chosen.place_N]
+    theirs = oracle(*given, seen(shapes, None))[rows]
+    weight = torch.randn_like(ours)
+    close(ours, theirs)
+    for mine, other in zip(
+        torch.autograd.grad(ours, given, weight), torch.autograd.grad(theirs, given, weight), strict=True
+    ):
+        close(mine, other)
+
+
+def test_of_each_sequence_only_the_stretch_that_holds_the_rows_is_chosen() -> None:
+    found = cascade.pieces((Shape(5, (3, 4)), Shape(6, (2,)), Shape(3, ())))  # (0, 8), (8, 12), (12, 20), (20, 23)
+    rows = torch.tensor([7, 4, 4, 10, 22])
+    chosen = cascade.choose(found, rows.numpy(), torch.float64)
+    assert chosen.row_C.tolist() == [4, 5, 6, 7, 10, 22] and chosen.place_N.tolist() == [3, 0, 0, 4, 5]
+
+
 def test_the_kernels_of_the_cpu_are_chosen_as_they_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = FORESTS["one pair"]
     q, k, v = (x.transpose(0, 1)[None] for x in inputs(shapes, torch.float32))
@@ -205,6 +240,15 @@ def pieces_joined_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
 def padding_gives_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     real = cascade.Side.take
     monkeypatch.setattr(cascade.Side, "take", lambda self, x, **more: real(self, x))
+
+
+@pytest.mark.parametrize("bug", [prompts_not_read, pieces_joined_evenly, padding_gives_gradients])
+def test_planted_bugs_are_seen_by_the_test_of_some_rows(
+    bug: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bug(monkeypatch)
+    with pytest.raises(AssertionError):
+        test_attention_of_some_rows("a few", torch.float64, "like lengths")
 
 
 @pytest.mark.parametrize("bug", [prompts_not_read, pieces_joined_evenly, padding_gives_gradients])

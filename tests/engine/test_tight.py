@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from engine.helpers import close, forest, gradients, make, naive
-from fairlead.engine import forward, tight
+from fairlead.engine import cascade, forward, logprobs, tight
 from fairlead.engine.forward import hidden_states, path_of
 from fairlead.engine.logprobs import batch_of, reply_logprobs
 
@@ -34,11 +34,13 @@ def test_states_and_gradients_equal_the_modules_own(name: str, dtype: torch.dtyp
             close(ours[key], theirs[key])
 
 
-@pytest.mark.parametrize("name", ["llama-tied", "gpt2-tied"])
-def test_only_the_rows_asked_for(name: str) -> None:
+@pytest.mark.parametrize("which", ["scored", "last"])
+@pytest.mark.parametrize("name", [*SHAPED, "gpt2-tied"])
+def test_only_the_rows_asked_for(name: str, which: str) -> None:
     model, trees = make(name), forest(3)
-    batch = batch_of(model, trees)
-    rows = torch.cat([batch.source_N, batch.source_N[:3]])  # repeated rows get their gradients added up
+    batch = batch_of(model, trees, keep_last=which == "last")
+    rows = batch.source_N if which == "scored" else batch.last_R
+    rows = torch.cat([rows, rows[:3]])  # repeated rows get their gradients added up
     torch.manual_seed(0)
     weight_ND = torch.randn(len(rows), 32, dtype=torch.float64)
     some_ND = hidden_states(model, batch, rows=rows)
@@ -48,6 +50,24 @@ def test_only_the_rows_asked_for(name: str) -> None:
     close(some_ND, all_ND)
     for key in theirs:
         close(ours[key], theirs[key])
+
+
+@pytest.mark.parametrize("more", [0, 1, 5])
+def test_spare_tokens_change_nothing(more: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many are added to the tokens and to those scored; in float64, to see the last bit."""
+    model, trees = make("llama-tied"), forest(3)
+    plain = reply_logprobs(model, trees, entropy=True)
+    theirs = gradients(model, plain.logp_N.sum() + plain.entropy_N.sum())  # type: ignore[union-attr]
+    states = hidden_states(model, batch_of(model, trees))
+    for module in (forward, logprobs, cascade):
+        monkeypatch.setattr(module, "spare", lambda rows, like: more)
+    ours = reply_logprobs(model, trees, entropy=True)
+    close(ours.logp_N, plain.logp_N)
+    close(ours.entropy_N, plain.entropy_N)
+    close(hidden_states(model, batch_of(model, trees)), states)
+    grown = gradients(model, ours.logp_N.sum() + ours.entropy_N.sum())  # type: ignore[union-attr]
+    for key in theirs:
+        close(grown[key], theirs[key])
 
 
 def test_frozen_weights_get_no_gradient_and_disturb_no_other() -> None:

@@ -91,6 +91,15 @@ class Plan:
     def sequences(self) -> varlen.Sequences:
         return varlen.sequences(self.shapes, self.device)
 
+    def choose(self, rows_N: torch.Tensor, dtype: torch.dtype) -> cascade.Chosen:
+        """What `cascade.attend` is to compute for the attention of some packed positions, on the CPU."""
+        return cascade.choose(cascade.pieces(self.shapes), rows_N.numpy(), dtype)
+
+    def by_pieces(self, x: torch.Tensor, *, dropout: float, window: int | None, softcap: float | None = None) -> bool:
+        """Whether attention like x runs by the pieces of `cascade.py`."""
+        within = window is None or window >= self.longest
+        return x.device.type == "cpu" and within and softcap is None and not dropout and not self.only_blocks
+
     def pieces(self, dtype: torch.dtype) -> tuple[cascade.Group, ...]:
         if dtype not in self.groups:
             self.groups[dtype] = cascade.groups(cascade.pieces(self.shapes), dtype)
@@ -210,8 +219,8 @@ def forest_attention(
     window = window if window is not None and window < forest.longest else None
     if not forest.only_blocks:
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-        plain = window is None and softcap is None and not dropout and query.shape[-1] == value.shape[-1]
-        if plain and query.device.type == "cpu":
+        alike = query.shape[-1] == value.shape[-1]
+        if alike and forest.by_pieces(query, dropout=dropout, window=window, softcap=softcap):
             return cascade.attend(q, k, v, forest.pieces(query.dtype), scale)[None]
         if query.device.type == "cuda" and varlen.fits(query, value, dropout=dropout, softcap=softcap) is None:
             return varlen.attend(q, k, v, forest.sequences, scale, window)[None]

@@ -6,8 +6,11 @@ read their prompt: one dense piece per tree, the queries of all its further bran
 softmaxes over disjoint keys are joined by their log-sum-exps (the identity behind flash attention); backward runs
 every piece against the joined ones, and each gives its share of the gradient exactly.
 
-Axes: T packed tokens, H heads (key heads repeated to as many), h head width, m pieces of a group, n tokens each,
-S = m * n slots.
+Where only some tokens' attention is asked for (`choose`), their stretch of each causal sequence is cut in the same way:
+it is a shorter causal sequence, and reads what lies before it as a dense piece.
+
+Axes: T packed tokens, C chosen ones, N rows asked for, H heads (key heads repeated to as many), h head width, m pieces
+of a group, n tokens each, S = m * n slots.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fairlead.engine.dense import spare
 from fairlead.engine.layout import Shape
 
 # Pieces share a call while padding them to one length costs less than another call: on 2 CPU cores a call, backward
@@ -32,6 +36,20 @@ class Pieces:
 
     causal: tuple[tuple[int, int], ...]
     dense: tuple[tuple[int, int, int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The tokens whose attention is computed where not all is asked for: one stretch of each causal sequence.
+
+    row_C      their packed positions, rising
+    place_N    where among them each row lies that was asked for
+    groups     how they attend
+    """
+
+    row_C: torch.Tensor
+    place_N: torch.Tensor
+    groups: tuple[Group, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +95,10 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Pieces that one call serves. `mask` (m, 1, 1, keys) is additive and bars padded keys; causal groups need none."""
+    """Pieces that one call serves. `mask` (m, 1, 1, keys) is additive and bars padded keys; causal groups need none.
+
+    Query and key are the same Side where queries are all packed tokens.
+    """
 
     causal: bool
     query: Side
@@ -101,22 +122,56 @@ def pieces(shapes: Sequence[Shape]) -> Pieces:
     return Pieces(tuple(causal), tuple(dense))
 
 
+def choose(found: Pieces, rows_N: np.ndarray, dtype: torch.dtype) -> Chosen:
+    """What to compute so that the attention of some packed positions, in any order and number, is had."""
+    start_m, end_m = np.array(found.causal).T
+    piece_N = np.searchsorted(end_m, rows_N, side="right")
+    first_m, last_m = end_m.copy(), start_m - 1
+    np.minimum.at(first_m, piece_N, rows_N)
+    np.maximum.at(last_m, piece_N, rows_N)
+    some_m = last_m >= first_m
+    start_m, first_m, last_m = start_m[some_m], first_m[some_m], last_m[some_m]
+    count = int((last_m + 1 - first_m).sum())
+    room_m = np.minimum((first_m - start_m).cumsum(), spare(count, torch.empty(0, dtype=dtype)))
+    first_m = first_m - np.diff(room_m, prepend=0)  # a few more, to a count that recurs
+    row_C = np.concatenate([np.arange(first, last + 1) for first, last in zip(first_m, last_m, strict=True)])
+
+    def dense(ranges: np.ndarray) -> list[tuple[int, int, int, int]]:
+        """Their queries counted among the chosen, of which every range holds some that lie side by side."""
+        ranges = np.concatenate([np.searchsorted(row_C, ranges[:, :2]), ranges[:, 2:]], axis=1)
+        return [tuple(row) for row in ranges.tolist() if row[0] < row[1] and row[2] < row[3]]
+
+    out = []
+    causal = dense(np.stack([first_m, last_m + 1, first_m, last_m + 1], axis=1))
+    for rows in _alike([(end - start, 0) for start, end, _, _ in causal]):
+        query, key = (_side([causal[row][at : at + 2] for row in rows]) for at in (0, 2))
+        out.append(Group(True, query, key, None))
+    # A token may read both kinds, and one call would join only one of them.
+    out += _dense_groups(dense(np.stack([first_m, last_m + 1, start_m, first_m], axis=1)), dtype)
+    out += _dense_groups(dense(np.array(found.dense).reshape(-1, 4)), dtype)
+    place_N = np.searchsorted(row_C, rows_N)
+    return Chosen(torch.from_numpy(row_C), torch.from_numpy(place_N), tuple(out))
+
+
 def groups(found: Pieces, dtype: torch.dtype) -> tuple[Group, ...]:
     """Pieces of like lengths together, on the CPU. Causal groups come first, and between them fill every token."""
     out: list[Group] = []
     for rows in _alike([(end - start, 0) for start, end in found.causal]):
         side = _side([found.causal[row] for row in rows])
         out.append(Group(True, side, side, None))
-    for rows in _alike([(end - start, last - first) for start, end, first, last in found.dense]):
-        ranges = [found.dense[row] for row in rows]
+    return (*out, *_dense_groups(found.dense, dtype))
+
+
+def _dense_groups(found: Sequence[tuple[int, int, int, int]], dtype: torch.dtype) -> Iterator[Group]:
+    for rows in _alike([(end - start, last - first) for start, end, first, last in found]):
+        ranges = [found[row] for row in rows]
         key = _side([(first, last) for _, _, first, last in ranges])
         mask = None
         lengths = torch.tensor([last - first for _, _, first, last in ranges])
         if bool((lengths < key.length).any()):
             barred = torch.arange(key.length) >= lengths[:, None]
             mask = torch.zeros(barred.shape, dtype=dtype).masked_fill_(barred, -torch.inf)[:, None, None]
-        out.append(Group(False, _side([(start, end) for start, end, _, _ in ranges]), key, mask))
-    return tuple(out)
+        yield Group(False, _side([(start, end) for start, end, _, _ in ranges]), key, mask)
 
 
 def _alike(sizes: list[tuple[int, int]]) -> Iterator[list[int]]:
@@ -139,7 +194,7 @@ def _alike(sizes: list[tuple[int, int]]) -> Iterator[list[int]]:
         yield sorted(group)
 
 
-def _side(ranges: Sequence[tuple[int, int]]) -> Side:
+def _side(ranges: Sequence[tuple[int, ...]]) -> Side:
     starts, ends = np.array(ranges).T
     lengths = ends - starts
     most = int(lengths.max())
@@ -169,12 +224,13 @@ class _Cascade(torch.autograd.Function):
     ) -> torch.Tensor:
         repeats = query.shape[1] // key.shape[1]
         k, v = _repeated(key, repeats), _repeated(value, repeats)
-        every = torch.cat([query, k, v], dim=1)  # one gather serves all three, where they are gathered alike
+        alike = found[0].query is found[0].key
+        every = torch.cat([query, k, v], dim=1) if alike else query  # one gather serves all three where it can
         out = torch.empty_like(query, memory_format=torch.contiguous_format)
         lse_TH: torch.Tensor | None = None
         for group in found:
             asked = group.query
-            if group.causal:
+            if group.causal and alike:
                 q_k_v = _parts(asked.take(every), 3)
             else:
                 q_k_v = (asked.take(query), group.key.take(k), group.key.take(v))
@@ -198,12 +254,16 @@ class _Cascade(torch.autograd.Function):
         query, key, value, out, lse_TH = ctx.saved_tensors
         found, scale, repeats = ctx.settings
         k, v = _repeated(key, repeats), _repeated(value, repeats)
-        every = torch.cat([query, k, v], dim=1)
-        d_every = torch.empty_like(every)
-        d_query, d_key, d_value = _parts(d_every, 3)
+        alike = found[0].query is found[0].key
+        if alike:
+            every = torch.cat([query, k, v], dim=1)
+            d_every = torch.empty_like(every)
+            d_query, d_key, d_value = _parts(d_every, 3)
+        else:
+            d_query, d_key, d_value = query.new_zeros(query.shape), k.new_zeros(k.shape), v.new_zeros(v.shape)
         for group in found:
             asked = group.query
-            if group.causal:
+            if group.causal and alike:
                 q_k_v = _parts(asked.take(every), 3)
             else:
                 q_k_v = (asked.take(query), group.key.take(k), group.key.take(v))
@@ -217,13 +277,17 @@ class _Cascade(torch.autograd.Function):
                 attn_mask=group.mask,
                 scale=scale,
             )
-            if group.causal:
-                asked.give(d_every, torch.cat([part.transpose(1, 2) for part in parts], dim=2).transpose(1, 2))
+            if group.causal and alike:
+                if isinstance(asked.where, slice):
+                    for total, part in zip((d_query, d_key, d_value), parts, strict=True):
+                        asked.give(total, part)
+                else:
+                    asked.give(d_every, torch.cat([part.transpose(1, 2) for part in parts], dim=2).transpose(1, 2))
                 continue
             for side, total, part in zip((asked, group.key, group.key), (d_query, d_key, d_value), parts, strict=True):
                 side.give(total, part, add=True)
         if repeats > 1:
-            d_key, d_value = (x.view(len(x), -1, repeats, x.shape[2]).sum(2) for x in (d_key, d_value))
+            d_key, d_value = (_summed(x, repeats) for x in (d_key, d_value))
         return d_query, d_key, d_value, None, None
 
 
@@ -243,8 +307,17 @@ _cascade: Callable[..., torch.Tensor] = _Cascade.apply  # torch leaves it untype
 def attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, found: tuple[Group, ...], scale: float
 ) -> torch.Tensor:
-    """Attention of query (T, H, h) over key and value (T, K, h), by pieces on the CPU; returns (T, H, h)."""
+    """Attention of query (T or C, H, h) over key and value (T, K, h), by pieces on the CPU; returns (T or C, H, h)."""
     return _cascade(query, key, value, found, scale)
+
+
+def _summed(x_THh: torch.Tensor, repeats: int) -> torch.Tensor:
+    """What `_repeated` repeated, added up. (Several times as quick as a sum over so short an axis.)"""
+    first, *others = x_THh.view(len(x_THh), -1, repeats, x_THh.shape[2]).unbind(2)
+    total = first.clone(memory_format=torch.contiguous_format)
+    for other in others:
+        total += other
+    return total
 
 
 def _repeated(x_TKh: torch.Tensor, repeats: int) -> torch.Tensor:

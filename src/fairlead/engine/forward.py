@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from fairlead.engine import attention, tight
-from fairlead.engine.dense import matmul
-from fairlead.engine.layout import Batch, Tree, lay_out
+from fairlead.engine.dense import matmul, spare
+from fairlead.engine.layout import Batch, Shape, Tree, lay_out
 
 log = logging.getLogger(__name__)
 
@@ -170,8 +170,16 @@ def path_of(model: nn.Module) -> Path:
 
 
 def _tight(weights: tight.Weights, batch: Batch, only_blocks: bool, rows: torch.Tensor | None = None) -> torch.Tensor:
-    forest = attention.plan(batch.shapes, batch.ids_T.device, only_blocks=only_blocks)
-    return tight.hidden_states(weights, batch.ids_T, batch.position_T, forest, rows)
+    """The tight pass, with a sequence more where that brings the batch to a count of tokens that recurs."""
+    ids, position, shapes = batch.ids_T, batch.position_T, batch.shapes
+    more = spare(batch.tokens, weights.norm)
+    if more:
+        ids = torch.cat([ids, ids[-1:].expand(more)])
+        position = torch.cat([position, torch.arange(more)])
+        shapes = (*shapes, Shape(more, ()))
+    forest = attention.plan(shapes, ids.device, only_blocks=only_blocks)
+    hidden = tight.hidden_states(weights, ids, position, forest, rows)
+    return hidden[: batch.tokens] if more and rows is None else hidden
 
 
 def _packed(model: nn.Module, batch: Batch, only_blocks: bool) -> torch.Tensor:

@@ -23,7 +23,7 @@ from torch import nn
 from fairlead.engine.checkpoint import atomic_write
 from fairlead.engine.forward import context_of, evaluating, head_of, hidden_states, vocabulary_of
 from fairlead.engine.layout import Batch, Tree, check, pack
-from fairlead.engine.logprobs import batch_of
+from fairlead.engine.logprobs import batch_of, scoring_budget
 
 At: TypeAlias = Literal["end", "marked", "before"]
 """Where a head reads:
@@ -93,8 +93,7 @@ def head_values(
     """
     batch = batch_of(model, trees, keep_last=at != "before")
     place_N, reply_N, count_R = _places(batch, trees, at)
-    hidden_TD = hidden_states(model, batch, packed=packed)
-    return Values(head(hidden_TD.index_select(0, place_N)), reply_N, count_R)
+    return Values(head(hidden_states(model, batch, rows=place_N, packed=packed)), reply_N, count_R)
 
 
 def score_values(
@@ -115,9 +114,8 @@ def score_values(
     check(trees, context=context_of(model), vocabulary=vocabulary_of(model))
     parts = [torch.empty(0)] * sum(replies)
     first = torch.tensor([0, *replies]).cumsum(0).tolist()
-    budget = max([token_budget, *(tree.tokens for tree in trees)])
     with torch.no_grad(), evaluating(model):
-        for rows in pack(trees, budget):
+        for rows in pack(trees, scoring_budget(model, trees, token_budget)):
             got = head_values(model, head, [trees[row] for row in rows], at=at)
             places = [place for row in rows for place in range(first[row], first[row + 1])]
             for place, value in zip(places, got.split(), strict=True):

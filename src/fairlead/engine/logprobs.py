@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fairlead.engine.dense import matmul
+from fairlead.engine.dense import matmul, spare, weight_gradient
 from fairlead.engine.forward import (
     Head,
     context_of,
@@ -79,8 +79,15 @@ def reply_logprobs(
     Raises ValueError naming the row for what cannot be scored (see layout.check).
     """
     batch = batch_of(model, trees)
-    hidden_ND = hidden_states(model, batch, rows=batch.source_N, packed=packed)
-    logp_N, entropy_N = token_logprobs(hidden_ND, head_of(model), batch.target_N, temperature, entropy, chunk)
+    head, source_N, target_N = head_of(model), batch.source_N, batch.target_N
+    count = len(source_N)
+    more = spare(count, head.weight_VD) if count else 0
+    if more:  # tokens that nobody reads, to a count that recurs
+        source_N, target_N = (torch.cat([x, x[-1:].expand(more)]) for x in (source_N, target_N))
+    hidden_ND = hidden_states(model, batch, rows=source_N, packed=packed)
+    logp_N, entropy_N = token_logprobs(hidden_ND, head, target_N, temperature, entropy, chunk)
+    if more:
+        logp_N, entropy_N = logp_N[:count], None if entropy_N is None else entropy_N[:count]
     return ReplyLogprobs(logp_N, batch.reply_N, batch.count_R, entropy_N)
 
 
@@ -103,7 +110,7 @@ def score(
     parts: list[tuple[torch.Tensor, torch.Tensor | None]] = [(torch.empty(0), None)] * sum(replies)
     first = torch.tensor([0, *replies]).cumsum(0).tolist()
     with torch.no_grad(), evaluating(model):
-        for rows in pack(trees, _budget(model, trees, token_budget)):
+        for rows in pack(trees, scoring_budget(model, trees, token_budget)):
             got = reply_logprobs(model, [trees[row] for row in rows], temperature=temperature, entropy=entropy)
             sizes = got.count_R.tolist()
             logps = torch.split(got.logp_N.cpu(), sizes)
@@ -167,7 +174,7 @@ def score_next(
     head = head_of(model)
     out_RK = torch.empty(wanted_RK.shape, dtype=torch.promote_types(head.weight_VD.dtype, torch.float32))
     with torch.no_grad(), evaluating(model):
-        for rows in pack(trees, _budget(model, trees, token_budget)):
+        for rows in pack(trees, scoring_budget(model, trees, token_budget)):
             batch = batch_of(model, [trees[row] for row in rows], keep_last=True)
             last_RD = hidden_states(model, batch, rows=batch.last_R)
             places = [place for row in rows for place in range(first[row], first[row + 1])]
@@ -178,7 +185,7 @@ def score_next(
     return out_RK
 
 
-def _budget(model: nn.Module, trees: Sequence[Tree], token_budget: int) -> int:
+def scoring_budget(model: nn.Module, trees: Sequence[Tree], token_budget: int) -> int:
     """Tokens of one micro-batch for scoring: it keeps no activations, so a tree above the budget just widens it."""
     if head_of(model).weight_VD.device.type == "cpu":
         token_budget = min(token_budget, SCORED_AT_ONCE)
@@ -279,7 +286,7 @@ class _TokenLogprobs(torch.autograd.Function):
             if d_hidden is not None:
                 d_hidden[part] = matmul(d_CV, weight).to(hidden_ND.dtype)
             if needs_weight:
-                d_part = matmul(d_CV.t(), hidden_ND[part].to(dtype))
+                d_part = weight_gradient(d_CV, hidden_ND[part].to(dtype))
                 d_weight = d_part if d_weight is None else d_weight.add_(d_part)
             if d_bias is not None:
                 d_bias += d_CV.sum(0)

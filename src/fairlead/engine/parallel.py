@@ -274,7 +274,7 @@ def score(
     ends = torch.tensor([sum(count) for count in counts]).cumsum(0).tolist()
     logp_N = entropy_N = torch.empty(0)
     with torch.no_grad(), evaluating(model):
-        for rows, weight in deal(trees, max([token_budget, *(tree.tokens for tree in trees)])):
+        for rows, weight in deal(trees, logprobs.scoring_budget(model, trees, token_budget)):
             got = logprobs.reply_logprobs(model, [trees[r] for r in rows], temperature=temperature, entropy=entropy)
             if not logp_N.numel():
                 logp_N = torch.zeros(ends[-1], dtype=got.logp_N.dtype)

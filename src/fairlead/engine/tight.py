@@ -2,10 +2,12 @@
 
 It reads the weights of a transformers module and computes what the module computes on a packed forest, with fewer
 passes over memory: what is cheap is computed again in backward instead of kept, products run through `dense.py`, and
-of the last layer only the rows that anybody asks for are finished. Gradients arrive in the module's own parameters.
-`read` says why a module does not qualify; `forward.path_of` checks the result against the module before it is used.
+of the last layer only the rows that anybody asks for are finished (on the CPU attention too is computed for no others).
+Gradients arrive in the module's own parameters. `read` says why a module does not qualify; `forward.path_of` checks the
+result against the module before it is used.
 
-Axes: T packed tokens, N rows asked for, D width, F width of the MLP, H query heads, K key heads, h head width.
+Axes: T packed tokens, N rows asked for, C rows chosen to have them (`cascade.choose`), D width, F width of the MLP,
+H query heads, K key heads, h head width.
 """
 
 from __future__ import annotations
@@ -18,8 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fairlead.engine import cascade
 from fairlead.engine.attention import Plan, forest_attention
-from fairlead.engine.dense import matmul
+from fairlead.engine.dense import matmul, weight_gradient
 
 CLASSES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
@@ -125,16 +128,33 @@ def hidden_states(
     half = cos.shape[-1] // 2
     sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)  # so that rotation is a roll
     for number, layer in enumerate(w.layers):
-        q, k, v = _project(x, layer.norm_in, w.epsilon, *layer.query, *layer.key, *layer.value)
+        rows = rows_N if number == len(w.layers) - 1 else None
+        chosen = _chosen(forest, x, layer, rows)
+        row_C = chosen.row_C if chosen is not None else None
+        q, k, v = _project(x, row_C, layer.norm_in, w.epsilon, *layer.query, *layer.key, *layer.value)
         q, k, v = (y.view(len(y), -1, w.head_width) for y in (q, k, v))
         if layer.norm_query is not None and layer.norm_key is not None:
             q, k = _norm(q, layer.norm_query, w.epsilon), _norm(k, layer.norm_key, w.epsilon)
-        q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
-        q, k, v = (y.transpose(0, 1)[None] for y in (q, k, v))
-        y = forest_attention(q, k, v, forest, scale=layer.scale, dropout=layer.dropout, window=layer.window)
-        rows = rows_N if number == len(w.layers) - 1 else None
-        x = _finish(x, y[0].flatten(1), layer.out, layer.norm_mlp, w.epsilon, layer.gate, layer.up, layer.down, rows)
+        k = _rotate(k, cos, sin)
+        if chosen is not None:
+            q = _rotate(q, cos.index_select(0, chosen.row_C), sin.index_select(0, chosen.row_C))
+            y = cascade.attend(q, k, v, chosen.groups, layer.scale)
+            x, rows = _pick(x, chosen.row_C), chosen.place_N
+        else:
+            q, k, v = (y.transpose(0, 1)[None] for y in (_rotate(q, cos, sin), k, v))
+            y = forest_attention(q, k, v, forest, scale=layer.scale, dropout=layer.dropout, window=layer.window)[0]
+        y = y.flatten(1)
+        if rows is not None:
+            x, y = _pick(x, rows), _pick(y, rows)
+        x = _finish(x, y, layer.out, layer.norm_mlp, w.epsilon, layer.gate, layer.up, layer.down)
     return _norm(x, w.norm, w.epsilon)
+
+
+def _chosen(forest: Plan, x: torch.Tensor, layer: Layer, rows_N: Maybe) -> cascade.Chosen | None:
+    """What the last layer's attention needs to compute, where that need not be all of it."""
+    if rows_N is None or not len(rows_N) or not forest.by_pieces(x, dropout=layer.dropout, window=layer.window):
+        return None
+    return forest.choose(rows_N, x.dtype)
 
 
 # ------------------------------------------------------------------------------------------------- RMSNorm
@@ -194,37 +214,54 @@ class _Norm(torch.autograd.Function):
 # ---------------------------------------------------------------------------------- the parts of one layer
 
 
+class _Pick(torch.autograd.Function):
+    """Rows of a matrix, some perhaps twice."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, rows_N: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(rows_N)
+        ctx.tokens = len(x)
+        return x.index_select(0, rows_N)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (rows_N,) = ctx.saved_tensors
+        return grads[0].new_zeros(ctx.tokens, *grads[0].shape[1:]).index_add_(0, rows_N, grads[0]), None
+
+
 class _Project(torch.autograd.Function):
-    """Norm, then the projections to queries, keys and values: (T, D) -> (T, H * h), (T, K * h), (T, K * h)."""
+    """Norm, then the projections to queries, keys and values: (T, D) -> (T or C, H * h), (T, K * h), (T, K * h)."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, norm: torch.Tensor, epsilon: float, *weights: Maybe
+        ctx: Any, x: torch.Tensor, row_C: Maybe, norm: torch.Tensor, epsilon: float, *weights: Maybe
     ) -> tuple[torch.Tensor, ...]:
         unit, inverse = _norm_forward(x, norm, epsilon)
-        ctx.save_for_backward(x, inverse, norm, *weights[::2])
+        ctx.save_for_backward(x, row_C, inverse, norm, *weights[::2])
         out = []
-        for weight, bias in zip(weights[::2], weights[1::2], strict=True):
+        for number, (weight, bias) in enumerate(zip(weights[::2], weights[1::2], strict=True)):
             assert weight is not None
-            y = matmul(unit, weight.t())
+            y = matmul(unit if number or row_C is None else unit.index_select(0, row_C), weight.t())
             out.append(y if bias is None else y.add_(bias))
         return tuple(out)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Maybe, ...]:
-        x, inverse, norm, *weights = ctx.saved_tensors
+        x, row_C, inverse, norm, *weights = ctx.saved_tensors
         unit = _normed(x, inverse, norm)
-        d_unit: Maybe = None
+        d_units: list[torch.Tensor] = []
         d_weights: list[Maybe] = []
         for number, (grad, weight) in enumerate(zip(grads, weights, strict=True)):
-            needs_weight, needs_bias = ctx.needs_input_grad[3 + 2 * number : 5 + 2 * number]
-            part = matmul(grad, weight)
-            d_unit = part if d_unit is None else d_unit.add_(part)
-            d_weights.append(matmul(grad.t(), unit) if needs_weight else None)
+            needs_weight, needs_bias = ctx.needs_input_grad[4 + 2 * number : 6 + 2 * number]
+            d_units.append(matmul(grad, weight))
+            seen = unit if number or row_C is None else unit.index_select(0, row_C)
+            d_weights.append(weight_gradient(grad, seen) if needs_weight else None)
             d_weights.append(grad.sum(0) if needs_bias else None)
-        assert d_unit is not None
+        d_query, d_key, d_value = d_units
+        d_unit = d_key.add_(d_value)
+        d_unit = d_unit.add_(d_query) if row_C is None else d_unit.index_add_(0, row_C, d_query)
         d_x, d_norm = _norm_backward(d_unit, x, inverse, norm)
-        return d_x, d_norm, None, *d_weights
+        return d_x, None, d_norm, None, *d_weights
 
 
 class _Rotate(torch.autograd.Function):
@@ -233,17 +270,17 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(cos, sin)
-        return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+        return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), sin)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Maybe, ...]:
         cos, sin = ctx.saved_tensors
         back = grads[0].roll(cos.shape[-1] // 2, -1)
-        return torch.addcmul(grads[0] * cos, back, sin, value=-1.0), None, None
+        return (grads[0] * cos).addcmul_(back, sin, value=-1.0), None, None
 
 
 class _Finish(torch.autograd.Function):
-    """Output projection, residual, norm, gated MLP, residual: attention's (T, H * h) and x (T, D) -> (T or N, D)."""
+    """Output projection, residual, norm, gated MLP, residual: attention's (T, H * h) and x (T, D) -> (T, D)."""
 
     @staticmethod
     def forward(
@@ -256,41 +293,35 @@ class _Finish(torch.autograd.Function):
         gate: torch.Tensor,
         up: torch.Tensor,
         down: torch.Tensor,
-        rows_N: Maybe,
     ) -> torch.Tensor:
-        ctx.tokens = len(x)
-        if rows_N is not None:
-            x, y = x.index_select(0, rows_N), y.index_select(0, rows_N)
         middle = matmul(y, out.t()).add_(x)
         unit, inverse = _norm_forward(middle, norm, epsilon)
         g, u = matmul(unit, gate.t()), matmul(unit, up.t())
-        ctx.save_for_backward(y, middle, inverse, g, u, out, norm, gate, up, down, rows_N)
+        ctx.save_for_backward(y, middle, inverse, g, u, out, norm, gate, up, down)
         return matmul(F.silu(g).mul_(u), down.t()).add_(middle)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Maybe, ...]:
-        y, middle, inverse, g, u, out, norm, gate, up, down, rows_N = ctx.saved_tensors
-        _, _, needs_out, _, _, needs_gate, needs_up, needs_down, _ = ctx.needs_input_grad
+        y, middle, inverse, g, u, out, norm, gate, up, down = ctx.saved_tensors
+        _, _, needs_out, _, _, needs_gate, needs_up, needs_down = ctx.needs_input_grad
         grad = grads[0]
         d_inner = matmul(grad, down)
         silu = F.silu(g)
-        d_down = matmul(grad.t(), silu * u) if needs_down else None
+        d_down = weight_gradient(grad, silu * u) if needs_down else None
         d_u = silu.mul_(d_inner)
         d_g = torch.ops.aten.silu_backward(d_inner.mul_(u), g)
         unit = _normed(middle, inverse, norm)
-        d_gate = matmul(d_g.t(), unit) if needs_gate else None
-        d_up = matmul(d_u.t(), unit) if needs_up else None
+        d_gate = weight_gradient(d_g, unit) if needs_gate else None
+        d_up = weight_gradient(d_u, unit) if needs_up else None
         d_middle, d_norm = _norm_backward(matmul(d_g, gate).add_(matmul(d_u, up)), middle, inverse, norm)
         d_middle += grad
-        d_out = matmul(d_middle.t(), y) if needs_out else None
-        d_x, d_y = d_middle, matmul(d_middle, out)
-        if rows_N is not None:
-            d_x, d_y = (d.new_zeros(ctx.tokens, d.shape[1]).index_add_(0, rows_N, d) for d in (d_x, d_y))
-        return d_x, d_y, d_out, d_norm, None, d_gate, d_up, d_down, None
+        d_out = weight_gradient(d_middle, y) if needs_out else None
+        return d_middle, matmul(d_middle, out), d_out, d_norm, None, d_gate, d_up, d_down
 
 
 # torch leaves Function.apply untyped.
 _norm: Callable[..., torch.Tensor] = _Norm.apply
+_pick: Callable[..., torch.Tensor] = _Pick.apply
 _project: Callable[..., tuple[torch.Tensor, ...]] = _Project.apply
 _rotate: Callable[..., torch.Tensor] = _Rotate.apply
 _finish: Callable[..., torch.Tensor] = _Finish.apply
