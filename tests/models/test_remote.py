@@ -241,6 +241,17 @@ def test_other_refused_requests_name_the_row() -> None:
 
 
 @BOTH
+def test_our_own_server_says_too_long_as_the_providers_do(provider: str) -> None:
+    class Narrow(Echo):
+        def generate(self, prompts, sampling=Sampling()):  # noqa: B008
+            raise TooLong("prompt 0: 9 tokens, but the model has room for 8")
+
+    with Faulty(Narrow(), fine) as server, pytest.raises(TooLong, match="prompt 0: .* room for 8") as caught:
+        opened(provider, server).generate([[user("second")]])
+    assert [key[0].text for key in caught.value.prompts] == ["second"]
+
+
+@BOTH
 def test_a_prompt_that_the_server_finds_too_long_is_named(provider: str) -> None:
     body = json.dumps({"error": {"message": "prompt is too long: maximum context length is 8 tokens"}}).encode()
     with Faulty(Echo(), lambda i, sent: Fault(400, body) if b"second" in sent else None) as server:
