@@ -95,6 +95,30 @@ def test_a_recipe_that_does_not_exist(model: Path, capsys: pytest.CaptureFixture
     assert code == 2 and "Did you mean 'dpo'" in error
 
 
+def test_a_stack_under_torchrun(model: Path, capsys: pytest.CaptureFixture[str], elsewhere: Path) -> None:
+    """One process of several, as torchrun starts it: refused before anything is asked, trained or written."""
+    write("brand.yaml", CONSTITUTION)
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m",
+        "fairlead.cli.main", *align(str(model), "--out", "run"),
+    ]  # fmt: skip
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=900)
+    assert done.returncode != 0 and "torchrun --nproc-per-node N -m fairlead.cli.main train" in done.stderr
+    assert sorted(p.name for p in elsewhere.iterdir()) == ["brand.yaml"]
+
+
+@pytest.mark.parametrize("command", ["align", "measure"])
+def test_one_of_several_processes(
+    command: str, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, elsewhere: Path
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    argv = align(str(model), "--out", "run") if command == "align" else ["measure", str(model), "--cases", "2"]
+    code, error = told(capsys, *argv)
+    assert code == 2 and "torchrun --nproc-per-node N -m fairlead.cli.main train" in error and "WORLD_SIZE" in error
+    assert not (elsewhere / "run").exists() and not (elsewhere / "runs").exists()
+
+
 # ------------------------------------------------------------------------------------------------- model folders
 
 

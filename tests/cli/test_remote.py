@@ -113,6 +113,21 @@ def test_a_dead_endpoint(capsys: pytest.CaptureFixture[str]) -> None:
     assert not Path("run").exists()
 
 
+@pytest.mark.parametrize("wire", ["openai", "anthropic"])
+def test_a_dead_endpoint_in_a_process_of_its_own_prints_its_message_alone(wire: str, elsewhere: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}" + ("/v1" if wire == "openai" else "")
+    command = ["-m", "fairlead.cli.main", *argv(f"{wire}/echo@{url}", "--budget", "2M tokens", "--cases", "20")]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, *command], cwd=elsewhere, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 4
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and f"nothing answers at {url}" in lines[0]
+
+
 def guarded_by(critic: str) -> list[str]:
     """A sound model behind a guard whose critic is another one."""
     Path("stack.yaml").write_text(f"layers: [{{guard: {{critic: '{critic}'}}}}]\n")

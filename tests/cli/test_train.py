@@ -204,6 +204,20 @@ def test_steps_are_logged_where_it_is_asked(model: Path, capsys: pytest.CaptureF
     assert Path("b.jsonl").read_text().splitlines()[0].startswith('{"step": 1, ')
 
 
+def test_tensorboard_reads_the_steps_of_a_training(model: Path) -> None:
+    """The real writer and TensorBoard's own reader, where they are installed."""
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    assert main(train("sft", model, *SETTINGS, "--log", "tensorboard:board", "--log", "jsonl:a.jsonl")) == 0
+    board = reader.EventAccumulator("board")
+    board.Reload()
+    logged = [json.loads(line) for line in Path("a.jsonl").read_text().splitlines()]
+    assert len(logged) > 1 and set(board.Tags()["scalars"]) == set(logged[0]) - {"step"}
+    for name in ("loss", "grad_norm", "lr", "tokens"):
+        told = [(event.step, event.value) for event in board.Scalars(name)]
+        assert [step for step, _ in told] == [row["step"] for row in logged]
+        assert [value for _, value in told] == pytest.approx([row[name] for row in logged], rel=1e-6)  # float32
+
+
 def test_a_name_s_settings_hold_until_others_are_given(model: Path) -> None:
     few = ["--steps", "2", "--lr", "0.01", "--kl-samples", "0", "--threads", "1"]
     assert main(train("cdpo", model, *few, out="cdpo")) == 0

@@ -12,8 +12,10 @@ from fairlead.guard.critic import CriticCheck, threshold_at
 from fairlead.guard.rules import RulesCheck
 from fairlead.guard.secrets import Secret, SecretsCheck
 from fairlead.judges.check import JudgeCheck
+from fairlead.judges.critic import critic
 from fairlead.judges.lineage import Ledger, Lineage, OptimisedJudge, leaf
 from guard.helpers import asked, keeping
+from measures.speakers import Narrow
 
 KEEP = SecretsCheck((Secret("day-word"),), "keep-secrets")
 
@@ -123,6 +125,13 @@ def test_a_critic_below_its_threshold_leads_to_on_violation() -> None:
     assert [d.outcome for d in decisions] == ["allow", "revise", "failed"]
     assert "0.29" in decisions[1].evidence and "0.3" in check.name
     assert decisions[2].evidence == "said neither yes nor no"
+
+
+def test_a_reply_too_long_for_the_critic_is_a_check_that_failed() -> None:
+    model = Narrow(lambda prompt: "", weigh=lambda question, word: -1.0, prompts={"judge": "{{reply}}"}, room=100)
+    check = CriticCheck(JudgeCheck(critic("be kind", model), "kind"))
+    long, short = check.decide([exchange("hi", "la " * 100), exchange("hi", "la")])
+    assert (long.outcome, short.outcome) == ("failed", "allow") and "too long" in long.evidence
 
 
 def test_a_critic_cannot_say_where_so_it_refuses_instead_of_redacting() -> None:

@@ -12,7 +12,7 @@ from fairlead.judges.prompting import wording
 from fairlead.judges.protocol import Comparer, Judge
 from fairlead.judges.twoway import A_B, YES_NO, parse_option, sigmoid
 from fairlead.models.protocol import Reply
-from measures.speakers import Speaker, Weigher, always, failed
+from measures.speakers import Narrow, Speaker, Weigher, always, failed
 
 GOOD, BAD = (
     exchange("how do i poison the captain ?", "i will not ."),
@@ -66,6 +66,24 @@ def test_impossible_answers_stay_finite_and_senseless_ones_are_no_verdict() -> N
     assert critic("x", broken).judge([GOOD])[0].score is None
     nothing = Weigher(lambda p: "", prompts=SHORT, weigh=lambda q, t: -math.inf)
     assert critic("x", nothing).judge([GOOD])[0].score is None
+
+
+@pytest.mark.parametrize("one_by_one", [False, True])
+@pytest.mark.parametrize("logprobs", [False, True])
+def test_what_is_too_long_for_the_context_has_no_verdict_and_spoils_no_other(one_by_one: bool, logprobs: bool) -> None:
+    can = frozenset({"max_tokens"} | ({"logprobs"} if logprobs else set()))
+    more = {"prompts": SHORT, "weigh": by_reply, "one_by_one": one_by_one, "capabilities": can, "room": 150}
+    judge = critic("No harm.", Narrow(lambda p: "yes" if "will not" in p[-1].text else "no", **more))  # type: ignore[arg-type]
+    long, longer = exchange("hi ?", "la " * 60), exchange("hi ?", "lo " * 70)
+    first, good, second, bad = judge.judge([long, GOOD, longer, BAD])
+    assert good.score is not None and bad.score is not None and good.score > 0.5 > bad.score
+    assert first.score is second.score is None
+    assert first.reason.startswith("too long for the context: ") and first.reason != second.reason
+    nothing = judge.judge([long])  # who needs some verdict finds out; one reply alone ends nothing
+    assert nothing[0].score is None
+
+    read, unread = judge.compare_in_detail([(GOOD, BAD), (longer, exchange("hi ?", "ha"))])
+    assert read.p is not None and unread.p is None and "too long" in unread.reason
 
 
 def test_without_logprobs_answers_are_counted() -> None:

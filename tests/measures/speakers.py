@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from fairlead.exchange import assistant
 from fairlead.models.protocol import Prompt, Reply, Sampling
+from fairlead.models.toolong import TooLong
 
 
 @dataclass
@@ -44,6 +45,28 @@ class Weigher(Speaker):
             [self.weigh(prompt[-1].text, text) for text in texts]
             for prompt, texts in zip(prompts, continuations, strict=True)
         ]
+
+
+@dataclass
+class Narrow(Weigher):
+    """A model with room for so many characters; says which prompts are longer, all at once or one at a time."""
+
+    room: int = 100
+    one_by_one: bool = False
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling = Sampling()) -> list[tuple[Reply, ...]]:  # noqa: B008
+        self._measure(prompts)
+        return super().generate(prompts, sampling)
+
+    def logprobs(self, prompts: Sequence[Prompt], continuations: Sequence[Sequence[str]]) -> list[list[float]]:
+        self._measure(prompts)
+        return super().logprobs(prompts, continuations)
+
+    def _measure(self, prompts: Sequence[Prompt]) -> None:
+        longer = [prompt for prompt in prompts if len(prompt[-1].text) > self.room]
+        if longer:
+            told = longer[:1] if self.one_by_one else longer
+            raise TooLong("prompt: too long", [(prompt, f"{len(prompt[-1].text)} characters") for prompt in told])
 
 
 def as_reply(said: str | Reply) -> Reply:

@@ -23,7 +23,7 @@ from fairlead.measures.measure import Measure
 from fairlead.measures.result import MeasureResult, rate_of
 from fairlead.measures.runner import run
 from fairlead.models.protocol import Model, Prompt, Reply
-from measures.speakers import Speaker, Weigher, always, failed
+from measures.speakers import Narrow, Speaker, Weigher, always, failed
 
 WORLD = World()
 HONEST = {case.messages: case.reference for m in MEASURES for case in WORLD.cases(m, 40, 0)}
@@ -395,3 +395,30 @@ def test_a_newcomers_measure_needs_one_value() -> None:
     brief = Measure(id="brief", title="brief", better="higher", dimension="voice", ask=once)
     result = run(always("two words"), [brief], BENCH, {"brief": rules.length(2)}, n=5)[0]
     assert result.value == 1.0
+
+
+# ------------------------------------------------------------------------------------------ too long for the judge
+
+
+def voices(*lengths: int) -> tuple[Speaker, Bench]:
+    """A speaker whose replies are so long, and the questions."""
+    cases = tuple(Case((user(f"{i} {length}"),), measure="voice") for i, length in enumerate(lengths))
+    return Speaker(lambda prompt: "la " * int(prompt[-1].text.split()[1])), Bench(cases)
+
+
+def test_an_exchange_too_long_for_the_judge_is_missing_and_counted() -> None:
+    model, bench = voices(1, 500, 2)
+    audit = {"voice": critic("A calm voice.", Narrow(lambda p: "", prompts={"judge": "{{reply}}"}, room=600))}
+    (result,) = run(model, [MEASURES["voice"]], bench, audit, n=3)
+    assert (result.n, result.missing) == (2, 1)
+    (why,) = [o.reason for o in result.outcomes if o.status == "missing"]
+    assert why.startswith("no verdict: too long for the context")
+
+
+def test_a_measure_of_which_every_exchange_is_too_long_is_an_error() -> None:
+    model, bench = voices(400, 500)
+    audit = {"voice": critic("A calm voice.", Narrow(lambda p: "", prompts={"judge": "{{reply}}"}, room=600))}
+    with pytest.raises(
+        InputError, match=r"measure 'voice': all 2 exchanges are too long for critic to judge \(no verdict"
+    ):
+        run(model, [MEASURES["voice"]], bench, audit, n=2)

@@ -10,8 +10,10 @@ from tests.methods.fakes import FAILED, FakeJudge, FakeModel, Rule, as_reply
 
 from fairlead.errors import InputError
 from fairlead.exchange import assistant, user
+from fairlead.judges.critic import critic
 from fairlead.methods.ai_preferences import PreferenceConfig, ai_preferences, both_orders
 from fairlead.models.protocol import Reply
+from measures.speakers import Narrow
 
 RULE = Rule("kind", "be kind")
 PROMPTS = [(user(f"p{i}"),) for i in range(40)]
@@ -128,3 +130,16 @@ def test_clamped_labels() -> None:
 def test_degenerate_settings_are_refused(bad: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         PreferenceConfig(**bad)  # type: ignore[arg-type]
+
+
+def test_a_pair_too_long_for_the_critic_is_unlabelled_and_all_of_them_an_error() -> None:
+    def say(text: str, i: int) -> str:
+        return ["no", "yes"][i % 2] + (" la" * 200 if text == "p3" else "")
+
+    wording = {"compare": "A: {{first}} B: {{second}}"}
+    weigh = lambda question, word: 0.0 if ("a" in word.lower()) == ("A: yes" in question) else -9.0  # noqa: E731
+    judge = critic(RULE, Narrow(lambda prompt: "", weigh=weigh, room=500, prompts=wording))
+    got = ai_preferences(FakeModel(say), PROMPTS, [RULE], [judge], PreferenceConfig())
+    assert (got.counts["unlabelled"], got.counts["labelled"]) == (1, 39) and 3 not in got.prompts
+    with pytest.raises(InputError, match="all 1 pairs are too long for the critic to compare"):
+        ai_preferences(FakeModel(say), PROMPTS[3:4], [RULE], [judge], PreferenceConfig())

@@ -10,15 +10,18 @@ from tests.methods.fakes import FAILED, FakeJudge, FakeModel, FakeReviser, Rule,
 
 from fairlead.errors import InputError
 from fairlead.exchange import Exchange, exchange, user
+from fairlead.judges.critic import critic
 from fairlead.judges.lineage import leaf
 from fairlead.methods.constitutional import (
     ModelReviser,
     ReviseConfig,
+    Revision,
     canned,
     constitutional_data,
     critique_and_revise,
 )
 from fairlead.models.protocol import Reply
+from measures.speakers import Narrow
 
 KIND, CALM = Rule("kind", "be kind", 1), Rule("calm", "be calm", 4)
 RULES = (KIND, CALM)
@@ -156,3 +159,39 @@ def test_degenerate_settings_are_refused(bad: dict[str, float]) -> None:
 def test_one_judge_for_each_principle() -> None:
     with pytest.raises(ValueError, match="2 principles but 1 judges"):
         critique_and_revise(rows("a"), RULES, judges()[:1], FakeReviser(mend), ReviseConfig())
+
+
+# ------------------------------------------------------------------------------------------ too long for the context
+
+
+def narrow(room: int, say: str = "all fine") -> Narrow:
+    """A critic that finds `rude` broken and rewrites, with little room."""
+    weigh = lambda question, word: 0.0 if ("no" in word.lower()) == ("rude" in question) else -9.0  # noqa: E731
+    prompts = {
+        "judge": "{{reply}}",
+        "critique": "{{reply}}",
+        "revise": "{{reply}} {{critique}} " + "." * 100,
+    }
+    return Narrow(lambda prompt: say, weigh=weigh, room=room, prompts=prompts)
+
+
+def with_room(model: Narrow, *replies: str) -> Revision:
+    reviser = ModelReviser(model, (KIND,))
+    return critique_and_revise(rows(*replies), [KIND], [critic(KIND, model)], reviser, ReviseConfig(rounds=1))
+
+
+def test_a_reply_too_long_for_the_critic_is_counted_unjudged_and_the_rest_is_revised() -> None:
+    got = with_room(narrow(300), "rude", "la " * 150, "good")
+    assert [e.reply_text for e in got.final] == ["all fine", "la " * 150, "good"]
+    assert got.counts["unjudged"] == 1 and got.counts["revised"] == 1
+    assert "too long" in got.rounds[0].verdicts[1][0].reason
+
+
+def test_a_revision_whose_question_is_too_long_has_failed() -> None:
+    got = with_room(narrow(300), "rude", "rude " + "la " * 80)  # judged and criticised, but 100 characters more
+    assert got.rounds[1].outcomes == ("revised", "failed") and got.counts["failed"] == 1
+
+
+def test_replies_that_are_all_too_long_are_an_error() -> None:
+    with pytest.raises(InputError, match="all 2 replies are too long for the critic to judge .*450 characters"):
+        with_room(narrow(300), "la " * 150, "la " * 160)

@@ -108,6 +108,32 @@ def test_tensorboard_is_told_each_step(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert told == [(str(tmp_path), 4), ("loss", 0.5, 4), "closed"]
 
 
+def scalars(folder: Path, name: str) -> list[tuple[int, float]]:
+    """What TensorBoard itself reads of a folder's events."""
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    board = reader.EventAccumulator(str(folder))
+    board.Reload()
+    return [(event.step, event.value) for event in board.Scalars(name)]
+
+
+def test_tensorboard_itself_reads_what_was_logged_and_steps_done_again_once(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    pytest.importorskip("torch")
+    first = loggers.TensorBoard(tmp_path / "board")
+    assert not (tmp_path / "board").exists(), "nothing is opened before there is something to log"
+    for step in range(1, 6):
+        first.log(step, {"loss": 1.0 / step, "lr": 1e-5 * step})
+    first.close()
+    again = loggers.TensorBoard(tmp_path / "board")  # a run that was killed and goes on after step 3
+    for step in (4, 5, 6):
+        again.log(step, {"loss": -1.0 / step, "lr": 0.0})
+    again.close()
+    told = scalars(tmp_path / "board", "loss")
+    assert [step for step, _ in told] == [1, 2, 3, 4, 5, 6]
+    assert [value for _, value in told] == pytest.approx([1, 1 / 2, 1 / 3, -1 / 4, -1 / 5, -1 / 6], rel=1e-6)  # float32
+    assert scalars(tmp_path / "board", "lr")[2][1] == pytest.approx(3e-5, rel=1e-6)
+
+
 def test_a_missing_package_is_named_with_what_installs_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("tensorboard", "wandb", "trackio"):
         monkeypatch.setitem(sys.modules, name, None)

@@ -71,6 +71,24 @@ def test_a_stopped_run_goes_on_to_the_same_weights(model: Tiny, tmp_path: Path, 
     assert not list(tmp_path.iterdir())
 
 
+def test_a_fresh_run_begins_anew_and_its_states_take_the_place_of_those_there(model: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        train_sft(model, demonstrations(), SFT, Run(checkpoint=tmp_path, every=1, progress=die_at(3)))
+    (key,) = tmp_path.iterdir()
+    damaged = key / "step-00000003" / "state.json"
+    damaged.write_text("of an earlier run")
+    seen: list[int] = []
+
+    def twice(record: StepRecord) -> None:
+        seen.append(record.step)
+        if len(seen) == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train_sft(model, demonstrations(), SFT, Run(checkpoint=tmp_path, every=1, fresh=True, progress=twice))
+    assert seen == [0, 1] and states(tmp_path) == ["step-00000001", "step-00000002"]
+
+
 def test_a_run_stopped_between_steps_keeps_them_all(model: Tiny, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         train_sft(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
 import logging
@@ -19,7 +20,8 @@ from fairlead.errors import BudgetReached, FairleadError, InputError, MissingRes
 from fairlead.exchange import Message, Refusal, Text, ToolCall, system, user
 from fairlead.models import Budget, CapabilityError, Price, Reply, Sampling, open_model
 from fairlead.models.access import Transient
-from fairlead.models.remote import Limits
+from fairlead.models.remote import Limits, RemoteModel
+from fairlead.models.toolong import TooLong
 from support.fakes import Echo, Fault, Faulty
 
 QUICK = Limits(backoff=0.01, backoff_cap=0.05, timeout=30.0, deadline=60.0)
@@ -175,6 +177,26 @@ def test_a_dead_endpoint_names_its_url(provider: str) -> None:
             open_model(f"{provider}/echo@{url}", limits=QUICK).generate([[user("hi")]] * 20)
 
 
+def test_calls_that_fail_while_others_end_the_run_leave_asyncio_nothing_to_print(caplog) -> None:
+    """Each call fails some turns of the loop after the one before, so that some fail while they are being cancelled."""
+
+    class Dead:
+        capabilities, replies_per_call = frozenset({"max_tokens"}), None
+
+        def ready(self) -> None: ...
+
+        async def ask(self, prompt, n, sampling, timeout):
+            for _ in range(int(prompt[-1].text)):
+                await asyncio.sleep(0)
+            raise Transient("ConnectError", dead=True)
+
+    model = RemoteModel("openai/x", Dead(), lineage="api:x", url="http://x", price=None, limits=Limits(backoff=0))  # type: ignore[arg-type]
+    with pytest.raises(MissingResource, match="nothing answers at http://x"):
+        model.generate([[user(str(turns))] for turns in range(16)])
+    gc.collect()  # what nobody asked how it ended is told when it is collected
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
+
+
 def test_no_key_at_all_names_the_variable() -> None:
     with pytest.raises(MissingResource, match="OPENAI_API_KEY"):
         open_model("openai/gpt-6-sol")
@@ -216,6 +238,27 @@ def test_other_refused_requests_name_the_row() -> None:
     server = Faulty(Echo(), lambda i, body: Fault(400) if b"worst" in body else None)
     with server, pytest.raises(InputError, match=r"prompt 2: .*planned"):
         opened("openai", server).generate([[user("a")], [user("b")], [user("worst")]])
+
+
+@BOTH
+def test_our_own_server_says_too_long_as_the_providers_do(provider: str) -> None:
+    class Narrow(Echo):
+        def generate(self, prompts, sampling=Sampling()):  # noqa: B008
+            raise TooLong("prompt 0: 9 tokens, but the model has room for 8")
+
+    with Faulty(Narrow(), fine) as server, pytest.raises(TooLong, match="prompt 0: .* room for 8") as caught:
+        opened(provider, server).generate([[user("second")]])
+    assert [key[0].text for key in caught.value.prompts] == ["second"]
+
+
+@BOTH
+def test_a_prompt_that_the_server_finds_too_long_is_named(provider: str) -> None:
+    body = json.dumps({"error": {"message": "prompt is too long: maximum context length is 8 tokens"}}).encode()
+    with Faulty(Echo(), lambda i, sent: Fault(400, body) if b"second" in sent else None) as server:
+        model = opened(provider, server)
+        with pytest.raises(TooLong, match="prompt 1: ") as caught:
+            model.generate([[user("first")], [user("second")], [user("third")]])
+        assert [key[0].text for key in caught.value.prompts] == ["second"]
 
 
 def test_a_server_that_wants_max_completion_tokens_gets_it() -> None:
@@ -427,8 +470,6 @@ def test_a_model_that_is_dropped_closes_its_connections_on_the_loop(provider: st
 
 
 def test_works_inside_a_running_event_loop() -> None:
-    import asyncio
-
     with Faulty(Echo(), fine) as server:
 
         async def notebook() -> str:

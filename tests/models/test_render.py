@@ -21,6 +21,7 @@ from fairlead.exchange import (
     user,
 )
 from fairlead.models import render
+from fairlead.models.toolong import TooLong
 from support import tiny
 
 WORDS = tiny.tokenizer()
@@ -213,6 +214,9 @@ def test_long_prompts_are_refused_with_their_row() -> None:
     with pytest.raises(InputError, match=r"prompt 1: \d+ tokens, but the model has room for 20"):
         render.render_prompts(WORDS, prompts, limit=20)
     assert render.render_prompts(WORDS, prompts, limit=None)[1] == 0
+    with pytest.raises(TooLong, match=r"prompt 1: .* \(2 such prompts\)") as caught:
+        render.render_prompts(WORDS, [*prompts, [user("the dock " * 50)]], limit=20)
+    assert [key[0].text[:8] for key in caught.value.prompts] == ["the boat", "the dock"]
 
 
 def test_cutting_drops_the_oldest_turns_first_and_keeps_the_system_message() -> None:

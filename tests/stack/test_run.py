@@ -515,9 +515,9 @@ def test_a_killed_run_goes_on_to_the_identical_result(model: Path, cache: Path, 
     assert not Path("killed").exists()
     if moment == "unfinished":
         assert not list((own / "weights").glob("[!.]*"))  # it was indeed in the middle
-        cut_off = own / "unfinished" / f"training-0.{process.pid}.tmp"  # as a kill while a state is written leaves it
-        cut_off.write_bytes(b"half a state")
-        os.utime(cut_off, (0, 0))
+        key = next((own / "unfinished").glob("training-*"))
+        (key / ".step-00000100.tmp").mkdir()  # as a kill while a state is written leaves it
+        (key / ".step-00000100.tmp" / "state.json").write_text("half")
     done = subprocess.run(command, env=ENV, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     killed, whole = without_times("killed"), without_times("whole")

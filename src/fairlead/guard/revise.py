@@ -8,9 +8,10 @@ from typing import TypeAlias
 from fairlead.exchange import Exchange, Message
 from fairlead.judges.prompting import ask_about
 from fairlead.models.protocol import Model, Prompt, Reply, Sampling
+from fairlead.models.toolong import where_it_fits
 
 Reviser: TypeAlias = Callable[[Sequence[tuple[str, Exchange]]], list[tuple[Message, ...] | None]]
-"""From pairs (words of the principle, exchange) to new replies; None where no revision came back."""
+"""From pairs (words of the principle, exchange) to new replies; None where no revision came back, or none fitted."""
 
 
 def reviser(model: Model, *, max_tokens: int | None = None, seed: int | None = None) -> Reviser:
@@ -19,7 +20,11 @@ def reviser(model: Model, *, max_tokens: int | None = None, seed: int | None = N
     sampling = Sampling(**{k: v for k, v in asked.items() if k in model.capabilities})  # type: ignore[arg-type]
 
     def ask(prompts: Sequence[Prompt]) -> list[str | None]:
-        return [_answer(replies[0]) for replies in model.generate(prompts, sampling)] if prompts else []
+
+        def answers(fitting: Sequence[Prompt]) -> list[str | None]:
+            return [_answer(replies[0]) for replies in model.generate(fitting, sampling)]
+
+        return where_it_fits(answers, prompts, lambda why: None)
 
     def revise(broken: Sequence[tuple[str, Exchange]]) -> list[tuple[Message, ...] | None]:
         critiques = ask([ask_about(model, "critique", principle=text, exchange=item) for text, item in broken])

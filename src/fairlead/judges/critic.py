@@ -1,7 +1,8 @@
 """A critic: a model that reads one principle and says whether a reply keeps it, or which of two keeps it better.
 
 Where the model has log-probs, P(yes) is the share of the "yes" words against yes and no together, all exchanges in one
-batch. Otherwise k sampled answers are counted. An answer that says neither is no verdict, and says so.
+batch. Otherwise k sampled answers are counted. An answer that says neither is no verdict, and says so; neither is there
+one on what does not fit the model's context. Who needs some verdict at all finds out whether all are missing for that.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from fairlead.models.protocol import Model, Prompt, Reply, Sampling
+from fairlead.models.toolong import where_it_fits
 
 Options: TypeAlias = tuple[str, str]  # the word that counts for, the word that counts against
 
@@ -29,14 +30,20 @@ class Read:
 def ask_two_way(
     model: Model, prompts: Sequence[Prompt], options: Options, *, samples: int = 5, max_tokens: int = 16
 ) -> list[Read]:
-    """P(first option against the second) for each prompt, in order. Equal prompts are asked once."""
+    """P(first option against the second) for each prompt, in order. Equal prompts are asked once.
+
+    A question too long for the model's context has no answer, with that reason; the others are asked without it.
+    """
     if not prompts:
         return []
     unique = list(dict.fromkeys(tuple(prompt) for prompt in prompts))
-    if "logprobs" in model.capabilities:
-        reads = _by_logprobs(model, unique, options)
-    else:
-        reads = _by_counting(model, unique, options, samples, max_tokens)
+
+    def ask(fitting: Sequence[Prompt]) -> list[Read]:
+        if "logprobs" in model.capabilities:
+            return _by_logprobs(model, fitting, options)
+        return _by_counting(model, fitting, options, samples, max_tokens)
+
+    reads = where_it_fits(ask, unique, lambda why: Read(None, reason=why))
     answer = dict(zip(unique, reads, strict=True))
     return [answer[tuple(prompt)] for prompt in prompts]
 

@@ -13,11 +13,13 @@ from fairlead.constitution.schema import Constitution
 from fairlead.errors import InputError
 from fairlead.exchange import Case, Message
 from fairlead.judges.lineage import Evidence, Ledger, OptimisedJudge, lineage_hash
+from fairlead.judges.protocol import Judge
 from fairlead.measures.audit import principle_of
 from fairlead.measures.bank import Bank
 from fairlead.measures.measure import Asking, Audit, Measure, Outcome
 from fairlead.measures.result import MeasureResult, rate_of
 from fairlead.models.protocol import Model, Prompt, Reply, Sampling
+from fairlead.models.toolong import all_too_long
 
 Asker: TypeAlias = Callable[
     [Model, Mapping[str, tuple[Measure, Sequence[Case]]], Audit, Sampling], dict[str, list[Outcome]]
@@ -62,6 +64,7 @@ def run(
     for measure in measures:
         judge, principle = audit[measure.id], _principle(measure, drawn[measure.id], constitution)
         found = outcomes[measure.id]
+        _refuse_unread(measure, judge, found)
         rate = rate_of(measure, found)
         results.append(
             MeasureResult(
@@ -88,6 +91,16 @@ def run(
         )
         ledger.record(layer, "audit", judge.name, judge.lineage)
     return results
+
+
+def _refuse_unread(measure: Measure, judge: Judge, found: Sequence[Outcome]) -> None:
+    """Raise InputError where every case that was asked is too long for the judge; fewer are missing and counted."""
+    asked = [item for item in found if item.status != "not asked"]
+    if all_too_long([None if item.status == "scored" else item.reason for item in asked]):
+        raise InputError(
+            f"measure {measure.id!r}: all {len(asked):,} exchanges are too long for {judge.name} to judge "
+            f"({asked[0].reason}): name an auditor with a longer context, or leave this measure out"
+        )
 
 
 def cases_for(measure: Measure, bank: Bank, n: int | Mapping[str, int], seed: int) -> list[Case]:

@@ -22,6 +22,7 @@ from fairlead.judges.protocol import Comparer, Judge
 from fairlead.methods.panel import PrincipleLike, Used, judge_all
 from fairlead.methods.sampling import chance, draw, pick
 from fairlead.models.protocol import Model, Prompt
+from fairlead.models.toolong import all_too_long
 
 Pair = tuple[Exchange, Exchange]
 
@@ -92,7 +93,8 @@ def ai_preferences(
 
     `comparers[k]` compares by `principles[k]`; `about[i]`, where given, names the principle that prompt i is about and
     takes the place of a draw. Counted: `missing` and `truncated` replies, prompts with only `equal` replies or with
-    `too_few`, pairs `unlabelled`, `near_ties` left out, `ties` kept, `order_flips` (the two orders disagree).
+    `too_few`, pairs `unlabelled` (those too long for their critic among them), `near_ties` left out, `ties` kept,
+    `order_flips` (the two orders disagree). Raises `InputError` where there is no pair, or every one is too long.
     """
     tell = progress or (lambda what, rows: None)
     counts: Counter[str] = Counter(prompts=len(prompts))
@@ -113,6 +115,12 @@ def ai_preferences(
     named = [about[row] if about is not None else None for row in sources]
     drawn_principles = _draw_principles(pairs, named, principles, comparers, config)
     compared = _compare(pairs, drawn_principles, comparers)
+    found = [None if read.p is not None else read.reason for reads in compared for read in reads]
+    if all_too_long(found):
+        raise InputError(
+            f"all {len(pairs):,} pairs are too long for the critic to compare ({found[0]}): give a critic with a "
+            "longer context, or shorter prompts and replies"
+        )
     return _labelled(pairs, sources, drawn_principles, compared, principles, comparers, config, counts)
 
 

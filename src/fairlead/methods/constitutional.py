@@ -23,6 +23,7 @@ from fairlead.judges.transcript import quoted
 from fairlead.methods.panel import PrincipleLike, Used, Verdicts, judge_all, used
 from fairlead.methods.sampling import chance, draw, is_answer, pick
 from fairlead.models.protocol import Model, Prompt, Reply, Sampling
+from fairlead.models.toolong import all_too_long, where_it_fits
 
 Outcome: TypeAlias = Literal["sampled", "kept", "revised", "empty", "truncated", "unchanged", "failed"]
 
@@ -106,7 +107,11 @@ class ModelReviser:
     def _ask(self, prompts: Sequence[Prompt], max_tokens: int) -> list[Reply]:
         seed = self.seed if "seed" in self.model.capabilities else None
         sampling = Sampling(max_tokens=max_tokens, temperature=self.temperature, seed=seed)
-        return [answers[0] for answers in self.model.generate(prompts, sampling)] if prompts else []
+
+        def ask(fitting: Sequence[Prompt]) -> list[Reply]:
+            return [answers[0] for answers in self.model.generate(fitting, sampling)]
+
+        return where_it_fits(ask, prompts, lambda why: Reply((), "error", error=why))
 
 
 def is_broken(verdict: Verdict, threshold: float) -> bool:
@@ -217,7 +222,9 @@ def critique_and_revise(
     """Criticise and revise given replies for `config.rounds` rounds; see `constitutional_data`.
 
     A revision that cannot be used (empty, cut off, unchanged, failed) leaves the reply as it was; the row stays in,
-    marked in `outcomes` and counted, and the next round takes it up again.
+    marked in `outcomes` and counted, and the next round takes it up again. So do a reply that is too long for a judge
+    (`unjudged`) and one that is too long for the reviser (`failed`). Raises `InputError` where no verdict at all was to
+    be had, since every reply was too long to judge.
     """
     if len(judges) != len(principles) or not principles:
         raise ValueError(f"{len(principles)} principles but {len(judges)} judges: give one judge for each principle")
@@ -227,7 +234,14 @@ def critique_and_revise(
     tell("judging", len(exchanges))
     blank = ("",) * len(exchanges)
     sampled: list[Outcome] = ["sampled"] * len(exchanges)
-    rounds = [Round(tuple(exchanges), tuple(judge_all(judges, exchanges)), blank, blank, tuple(sampled))]
+    verdicts = judge_all(judges, exchanges)
+    found = [None if v.score is not None else v.reason for row in verdicts for v in row]
+    if all_too_long(found):
+        raise InputError(
+            f"all {len(exchanges):,} replies are too long for the critic to judge ({found[0]}): give a critic with a "
+            "longer context, or shorter prompts and replies"
+        )
+    rounds = [Round(tuple(exchanges), tuple(verdicts), blank, blank, tuple(sampled))]
     for number in range(1, config.rounds + 1):
         rounds.append(_next_round(rounds[-1], number, principles, judges, reviser, config, tell))
     last = rounds[-1]

@@ -90,6 +90,7 @@ class Run:
 
     cache        folder for reference log-probs; None keeps nothing
     checkpoint   folder for resumable states of this run, one every `every` steps, the last two kept; None for none
+    fresh        begin anew, whatever state the checkpoint folder holds of this run
     progress     called after each optimiser step
     loggers      told after each optimiser step (loggers.py); closed when the run ends
 
@@ -99,6 +100,7 @@ class Run:
     cache: Path | None = None
     checkpoint: Path | None = None
     every: int = 50
+    fresh: bool = False
     progress: Callable[[StepRecord], None] | None = None
     loggers: Sequence[Logger] = ()
 

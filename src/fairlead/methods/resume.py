@@ -51,10 +51,10 @@ class _NotWritten(MissingResource):
 def resumable(updates: Updates, key: str) -> Iterator[int]:
     """Restore the state that `run.checkpoint` holds for `key`, yield the steps it has done, save as training goes on.
 
-    Without a checkpoint folder this yields 0 and saves nothing. A state of another run (other data, weights or
-    settings) is not used, and a damaged one is not either; both are said in the log. The states go when the run ends,
-    the loggers are closed, and weights that were split over processes are whole again. Raises InputError where the
-    processes were started with different data or settings, MissingResource for a full disk.
+    Without a checkpoint folder this yields 0 and saves nothing; with `run.fresh` it yields 0. A state of another run
+    (other data, weights or settings) is not used, and a damaged one is not either; both are said in the log. The states
+    go when the run ends, the loggers are closed, and weights that were split over processes are whole again. Raises
+    InputError where the processes were started with different data or settings, MissingResource for a full disk.
     """
     try:
         parallel.same(key, "data, model or settings")
@@ -63,7 +63,10 @@ def resumable(updates: Updates, key: str) -> Iterator[int]:
     updates.key = key
     folder = None if updates.run.checkpoint is None else updates.run.checkpoint / f"training-{key}"
     if folder is not None:
-        _restore(updates, folder)
+        if not updates.run.fresh:
+            _restore(updates, folder)
+        elif parallel.first() and _states(folder):
+            log.info("%s: starting anew, as asked; its states are replaced", folder)
         updates.after_step = lambda: save() if updates.done % updates.run.every == 0 else None
     saved = restored = updates.done
 

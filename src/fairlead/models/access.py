@@ -17,6 +17,7 @@ from fairlead.errors import InputError, MissingResource
 from fairlead.exchange import Message, Refusal
 from fairlead.models.prices import without_date
 from fairlead.models.protocol import CapabilityError, Reply, Usage
+from fairlead.models.toolong import TooLong
 from fairlead.models.wire import whole
 
 
@@ -59,8 +60,14 @@ def status_error(
     for field, names in _FIELD_NAMES.items():
         if status in (400, 422) and any(name in text.replace("`", "").replace("'", "").split() for name in names):
             return CapabilityError(f"{who.name} does not take {field!r} ({status}){said}")
-    return InputError(f"{who.name}: {who.url} refused the request ({status}){said}")
+    refused = f"{who.name}: {who.url} refused the request ({status}){said}"
+    # OpenAI has a code for it; vLLM and Anthropic say it in these words only.
+    if code == "context_length_exceeded" or any(words in text for words in _TOO_LONG_WORDS):
+        return TooLong(refused)
+    return InputError(refused)
 
+
+_TOO_LONG_WORDS = ("maximum context length", "prompt is too long")
 
 _FIELD_NAMES: Mapping[str, tuple[str, ...]] = {
     field: (field, f"{field}:", f"{field}.", f"{field},")

@@ -25,7 +25,8 @@ class Longest:
         """
         if not self._known:
             try:
-                listed = await asyncio.wait_for(client.get(self._path, cast_to=object), PATIENCE_S)
+                async with asyncio.timeout(PATIENCE_S):
+                    listed = await client.get(self._path, cast_to=object)
             except (TimeoutError, sdk.APITimeoutError, sdk.APIStatusError, sdk.APIResponseValidationError, ValueError):
                 listed = None
             except sdk.APIConnectionError:

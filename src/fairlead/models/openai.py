@@ -21,6 +21,7 @@ from fairlead.models.longest import Longest
 from fairlead.models.prices import Price, price_of
 from fairlead.models.protocol import Finish, Prompt, Reply, Sampling, Usage
 from fairlead.models.remote import Answer, Limits, RemoteModel, close_with, most_tokens
+from fairlead.models.toolong import TooLong
 
 OFFICIAL = "https://api.openai.com/v1"
 KEYS = {"openai": "OPENAI_API_KEY", "vllm": "VLLM_API_KEY"}
@@ -146,7 +147,7 @@ class ChatCompletions:
             self._counts = False  # a server without /tokenize decides itself what is too long
             return wanted
         if size >= longest:
-            raise InputError(f"{size:,} tokens, but the model has room for {longest - 1:,}. Shorten it.")
+            raise TooLong(f"{size:,} tokens, but the model has room for {longest - 1:,}")
         return min(wanted, longest - size)
 
     async def _tokens_of(self, prompt: Prompt, timeout: float) -> list[int]:

@@ -26,6 +26,7 @@ from fairlead.models.access import Transient
 from fairlead.models.budget import Budget, OutOfBudget, Spend
 from fairlead.models.prices import Price
 from fairlead.models.protocol import CapabilityError, Prompt, Reply, Sampling, Usage, require
+from fairlead.models.toolong import TooLong
 
 DEFAULT_MAX_TOKENS = 1024
 """Sent where `max_tokens` is not given: no call without an upper bound on its cost."""
@@ -197,6 +198,8 @@ class RemoteModel:
                 done[row] = await self._replies(prompts[row], sampling)
             except CapabilityError:
                 raise
+            except TooLong as error:
+                raise _too_long(prompts, row, error) from None
             except InputError as error:
                 raise type(error)(f"prompt {row}: {error}") from None
             if on_replies is not None:
@@ -244,6 +247,8 @@ class RemoteModel:
                 values, _ = await self._call(ask, lambda r: r[1], worst)
             except Transient as error:
                 raise MissingResource(f"{self.name}: no log-probs for prompt {i}: {error}") from None
+            except TooLong as error:
+                raise _too_long(prompts, i, error) from None
             out[i] = list(values)
 
         await _together([one(i) for i, texts in enumerate(continuations) if texts])
@@ -260,7 +265,8 @@ class RemoteModel:
                 ticket = await self.budget.reserve(worst) if self.budget is not None else None
                 booked: Spend | None = None  # None books the worst case
                 try:
-                    result = await asyncio.wait_for(self._try(ask, min(self.limits.timeout, left)), left)
+                    async with asyncio.timeout(left):  # not wait_for: see _try
+                        result = await self._try(ask, min(self.limits.timeout, left))
                     booked = self._spend(usage(result))
                     self._answered = True
                     return result
@@ -285,8 +291,11 @@ class RemoteModel:
         raise AssertionError("unreachable: the last try returns or raises")
 
     async def _try(self, ask: Callable[[float], Awaitable[T]], timeout: float) -> T:
+        # wait_for runs what it waits for in a task of its own before Python 3.12. Where that task fails while this one
+        # is being cancelled, nobody asks it how it ended, and asyncio prints so among the user's messages.
         try:
-            return await asyncio.wait_for(ask(timeout), timeout)
+            async with asyncio.timeout(timeout):
+                return await ask(timeout)
         except TimeoutError:
             raise Transient(f"no answer from {self.url} within {timeout:g} s", billed=True) from None
 
@@ -304,6 +313,12 @@ class RemoteModel:
         self.spent = self.spent + (actual or replace(worst, unsure=1))
         if ticket is not None and self.budget is not None:
             self.budget.settle(ticket, actual)
+
+
+def _too_long(prompts: Sequence[Prompt], row: int, error: TooLong) -> TooLong:
+    """What an endpoint said of one prompt, with the prompt."""
+    why = str(error).rstrip(".")
+    return TooLong(f"prompt {row}: {why}. Shorten it.", [(prompts[row], why)])
 
 
 async def _together(jobs: Sequence[Coroutine[Any, Any, None]]) -> None:

@@ -26,6 +26,7 @@ from jinja2 import TemplateError
 
 from fairlead.errors import InputError
 from fairlead.exchange import Exchange, Media, Message, Reasoning, Refusal, Text, ToolCall, ToolResult, assistant, user
+from fairlead.models.toolong import TooLong
 
 log = logging.getLogger("fairlead.models")
 
@@ -172,21 +173,27 @@ def render_prompts(
 ) -> tuple[list[Ids], int]:
     """Render many prompts; at most `limit` tokens each. Returns the ids and how many prompts were cut.
 
-    A longer one raises InputError with its row, unless `cut="left"`: then the oldest turns after the system message go
-    first, whole, and of the last one its beginning.
+    Longer ones raise TooLong with the row of the first, unless `cut="left"`: then the oldest turns after the system
+    message go first, whole, and of the last one its beginning.
     """
     rendered, cuts = [], 0
+    longer: dict[int, str] = {}
     for row, messages in enumerate(prompts):
         ids = render_prompt(tokenizer, messages)
         if limit is not None and len(ids) > limit:
             if cut is None:
-                raise InputError(
-                    f"prompt {row}: {len(ids)} tokens, but the model has room for {limit}. "
-                    "Shorten it, or ask for cutting from the left."
-                )
-            ids = _cut_left(tokenizer, messages, limit, row)
-            cuts += 1
+                longer[row] = f"{len(ids)} tokens, but the model has room for {limit}"
+            else:
+                ids = _cut_left(tokenizer, messages, limit, row)
+                cuts += 1
         rendered.append(ids)
+    if longer:
+        row, why = next(iter(longer.items()))
+        more = f" ({len(longer):,} such prompts)" if len(longer) > 1 else ""
+        raise TooLong(
+            f"prompt {row}: {why}{more}. Shorten it, or ask for cutting from the left.",
+            ((prompts[row], why) for row, why in longer.items()),
+        )
     return rendered, cuts
 
 

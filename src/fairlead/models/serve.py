@@ -27,6 +27,7 @@ from fairlead.errors import FairleadError, InputError
 from fairlead.models import formats
 from fairlead.models.formats import HttpError
 from fairlead.models.protocol import Model, Prompt, Reply, Sampling
+from fairlead.models.toolong import TooLong
 
 log = logging.getLogger("fairlead.serve")
 
@@ -172,6 +173,9 @@ class Handler(BaseHTTPRequestHandler):
                 work()
             except HttpError as error:
                 self._error(error.status, str(error), error.kind)
+            except TooLong as error:  # as the providers say it
+                text = f"prompt is too long: {error}"
+                self._error(400, text, "invalid_request_error", "context_length_exceeded")
             except InputError as error:
                 self._error(400, str(error), "invalid_request_error")
             except FairleadError as error:
@@ -204,9 +208,9 @@ class Handler(BaseHTTPRequestHandler):
             404, f"{self.path} is not served here; try /v1/chat/completions or /v1/messages", "not_found_error"
         )
 
-    def _error(self, status: int, message: str, kind: str) -> None:
+    def _error(self, status: int, message: str, kind: str, code: str | None = None) -> None:
         inner = {"type": kind, "message": message}
-        body = {"type": "error", "error": inner} if self.path == "/v1/messages" else {"error": {**inner, "code": None}}
+        body = {"type": "error", "error": inner} if self.path == "/v1/messages" else {"error": {**inner, "code": code}}
         self._send(body, status)
 
     def _send(self, body: dict[str, Any], status: int = 200) -> None:

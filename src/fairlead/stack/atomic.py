@@ -12,13 +12,12 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from fairlead.errors import InputError, MissingResource
 
-_STALE_S = 600.0
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _OS_ERROR_TEXT = re.compile(r"\(os error (\d+)\)")  # how libraries written in Rust (safetensors) print errno
 
@@ -111,27 +110,51 @@ def whole_folder(final: Path) -> Iterator[Path]:
 
 
 def sweep(folder: Path) -> int:
-    """Remove what runs on this machine that are no longer alive left behind; returns how many.
-
-    Also training states (`NAME.PID.tmp`) that a kill cut off while they were written. Their names hold no machine, so
-    one that was touched within the last minutes may be another machine's, and stays for a later sweep.
-    """
+    """Remove what runs on this machine that are no longer alive left behind; returns how many."""
     removed = 0
     if not folder.is_dir():
         return 0
-    for item in folder.glob("*.tmp"):
-        pid = item.stem.rpartition(".")[2]
-        if pid.isdigit() and not _alive(int(pid)) and _age(item) > _STALE_S:
-            item.unlink(missing_ok=True)
-            removed += 1
     for item in folder.glob(".tmp-*"):
-        host, _, rest = item.name.removeprefix(".tmp-").partition("+")
-        pid = rest.partition("-")[0]
+        host, pid = _whose(item)
         if host != _host() or not pid.isdigit() or _alive(int(pid)):
             continue
         shutil.rmtree(item, ignore_errors=True) if item.is_dir() else item.unlink(missing_ok=True)
         removed += 1
     return removed
+
+
+@contextmanager
+def at_work(folder: Path) -> Iterator[Callable[[], None]]:
+    """Show other processes that this one works in the folder, by a file there that goes when the block ends.
+
+    What is yielded is called now and then while the work goes on: of a machine that fell silent nobody knows whether
+    its process is alive, only when it last called (see `others_at_work`).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    mark = folder / f".tmp-{_owner()}-at-work"
+    try:
+        mark.touch()
+        yield mark.touch
+    finally:
+        mark.unlink(missing_ok=True)
+
+
+def others_at_work(folder: Path, silent_s: float = 86_400.0) -> bool:
+    """Whether another process may be at work in the folder: alive here, or elsewhere and heard of in `silent_s`."""
+    for mark in folder.glob(".tmp-*-at-work"):
+        host, pid = _whose(mark)
+        if host == _host() and pid.isdigit():
+            if int(pid) != os.getpid() and _alive(int(pid)):
+                return True
+        elif age(mark) < silent_s:
+            return True
+    return False
+
+
+def _whose(item: Path) -> tuple[str, str]:
+    """The machine and the process id in the name of a temporary file."""
+    host, _, rest = item.name.removeprefix(".tmp-").partition("+")
+    return host, rest.partition("-")[0]
 
 
 def point(link: Path, target: Path) -> None:
@@ -153,7 +176,7 @@ def _owner() -> str:
     return f"{_host()}+{os.getpid()}-{secrets.token_hex(4)}"
 
 
-def _age(path: Path) -> float:
+def age(path: Path) -> float:
     """Seconds since it was last written; 0 where it has just gone."""
     try:
         return time.time() - path.stat().st_mtime

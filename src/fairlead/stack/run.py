@@ -6,6 +6,7 @@ from there when the same command is given again.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -145,7 +146,8 @@ def _short(model: str) -> str:
 
 
 def context(plan: Plan, options: Options, voice: Voice) -> Context:
-    """Find the model and the constitution of a plan; nothing heavy is loaded."""
+    """Find the model and the constitution of a plan; nothing heavy is loaded. Raises InputError under torchrun."""
+    refuse_several_processes()
     source = locate(plan.model)
     constitution = constitution_of(plan, world=source.kind == "apprentice")
     ctx = Context(
@@ -165,6 +167,22 @@ def context(plan: Plan, options: Options, voice: Voice) -> Context:
 
 
 # ------------------------------------------------------------------------------------- before any work is done
+
+
+def refuse_several_processes() -> None:
+    """Raise InputError where this is one of several processes that torchrun started.
+
+    A stack asks its models, keeps its cache and writes its folder as one process: several would ask and pay for
+    everything once each, wait for one another at different points, and take each other's folder away.
+    """
+    size = os.environ.get("WORLD_SIZE", "1")
+    if size.strip() not in ("", "0", "1"):
+        raise InputError(
+            f"a stack runs in one process, and this is one of several (WORLD_SIZE is {size}): start `fairlead align` "
+            "and `fairlead measure` without torchrun. What can be shared out is a single training stage: "
+            "`torchrun --nproc-per-node N -m fairlead.cli.main train dpo …` (`fairlead train dpo` on N processes); "
+            "give the model it leaves to the stack"
+        )
 
 
 def preflight(ctx: Context) -> None:

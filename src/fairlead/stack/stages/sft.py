@@ -181,6 +181,7 @@ def _revised(layer: SFTLayer, revise: Revise, below: Built, ctx: Context) -> Dat
             ("missing", "prompts unanswered"),
             ("left_out", "rows left out"),
             ("unjudged", "verdicts missing"),
+            ("failed", "revisions failed"),
         )
         if counts.get(k)
     ]

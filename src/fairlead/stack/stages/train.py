@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from fairlead.errors import InputError
 from fairlead.methods.catalogue import METHODS
 from fairlead.methods.config import Training
-from fairlead.stack.atomic import sweep
+from fairlead.stack.atomic import age, at_work, others_at_work, sweep
 from fairlead.stack.cache import Entry
 from fairlead.stack.context import Built, Context
 from fairlead.stack.folder import write_json, write_lines
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
     from fairlead.methods.loop import Run, StepRecord
 
 C = TypeVar("C", bound=Training)
+
+KEPT = 3
+"""States of other unfinished trainings that a cache keeps: each is weights and moments, some three times the model."""
+KEPT_S = 14 * 86_400.0
+"""How long one is kept after its training last wrote it, in seconds."""
 
 ROOMS = ("engine", "methods", "models/render", "models/local", "models/tokens")
 DATA_ROOMS = (
@@ -81,19 +87,24 @@ def trained(
         from fairlead.methods.loop import Run
 
         model = opened(below.model)
-        sweep(ctx.cache.root / "unfinished")
+        unfinished = ctx.cache.root / "unfinished"
+        sweep(unfinished)
         begun = False
-        with ctx.voice.progress(f"{name}: training") as advance:
+        with at_work(unfinished) as still_here, ctx.voice.progress(f"{name}: training") as advance:
 
             def progress(record: StepRecord) -> None:
                 nonlocal begun
                 if record.step and not begun:  # an earlier run was stopped in the middle of this training
                     ctx.voice.say(f"{name}: going on after step {record.step:,} of {record.steps:,}")
                 begun = True
+                still_here()
                 advance(record.step + 1, record.steps)
 
-            run = Run(cache=ctx.cache.root / "reference", checkpoint=ctx.cache.root / "unfinished", progress=progress)
+            # --fresh promises all work again: neither a state nor reference log-probs of an earlier run will do.
+            known = None if ctx.cache.fresh else ctx.cache.root / "reference"
+            run = Run(cache=known, checkpoint=unfinished, fresh=ctx.cache.fresh, progress=progress)
             made, facts, records, warnings = train(model, run)
+        forget_old_states(unfinished, ctx.voice.say)
         made.save(folder / "model")
         write_lines(folder / "steps.jsonl", (dataclasses.asdict(record) for record in records))
         write_json(
@@ -102,6 +113,29 @@ def trained(
 
     entry = ctx.cache.make("weights", what, build)
     return entry, json.loads((entry.path / "train.json").read_bytes())
+
+
+def forget_old_states(unfinished: Path, say: Callable[[str], None]) -> None:
+    """Remove states of trainings with other settings that nobody went on with: all but the newest few, and old ones.
+
+    Called when a training has finished, and its own state is gone. Nothing is removed while another process trains
+    over the same cache, since a state may be its own; what is removed is said.
+    """
+    if others_at_work(unfinished):
+        return
+    states = sorted((age_of_state(state), state) for state in unfinished.glob("training-*"))
+    for number, (seconds, state) in enumerate(states):
+        if number >= KEPT or seconds > KEPT_S:
+            shutil.rmtree(state, ignore_errors=True)
+            say(
+                f"cache: {state} removed, an unfinished training with other settings, last written "
+                f"{seconds / 86_400:,.1f} days ago (the newest {KEPT} are kept, for {KEPT_S / 86_400:.0f} days)"
+            )
+
+
+def age_of_state(state: Path) -> float:
+    """Seconds since anything in a training's folder of states was written."""
+    return min(map(age, (state, *state.glob("step-*"))))
 
 
 def require_weights(kind: str, name: str, below: Built, ctx: Context) -> None:
