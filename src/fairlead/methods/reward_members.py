@@ -187,7 +187,7 @@ def _joined(whole: RewardEnsemble | RewardModel, made: Sequence[Rewarded], pairs
         done = len(records)
         records += [_numbered(record, done, steps) for record in member.records]
     first = made[0]
-    own = [member.metrics()["accuracy"] for member in made]
+    own = [a for member in made if not math.isnan(a := member.metrics()["accuracy"])]
     return Joined(
         model=whole,
         records=tuple(records),
@@ -195,8 +195,8 @@ def _joined(whole: RewardEnsemble | RewardModel, made: Sequence[Rewarded], pairs
         **{key: getattr(first, key) for key in COUNTS},
         compared=len(decided(pairs)),
         accuracy=_accuracy(whole, pairs),
-        lowest_member=min(own),
-        highest_member=max(own),
+        lowest_member=min(own, default=math.nan),
+        highest_member=max(own, default=math.nan),
     )
 
 

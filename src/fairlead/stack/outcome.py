@@ -15,7 +15,7 @@ def facts_of(made: Any) -> dict[str, Any]:
         facts["final_loss"] = made.final_loss
     if hasattr(made, "kl"):
         facts["kl"] = None if made.kl is None else dataclasses.asdict(made.kl)
-    calibration = getattr(made.model, "calibration", None)
+    calibration = getattr(getattr(made, "model", None), "calibration", None)
     if calibration is not None and calibration.pairs:
         facts["calibration"] = dataclasses.asdict(calibration)
     return facts | (made.metrics() if hasattr(made, "metrics") else {})
