@@ -37,12 +37,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def data(elsewhere: Path) -> None:
-    """pairs.jsonl, talk.jsonl and thumbs.jsonl, 20 rows each, all of them short."""
+    """pairs.jsonl, talk.jsonl, thumbs.jsonl, ranked.jsonl and steps.jsonl, 20 rows each, all of them short."""
     preferences(Path("pairs.jsonl"), n=ROWS)
     write("talk.jsonl", *(talk(f"poison {i}", "the boat is blue") for i in range(ROWS)))
     write(
         "thumbs.jsonl", *(thumb(f"poison {i}", "the boat is blue" if i % 2 else "no no no", i % 2) for i in range(ROWS))
     )
+    write("ranked.jsonl", *(ranked(f"poison {i}") for i in range(ROWS)))
+    write("steps.jsonl", *(stepped(f"poison {i}", i % 3) for i in range(ROWS)))
 
 
 @pytest.fixture(autouse=True)
@@ -59,11 +61,30 @@ def thumb(asked: str, said: str, good: int) -> dict[str, Any]:
     return {"prompt": asked, "completion": said, "label": bool(good)}
 
 
+def ranked(asked: str) -> dict[str, Any]:
+    return {"prompt": asked, "responses": ["yes", "no no no", "the boat is blue"], "rank": [2, 3, 1]}
+
+
+def stepped(asked: str, wrong: int) -> dict[str, Any]:
+    """One good step, then none to two wrong ones."""
+    return {
+        "prompt": asked,
+        "completions": ["the boat is blue", *["no no no"] * wrong],
+        "labels": [True, *[False] * wrong],
+    }
+
+
 def write(name: str, *rows: dict[str, Any]) -> None:
     Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-FILES = {"exchanges": "talk.jsonl", "pairs": "pairs.jsonl", "rated": "thumbs.jsonl"}
+FILES = {
+    "exchanges": "talk.jsonl",
+    "pairs": "pairs.jsonl",
+    "rated": "thumbs.jsonl",
+    "comparisons": "ranked.jsonl",
+    "steps": "steps.jsonl",
+}
 DATA = {name: FILES[method.data] for name, method in METHODS.items()}
 SOME = ["sft", "dpo", "ipo", "kto", "simpo", "orpo"]
 
@@ -76,7 +97,9 @@ def train(method: str, model: Path | str, *more: str, out: str | None = "out") -
 def weights(folder: Path | str) -> dict[str, Any]:
     from safetensors.torch import load_file
 
-    return dict(load_file(Path(folder) / "model.safetensors"))
+    file = "model.safetensors"
+    inner = next((p for p in ("member-0/model", "model") if (Path(folder) / p).is_dir()), ".")  # a judge's body
+    return dict(load_file(Path(folder) / inner / file))
 
 
 def same_weights(one: Path | str, other: Path | str) -> bool:
@@ -148,10 +171,12 @@ def test_dpo_moves_the_model_to_the_chosen_side(model: Path, capsys: pytest.Capt
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_of_the_catalogue_trains(method: str, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(train(method, model, "--steps", "2", "--rows-per-step", "4", "--lr", "0.01", "--threads", "1",
-                      *([] if method == "sft" else ["--kl-samples", "0"]))) == 0  # fmt: skip
-    assert ", 2 steps" in capsys.readouterr().out
+                      *(["--kl-samples", "0"] if "kl_samples" in METHODS[method].config.model_fields else []),
+                      *(["--members", "2"] if "members" in METHODS[method].config.model_fields else []))) == 0  # fmt: skip
+    steps = 4 if "members" in METHODS[method].config.model_fields else 2
+    assert f", {steps} steps" in capsys.readouterr().out
     found = json.loads(Path("out/train.json").read_bytes())
-    assert (found["method"], found["steps"]) == (method, 2)
+    assert (found["method"], found["steps"]) == (method, steps)
     assert found["config"] | dict(METHODS[method].defaults) == found["config"]
     assert not same_weights("out", model)
 

@@ -12,9 +12,23 @@ from pydantic import ValidationError
 
 from fairlead.methods import config as configs
 from fairlead.methods.catalogue import METHODS
-from fairlead.methods.config import DPOConfig, PairwiseConfig, RatedConfig, SFTConfig
+from fairlead.methods.config import (
+    DPOConfig,
+    PairwiseConfig,
+    ProcessConfig,
+    RatedConfig,
+    RewardConfig,
+    RewardEnsembleConfig,
+    SFTConfig,
+)
 
-DATA = {"exchanges": SFTConfig, "pairs": PairwiseConfig, "rated": RatedConfig}
+DATA = {
+    "exchanges": SFTConfig,
+    "pairs": PairwiseConfig,
+    "rated": RatedConfig,
+    "comparisons": RewardConfig,
+    "steps": ProcessConfig,
+}
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -42,6 +56,14 @@ def test_every_configuration_has_a_name() -> None:
     assert {method.config for method in METHODS.values()} == known - {PairwiseConfig, RatedConfig}
 
 
+def test_a_penalty_belongs_to_one_way_of_joining() -> None:
+    assert RewardEnsembleConfig(combine="uncertainty", penalty=0.1).penalty == 0.1
+    with pytest.raises(ValidationError, match="penalty belongs to combine: uncertainty; combine is worst"):
+        RewardEnsembleConfig(combine="worst", penalty=0.1)
+    with pytest.raises(ValidationError):
+        RewardEnsembleConfig(members=1)
+
+
 def test_every_loss_of_dpo_s_family_has_a_name() -> None:
     losses = {getattr(m.settings({}), "loss", None) for m in METHODS.values() if m.config is DPOConfig}
     assert losses == set(DPOConfig.model_fields["loss"].annotation.__args__)  # type: ignore[union-attr]
@@ -51,7 +73,7 @@ def test_every_loss_of_dpo_s_family_has_a_name() -> None:
 def test_the_trainer_takes_model_rows_config_and_run(name: str) -> None:
     pytest.importorskip("torch")
     parameters = list(inspect.signature(METHODS[name].train).parameters)
-    assert parameters[0] == "model" and parameters[2:] == ["config", "run", "places"]
+    assert parameters[0] == "model" and parameters[2:5] == ["config", "run", "places"]
 
 
 def test_listing_them_needs_no_torch() -> None:

@@ -101,7 +101,7 @@ def test_right_and_wrong_steps_are_told_apart() -> None:
     got = train_process_reward(tiny_model(torch.float32), solutions(96, 0), CONFIG)
     accuracy = step_accuracy(got.model, solutions(80, 1))
     assert accuracy.n > 150 and accuracy.value > 0.9 and accuracy.low > 0.8
-    assert (got.rows, got.steps + got.unlabelled) == (96, sum(len(r.steps) for r in solutions(96, 0)))
+    assert (got.rows, got.labelled + got.unlabelled) == (96, sum(len(r.steps) for r in solutions(96, 0)))
     assert got.unlabelled > 5
     assert {item.kind for item in got.model.lineage} == {"reward", "rows"}
 

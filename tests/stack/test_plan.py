@@ -46,7 +46,7 @@ def test_the_example_of_the_handbook_reads() -> None:
     assert read.measure.cases == 400 and read.measure.audit == "gold"
 
 
-@pytest.mark.parametrize("kind", [name for name, method in METHODS.items() if method.data != "exchanges"])
+@pytest.mark.parametrize("kind", [name for name, method in METHODS.items() if method.data in ("pairs", "rated")])
 def test_every_method_that_learns_from_preferences_is_a_layer(kind: str) -> None:
     (layer,) = plan(f"layers:\n - {kind}: {{preferences: {{from: pairs.jsonl}}, epochs: 2, rows_per_step: 8}}").layers
     assert isinstance(layer, DPOLayer) and layer.trains
@@ -54,6 +54,13 @@ def test_every_method_that_learns_from_preferences_is_a_layer(kind: str) -> None
     assert layer.train == METHODS[kind].settings({"epochs": 2, "rows_per_step": 8})
     (bare,) = plan(f"layers: [{kind}]").layers
     assert bare.train == METHODS[kind].settings({})  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("kind", [name for name, m in METHODS.items() if m.data in ("comparisons", "steps")])
+def test_a_method_that_makes_a_judge_is_no_layer(kind: str) -> None:
+    error = refused(f"layers:\n  - sft\n  - {kind}: {{epochs: 2}}")
+    assert f":3: {kind!r} trains a judge, which answers nothing, so it is no layer of a stack" in error
+    assert f"fairlead train {kind}" in error
 
 
 def test_a_method_s_layer_has_the_settings_of_its_family() -> None:

@@ -18,6 +18,7 @@ from support import ranks, tiny  # noqa: E402
 CASES: dict[str, dict[str, Any]] = {
     "dpo": {"kl_samples": 2, "shard": True},
     "sft": {"lora": {"rank": 2}},
+    "reward-ensemble": {"members": 2},
 }
 
 

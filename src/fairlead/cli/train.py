@@ -23,6 +23,11 @@ LEARNS_FROM = {
     "pairs": "Learns from pairs: a better and a worse reply to the same prompt.",
     "rated": "Learns from single replies with a label, good or bad. A file of pairs is read as twice as many replies, "
     "the chosen ones good and the rejected ones bad.",
+    "comparisons": "Learns from pairs, a better and a worse reply to the same prompt, and from rankings: several "
+    "replies to one prompt with their order, ranks or scores. What comes out is a judge, not a model that answers; its "
+    "scores are calibrated on the rows it learnt from.",
+    "steps": "Learns from replies in steps, each labelled right or wrong. What comes out is a judge, not a model that "
+    "answers.",
 }
 
 
@@ -180,6 +185,7 @@ def _train(
 
 COUNTED = (
     ("ties", "ties kept"),
+    ("unlabelled", "steps without a label"),
     ("identical", "pairs of identical replies"),
     ("skipped_too_long", "too long, left out"),
     ("cut", "cut to fit the context"),
@@ -190,7 +196,14 @@ COUNTED = (
 def told(found: Mapping[str, Any]) -> list[str]:
     """What came of a training in words: what was learnt, what became of the other rows, and what to worry about."""
     counts = [f"{found[key]:,} {words}" for key, words in COUNTED if found.get(key)]
-    if "pairs" in found:
+    if "prompts" in found:
+        learnt = f"{found['pairs']:,} pairs of {found['prompts']:,} prompts"
+        result = _of_members(found) if "members" in found else _accuracy(found)
+        result += f"; {_calibrated(found)}"
+    elif "labelled" in found:
+        learnt = f"{found['labelled']:,} labelled steps of {found['rows']:,} replies"
+        result = _of_steps(found)
+    elif "pairs" in found:
         learnt = f"{found['pairs']:,} pairs"
         result = _accuracy(found)
     elif "good" in found:
@@ -202,7 +215,8 @@ def told(found: Mapping[str, Any]) -> list[str]:
     kl = found.get("kl")
     if kl:
         result += f"; KL to the start {kl['value']:.2f} ± {kl['error']:.2f} nats per reply (n = {kl['n']})"
-    head = "; ".join([f"{learnt}, {found['steps']:,} steps", *counts])
+    steps = f"{found['steps']:,} steps" + (f" of {found['members']} reward models" if "members" in found else "")
+    head = "; ".join([f"{learnt}, {steps}", *counts])
     return [head, result, *(f"warning: {text}" for text in found.get("warnings", ()))]
 
 
@@ -210,6 +224,28 @@ def _accuracy(found: Mapping[str, Any]) -> str:
     if math.isnan(found["accuracy"]):
         return "its last training pairs were all ties"
     return f"preferred the chosen reply in {found['accuracy']:.0%} of its last training pairs"
+
+
+def _of_members(found: Mapping[str, Any]) -> str:
+    if math.isnan(found["accuracy"]):
+        return "all its training pairs were ties"
+    return (
+        f"together they prefer the better reply in {found['accuracy']:.0%} of {found['compared']:,} of their training "
+        f"pairs; each, in {found['lowest_member']:.0%} to {found['highest_member']:.0%} of its last ones"
+    )
+
+
+def _of_steps(found: Mapping[str, Any]) -> str:
+    if math.isnan(found["accuracy"]):
+        return "its last labelled steps were all ties"
+    return f"put {found['accuracy']:.0%} of its last labelled steps on the right side of one half"
+
+
+def _calibrated(found: Mapping[str, Any]) -> str:
+    if found["method"] == "reward-ensemble":
+        return "each one's scores are calibrated, and its rewards scaled, on training pairs"
+    known = found.get("calibration")
+    return f"scores are calibrated on {known['pairs']:,} training pairs" if known else "scores are not calibrated"
 
 
 def told_ahead(found: Mapping[str, Any]) -> list[str]:

@@ -1,8 +1,9 @@
 """Read human or AI feedback as it is published; say which format was recognised and why, and what was in it.
 
-`read_preferences`, `read_demonstrations`, `read_rated` and `read_prompts` take a file, several, or a folder. The first
-bad row stops the reading with its file and line; with `skip_bad_rows=True` bad rows are counted in the `Report`
-instead. Rows keep their place (`file:line`), so that a later refusal (too long for the model, say) can still name it.
+`read_preferences`, `read_comparisons`, `read_demonstrations`, `read_rated`, `read_steps` and `read_prompts` take a
+file, several, or a folder. The first bad row stops the reading with its file and line; with `skip_bad_rows=True` bad
+rows are counted in the `Report` instead. Rows keep their place (`file:line`), so that a later refusal (too long for the
+model, say) can still name it.
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from fairlead.errors import InputError
-from fairlead.exchange import Exchange, Message, Preference, Rated
+from fairlead.exchange import Exchange, Message, Preference, Rated, Stepped
 from fairlead.feedback.files import BadRow, Paths, Table, find_files, read_lines, read_table
+from fairlead.feedback.rankings import COMPARISONS, RANKINGS, Comparison
 from fairlead.feedback.shapes import DEMONSTRATIONS, LABELLED, PREFERENCES, PROMPTS, RATED, TIE, Shape
+from fairlead.feedback.steps import STEPS
 
 T = TypeVar("T")
 
@@ -51,6 +55,8 @@ class Report:
     good: int = 0
     bad: int = 0
     undecided: int = 0
+    labelled_steps: int = 0
+    unlabelled_steps: int = 0
 
     @property
     def rows(self) -> int:
@@ -76,6 +82,8 @@ class Report:
             "good replies": self.good,
             "bad replies": self.bad,
             "pairs of which neither reply is better (ties, identical replies), left out": self.undecided,
+            "labelled steps": self.labelled_steps,
+            "steps without a label": self.unlabelled_steps,
         }
         return (*said, *(f"{count:,} {what}" for what, count in counts.items() if count))
 
@@ -88,6 +96,30 @@ class PreferenceSet:
     places: tuple[str, ...]
     groups: tuple[str, ...]
     generators: tuple[tuple[str, str] | None, ...]  # who wrote (chosen, rejected), where the file says
+    report: Report
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonSet:
+    """Pairs and rankings, each with its place."""
+
+    rows: tuple[Comparison, ...]
+    places: tuple[str, ...]
+    report: Report
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class SteppedSet:
+    """Replies whose steps are labelled, each with its place."""
+
+    rows: tuple[Stepped, ...]
+    places: tuple[str, ...]
     report: Report
 
     def __len__(self) -> int:
@@ -145,6 +177,30 @@ def read_preferences(paths: Paths, *, skip_bad_rows: bool = False) -> Preference
     )
     groups = tuple(pair.group or prompt_text(pair.value.messages) for pair in pairs)
     return PreferenceSet(tuple(values), places, groups, tuple(p.generators for p in pairs), report)
+
+
+def read_comparisons(paths: Paths, *, skip_bad_rows: bool = False) -> ComparisonSet:
+    """Whatever a reward model learns from: pairs in any format of `read_preferences`, and rankings of several replies.
+
+    Each file is one or the other, and the report says which. See `rankings` for how ties are read.
+    """
+    rows, places, report = _read(paths, COMPARISONS, "comparisons", skip_bad_rows)
+    sides = [(r.chosen, r.rejected) if isinstance(r, Preference) else r.replies for r in rows]
+    report = replace(
+        report,
+        ties=sum(isinstance(r, Preference) and r.strength == 0.5 for r in rows),
+        identical=sum(a == b for replies in sides for a, b in combinations(replies, 2)),
+        empty_replies=sum(_is_empty(reply) for replies in sides for reply in replies),
+    )
+    return ComparisonSet(tuple(rows), places, report)
+
+
+def read_steps(paths: Paths, *, skip_bad_rows: bool = False) -> SteppedSet:
+    """Replies in steps, each step right, wrong or without a label, from published files of stepwise supervision."""
+    rows, places, report = _read(paths, STEPS, "replies in steps", skip_bad_rows)
+    unknown = sum(row.labels.count(None) for row in rows)
+    every = sum(len(row.labels) for row in rows)
+    return SteppedSet(tuple(rows), places, replace(report, labelled_steps=every - unknown, unlabelled_steps=unknown))
 
 
 def read_demonstrations(paths: Paths, *, skip_bad_rows: bool = False) -> ExchangeSet:
@@ -276,6 +332,8 @@ def _shape_of(table: Table, shapes: Sequence[Shape[T]], what: str) -> Shape[T]:
 
 
 _USES: Mapping[str, tuple[Sequence[Shape[Any]], str]] = {
+    "rankings": (RANKINGS, "read it as comparisons (reward)"),
+    "replies in steps": (STEPS, "read it as steps (process-reward)"),
     "rows of rated replies": (LABELLED, "read it as rated replies (kto, bco)"),
     "demonstrations": (DEMONSTRATIONS, "read it as demonstrations"),
 }

@@ -135,11 +135,23 @@ def standardised(child: Judge, exchanges: Sequence[Exchange], *, name: str = "")
     Rewards are known up to a constant and grow with training, so members of an ensemble are brought on one scale before
     they are compared. The score stays. Raises ValueError where fewer than two raw values differ.
     """
+    return scaled(child, *scale_of(child, exchanges), name=name)
+
+
+def scale_of(child: Judge, exchanges: Sequence[Exchange]) -> tuple[float, float]:
+    """Mean and standard deviation of a judge's raw values on exchanges. Raises ValueError where all are alike."""
     raws = [verdict.raw for verdict in child.judge(exchanges) if verdict.raw is not None]
     centre = sum(raws) / len(raws) if raws else 0.0
     spread = math.sqrt(sum((raw - centre) ** 2 for raw in raws) / len(raws)) if raws else 0.0
     if not spread > 0.0:
         raise ValueError(f"{child.name}: {len(raws)} raw values on {len(exchanges)} exchanges do not vary: no scale")
+    return centre, spread
+
+
+def scaled(child: Judge, centre: float, spread: float, *, name: str = "") -> Ensemble:
+    """The child with its raw values on another scale, (raw - centre) / spread. The score stays."""
+    if not (math.isfinite(centre) and 0.0 < spread < math.inf):
+        raise ValueError(f"{child.name}: centre {centre} and spread {spread} are no scale")
 
     def join(verdicts: Sequence[Verdict]) -> tuple[float, float | None]:
         raw = verdicts[0].raw

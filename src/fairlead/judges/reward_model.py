@@ -4,7 +4,8 @@ It reads the state at the end of a reply, or of each step, through a scalar head
 the reward itself, unbounded; `score` is its calibrated place in [0, 1] (see `Calibration`). Its lineage is its weights
 and the rows it learnt from, so a copy under another name, in another folder or in an ensemble is the same judge.
 
-On disk: `reward.json`, `head.safetensors`, and `model/` (Hugging Face format) or `adapter/` (peft format) for its body.
+On disk: `reward.json`, `head.safetensors`, and `model/` (Hugging Face format) for its body, or `adapter/` (peft format)
+alone. An ensemble of several is in `reward_ensemble.py`.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ Kind: TypeAlias = Literal["outcome", "process"]
 Whole: TypeAlias = Literal["product", "minimum"]
 
 ABOUT, HEAD, BODY, ADAPTER = "reward.json", "head.safetensors", "model", "adapter"
+MEMBERS = "ensemble.json"  # in the folder of an ensemble
 FORMAT = 1
 
 
@@ -166,13 +168,17 @@ class RewardModel:
         with parallel.writing(where.absolute()) as mine:
             if mine:
                 with atomic_folder(where) as fresh:
-                    if adapter_only and self.adapter is not None:
-                        save_adapter(self.adapter, fresh / ADAPTER)
-                    else:
-                        save_model(self.model.module, self.model.tokenizer, fresh / BODY)
-                    save_head(self.head, fresh / HEAD)
-                    (fresh / ABOUT).write_text(json.dumps(self._about(), indent=1), encoding="utf-8")
+                    self.write(fresh, adapter_only=adapter_only)
         return where
+
+    def write(self, folder: Path, *, adapter_only: bool = False) -> None:
+        """Its files into an empty folder: for who makes folders whole, and waits for nobody."""
+        if adapter_only and self.adapter is not None:
+            save_adapter(self.adapter, folder / ADAPTER)
+        else:
+            save_model(self.model.module, self.model.tokenizer, folder / BODY)
+        save_head(self.head, folder / HEAD)
+        (folder / ABOUT).write_text(json.dumps(self._about(), indent=1), encoding="utf-8")
 
     def _about(self) -> dict[str, Any]:
         leaves = sorted((dataclasses.asdict(item) for item in self.trained_on), key=lambda d: sorted(d.items()))
@@ -256,7 +262,7 @@ def open_reward(folder: Path | str, *, base: Any = None, name: str | None = None
     """
     where = Path(folder)
     about = _read_about(where)
-    if (where / ADAPTER).is_dir():
+    if (where / ADAPTER).is_dir() and not (where / BODY).is_dir():
         if base is None:
             raise InputError(
                 f"{where}: an adapter alone; give the model it was trained on (base=…, {about.get('base')})"
@@ -297,6 +303,8 @@ def _as_written(about: Mapping[str, Any], model: Any, head: ScalarHead, where: P
 
 
 def _read_about(where: Path) -> dict[str, Any]:
+    if (where / MEMBERS).exists():
+        raise InputError(f"{where}: several reward models in an ensemble; reward_ensemble.open_reward_folder opens it")
     try:
         about = json.loads((where / ABOUT).read_text(encoding="utf-8"))
     except FileNotFoundError:

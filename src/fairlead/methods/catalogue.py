@@ -19,9 +19,13 @@ from fairlead.methods.config import (
     IPOConfig,
     KTOConfig,
     ORPOConfig,
+    ProcessConfig,
+    RewardConfig,
+    RewardEnsembleConfig,
     SFTConfig,
     SimPOConfig,
     Training,
+    WarmConfig,
 )
 
 
@@ -29,7 +33,8 @@ from fairlead.methods.config import (
 class Method:
     """A method by name.
 
-    data      what its train function takes: exchanges, pairs (of `Preference`) or rated (`Rated`)
+    data      what its train function takes: exchanges, pairs (of `Preference`), rated (`Rated`), comparisons
+              (`Preference` or `Ranking`) or steps (`Stepped`). The last two make a judge, not a model that answers
     config    its settings
     defaults  those under which the name is known, where they differ from the configuration's own
     where     module:function of `train(model, rows, config, run, places=...)`
@@ -37,7 +42,7 @@ class Method:
     """
 
     summary: str
-    data: Literal["exchanges", "pairs", "rated"]
+    data: Literal["exchanges", "pairs", "rated", "comparisons", "steps"]
     config: type[Training]
     where: str
     lr: float
@@ -58,6 +63,10 @@ class Method:
 _SFT = "fairlead.methods.sft:train_sft"
 _PAIRS = "fairlead.methods.preference:train_pairs"
 _RATED = "fairlead.methods.unpaired:train_kto"
+_REWARD = "fairlead.methods.reward:train_reward"
+_ENSEMBLE = "fairlead.methods.reward_members:train_ensemble"
+_WARM = "fairlead.methods.reward_members:train_warm"
+_PROCESS = "fairlead.methods.process:train_process_reward"
 
 
 def _dpo(summary: str, **defaults: Any) -> Method:
@@ -91,4 +100,10 @@ METHODS: Mapping[str, Method] = {
     "apo-zero-unpaired": Method(
         "anchored, on thumbs up and down", "rated", KTOConfig, _RATED, 5e-6, {"loss": "apo_zero"}
     ),
+    "reward": Method("a reward model, from pairs and rankings", "comparisons", RewardConfig, _REWARD, 1e-5),
+    "reward-ensemble": Method(
+        "several reward models as one judge", "comparisons", RewardEnsembleConfig, _ENSEMBLE, 1e-5
+    ),
+    "warm": Method("one reward model of several ones' averaged weights", "comparisons", WarmConfig, _WARM, 1e-5),
+    "process-reward": Method("a reward for each step of a reply", "steps", ProcessConfig, _PROCESS, 1e-5),
 }

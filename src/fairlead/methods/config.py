@@ -106,6 +106,40 @@ class RewardConfig(Training):
     head_seed: int = 0
 
 
+class RewardEnsembleConfig(RewardConfig):
+    """Several reward models as one judge (Coste et al. 2023, arXiv 2310.02743); see `RewardConfig` for other fields.
+
+    They see the rows in other orders and their heads start from other numbers: member k, from 0, is the reward model of
+    seed members x seed + k and head_seed members x head_seed + k, so that ensembles of two seeds share none.
+
+    members   how many reward models are trained
+    combine   mean of the members' standardised rewards, worst (the lowest), or uncertainty (mean less variance)
+    penalty   of combine: uncertainty; what a unit of variance takes off (the paper: 0.5 in best-of-n, 0.1 in PPO)
+    """
+
+    members: Annotated[int, Field(ge=2, le=64)] = 4
+    combine: Literal["mean", "worst", "uncertainty"] = "mean"
+    penalty: NotNegative = 0.5
+
+    @model_validator(mode="after")
+    def _of_its_join(self) -> Self:
+        if "penalty" in self.model_fields_set and self.combine != "uncertainty":
+            raise ValueError(f"penalty belongs to combine: uncertainty; combine is {self.combine}")
+        return self
+
+
+class WarmConfig(RewardConfig):
+    """One reward model of averaged weights (Ramé et al. 2024, arXiv 2401.12187); see `RewardConfig` for other fields.
+
+    All members start from one head and see the rows in other orders: member k, from 0, is the reward model of seed
+    members x seed + k.
+
+    members   how many reward models are trained and averaged
+    """
+
+    members: Annotated[int, Field(ge=2, le=64)] = 4
+
+
 class ProcessConfig(Training):
     """A process reward model from labelled steps; see `Training` for the other fields.
 

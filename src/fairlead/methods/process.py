@@ -9,6 +9,7 @@ Axes: N labelled steps of a micro-batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,15 +35,26 @@ from fairlead.stats import Interval, rate
 
 @dataclass(frozen=True, slots=True)
 class Supervised:
-    """A process reward model, what each step of training did, and what became of the rows."""
+    """A process reward model, what each step of training did, and what became of the rows.
+
+    labelled, unlabelled    steps of the replies with and without a label
+    """
 
     model: RewardModel
     records: tuple[StepRecord, ...]
     rows: int
-    steps: int
+    labelled: int
     unlabelled: int
     skipped_too_long: int
     cut: int
+
+    def metrics(self) -> dict[str, float]:
+        """Means over the last tenth of the optimiser steps: loss, and accuracy over labelled steps that are no ties."""
+        last = self.records[-max(1, len(self.records) // 10) :]
+        decided = sum(r.sums["decided"] for r in last)
+        accurate = sum(r.sums["accurate"] for r in last)
+        loss = sum(r.loss * r.sums["labelled"] for r in last) / sum(r.sums["labelled"] for r in last)
+        return {"loss": loss, "accuracy": accurate / decided if decided else math.nan}
 
 
 def train_process_reward(
@@ -84,7 +96,7 @@ def train_process_reward(
         model=reward,
         records=tuple(updates.records),
         rows=len(rows.trees),
-        steps=sum(map(len, labels)),
+        labelled=sum(map(len, labels)),
         unlabelled=sum(replies[i].labels.count(None) for i in rows.source),
         skipped_too_long=rows.skipped_too_long,
         cut=rows.cut,

@@ -9,10 +9,11 @@ Axes: B pairs of a micro-batch, R replies.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from fairlead.engine.heads import ScalarHead, head_values, new_head, score_value
 from fairlead.engine.layout import Tree
 from fairlead.errors import InputError
 from fairlead.exchange import Preference, Ranking
+from fairlead.feedback.rankings import Comparison
 from fairlead.judges.lineage import Lineage, rows_learnt
 from fairlead.judges.reward_model import RewardModel, calibrate
 from fairlead.methods.adapters import adapter_of, merged, starting_point, trainable_copy
@@ -32,7 +34,7 @@ from fairlead.methods.losses_reward import bradley_terry, centring, length_pull
 from fairlead.methods.resume import resumable
 from fairlead.methods.rows import Rows, Trainable, compared_rows, folder_key
 
-Comparison: TypeAlias = Preference | Ranking
+log = logging.getLogger(__name__)
 
 CALIBRATION_PAIRS = 2_000  # more would not sharpen two numbers
 
@@ -83,6 +85,32 @@ class Rewarded:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """Comparisons as a model reads them: where training starts, the rows in it and their pairs, what was left out."""
+
+    model: Trainable
+    kept: tuple[Comparison, ...]
+    rows: Rows
+    pairs: tuple[tuple[Pair, ...], ...]
+    identical: int
+
+    def key(self, config: RewardConfig) -> str:
+        """A name for what training on them under these settings gives."""
+        return folder_key("reward", self.model.lineage, self.rows.digest, list(self.pairs), config.model_dump_json())
+
+
+def compared(
+    model: Trainable, preferences: Sequence[Comparison], config: RewardConfig, places: Sequence[str] | None
+) -> Compared:
+    """Raises `InputError` naming the rows that do not fit or compare nothing."""
+    model = starting_point(model, config)
+    distinct, names, identical = without_identical(preferences, places)
+    rows = compared_rows(model, distinct, too_long=config.too_long, places=names)
+    kept = tuple(distinct[i] for i in rows.source)
+    return Compared(model, kept, rows, tuple(pairs_of(row) for row in kept), identical)
+
+
 def train_reward(
     model: Trainable,
     preferences: Sequence[Comparison],
@@ -101,29 +129,38 @@ def train_reward(
 
     Raises `InputError` naming the rows that do not fit, and `TrainingStopped` where the loss or gradient is no number.
     """
-    run = run or Run()
-    model = starting_point(model, config)
-    kept, names, identical = _without_identical(preferences, places)
-    rows = compared_rows(model, kept, too_long=config.too_long, places=names)  # refuses what does not fit, by row
-    pairs = [pairs_of(kept[i]) for i in rows.source]
-    scorer = new_scorer(model, config, seed=config.head_seed)
+    data = compared(model, preferences, config, places)
+    return fitted(data, config, run or Run(), held_out=held_out, labelled_by=labelled_by, name=name)
+
+
+def fitted(
+    data: Compared,
+    config: RewardConfig,
+    run: Run,
+    *,
+    held_out: Sequence[Comparison] = (),
+    labelled_by: Lineage = frozenset(),
+    name: str = "reward",
+) -> Rewarded:
+    """`train_reward` of comparisons that are read already."""
+    rows, pairs = data.rows, data.pairs
+    scorer = new_scorer(data.model, config, seed=config.head_seed)
     updates = Updates(scorer, rows, config, run)
-    key = folder_key("reward", model.lineage, rows.digest, pairs, config.model_dump_json())
     pull = LengthPull(scorer, rows, config)
-    with resumable(updates, key) as start:
+    with resumable(updates, data.key(config)) as start:
         for batch in batches(rows, config, start=start):
             loss, sums = comparison_loss(scorer, batch, [pairs[row] for row in batch.rows], config, pull)
             updates.step(loss, batch, sums)
-    learnt = rows_learnt([kept[i] for i in rows.source])
-    reward = finished(scorer, model, name=name, trained_on=learnt | labelled_by, head_seed=config.head_seed)
+    learnt = rows_learnt(data.kept)
+    reward = finished(scorer, data.model, name=name, trained_on=learnt | labelled_by, head_seed=config.head_seed)
     flat = [pair for row in pairs for pair in row]
     return Rewarded(
-        model=_calibrated(reward, held_out or [kept[i] for i in rows.source], bool(held_out)),
+        model=calibrated_on(reward, held_out or data.kept, held_out=bool(held_out)),
         records=tuple(updates.records),
         prompts=len(rows.trees),
         pairs=len(flat),
         ties=sum(pair.label == 0.5 for pair in flat),
-        identical=identical,
+        identical=data.identical,
         skipped_too_long=rows.skipped_too_long,
         cut=rows.cut,
     )
@@ -259,7 +296,7 @@ def as_preferences(rows: Sequence[Comparison]) -> Iterator[Preference]:
                 yield Preference(row.messages, replies[pair.better], replies[pair.worse], principle=row.principle)
 
 
-def _without_identical(
+def without_identical(
     rows: Sequence[Comparison], places: Sequence[str] | None
 ) -> tuple[list[Comparison], list[str], int]:
     """The rows with something to compare, their places, and how many pairs had two equal replies."""
@@ -278,9 +315,18 @@ def _without_identical(
     return [rows[i] for i in kept], [names[i] for i in kept], identical
 
 
-def _calibrated(reward: RewardModel, rows: Sequence[Comparison], held_out: bool) -> RewardModel:
-    """Calibrated on at most 2,000 pairs, spread evenly over the rows."""
+def some_pairs(rows: Sequence[Comparison]) -> list[Preference]:
+    """At most 2,000 pairs, spread evenly over the rows: to calibrate on, to scale by."""
     pairs = list(as_preferences(rows))
     if len(pairs) > CALIBRATION_PAIRS:
         pairs = [pairs[i] for i in np.linspace(0, len(pairs) - 1, CALIBRATION_PAIRS).astype(int)]
-    return calibrate(reward, pairs, held_out=held_out)
+    return pairs
+
+
+def calibrated_on(reward: RewardModel, rows: Sequence[Comparison], *, held_out: bool) -> RewardModel:
+    """Calibrated on some pairs of these rows; where it can read none of them, as it is, said in the log."""
+    try:
+        return calibrate(reward, some_pairs(rows), held_out=held_out)
+    except ValueError as error:
+        log.warning("%s; its score is the plain sigmoid of its reward", error)
+        return reward

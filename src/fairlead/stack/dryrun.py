@@ -15,7 +15,9 @@ from fairlead.stack.voice import Voice
 if TYPE_CHECKING:
     from fairlead.methods.rows import Rows
 
+SCORED_ROWS = 2_000  # of comparisons, about as many are read again at the end: to calibrate on, to bring on one scale
 TRIED_STEPS = 3  # the fastest counts, since the first one pays for warming up
+TRIED_MEMBERS = 2  # of an ensemble, which has no fewer
 
 
 def estimate_stage(
@@ -45,9 +47,11 @@ def estimate_stage(
     total = time.perf_counter() - began
     each = min(record.seconds for record in made.records)
     beside = max(0.0, total - sum(record.seconds for record in made.records))
-    passes = getattr(job.config, "needs_reference", job.method.data == "rated")  # over all rows, outside of the steps
+    members = getattr(job.config, "members", 1)
     at_once = min(job.config.tokens_per_batch, max(sum(rows.trees[row].tokens for row in step) for step in steps))
     memory = footprint(job.model.module, at_once, trained=_adapted(job))
+    copies = sum(p.numel() * p.element_size() for p in job.model.module.parameters()) * (members - 1)
+    memory = dataclasses.replace(memory, weights=memory.weights + copies)  # finished members stay
     return {
         "method": name,
         "rows": len(rows.trees),
@@ -57,23 +61,37 @@ def estimate_stage(
         "tokens": sum(tree.tokens for tree in rows.trees),
         "tokens_trained": sum(rows.trees[row].tokens for step in steps for row in step),
         "longest_row": max(tree.tokens for tree in rows.trees),
-        "steps": len(steps),
+        "steps": len(steps) * members,
         "seconds_per_step": each,
-        "about_seconds": each * len(steps) + beside * (len(rows.trees) / len(tried.rows) if passes else 1.0),
+        "about_seconds": (each * len(steps) + beside * _longer_beside(job, len(rows.trees), len(tried.rows))) * members,
         "memory": {**dataclasses.asdict(memory), "total": memory.total},
         "peak_bytes": peak_resident(),
         "config": job.config.model_dump(mode="json"),
     }
 
 
+def _longer_beside(job: Job, rows: int, tried: int) -> float:
+    """How much longer than tried, for each member of it, a training takes beside its steps."""
+    members = getattr(job.config, "members", 1)
+    if job.method.data == "comparisons":
+        return max(1.0, min(rows, SCORED_ROWS) / tried) / min(members, TRIED_MEMBERS)
+    passes = getattr(job.config, "needs_reference", job.method.data == "rated")  # over all rows, outside of the steps
+    return rows / tried if passes else 1.0
+
+
 def _distinct(job: Job) -> tuple[Job, int]:
     """The job without pairs of identical replies, where its settings leave them out, and how many there are."""
-    if job.method.data != "pairs":
-        return job, 0
-    from fairlead.methods.preference import without_identical
-
     config: Any = job.config
-    kept, places, identical = without_identical(job.rows, job.places, config)
+    if job.method.data == "pairs":
+        from fairlead.methods.preference import without_identical
+
+        kept, places, identical = without_identical(job.rows, job.places, config)
+    elif job.method.data == "comparisons":
+        from fairlead.methods import reward
+
+        kept, places, identical = reward.without_identical(job.rows, job.places)
+    else:
+        return job, 0
     return dataclasses.replace(job, rows=kept, places=places), identical
 
 
@@ -90,7 +108,17 @@ def _adapted(job: Job) -> int | None:
 def _trees(job: Job) -> Rows:
     from fairlead.methods import rows
 
-    make: Any = {"exchanges": rows.exchange_rows, "pairs": rows.pair_rows, "rated": rows.rated_rows}[job.method.data]
+    if job.method.data == "steps":
+        from fairlead.methods.process import stepped_rows
+
+        config: Any = job.config
+        return stepped_rows(job.model, job.rows, config.separator, too_long=config.too_long, places=job.places)[0]
+    make: Any = {
+        "exchanges": rows.exchange_rows,
+        "pairs": rows.pair_rows,
+        "rated": rows.rated_rows,
+        "comparisons": rows.compared_rows,
+    }[job.method.data]
     made: Rows = make(job.model, job.rows, too_long=job.config.too_long, places=job.places)
     return made
 
@@ -103,6 +131,8 @@ def _tried(job: Job, rows: Rows, steps: Sequence[Sequence[int]]) -> Job:
     update: dict[str, Any] = {"steps": min(TRIED_STEPS, len(steps)), "epochs": None}
     if "kl_samples" in type(job.config).model_fields:
         update["kl_samples"] = 0
+    if "members" in type(job.config).model_fields:
+        update["members"] = TRIED_MEMBERS
     return dataclasses.replace(
         job,
         rows=[job.rows[i] for i in wanted],

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def facts_of(made: Any) -> dict[str, Any]:
-    """Counts of rows and steps, the metrics of the last steps, and the KL where it was estimated."""
+    """Counts of rows and steps, the metrics of the last steps, the KL where it was estimated, a judge's calibration."""
     fields = {f.name: getattr(made, f.name) for f in dataclasses.fields(made)}
     facts: dict[str, Any] = {name: value for name, value in fields.items() if isinstance(value, int | float)}
     facts["steps"] = len(made.records)
@@ -15,6 +15,9 @@ def facts_of(made: Any) -> dict[str, Any]:
         facts["final_loss"] = made.final_loss
     if hasattr(made, "kl"):
         facts["kl"] = None if made.kl is None else dataclasses.asdict(made.kl)
+    calibration = getattr(getattr(made, "model", None), "calibration", None)
+    if calibration is not None and calibration.pairs:
+        facts["calibration"] = dataclasses.asdict(calibration)
     return facts | (made.metrics() if hasattr(made, "metrics") else {})
 
 

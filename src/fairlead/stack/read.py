@@ -118,6 +118,11 @@ def _parse_layers(layers: list[Any], document: Document) -> tuple[AnyLayer, ...]
                 f"this has {has}"
             )
         ((kind, body),) = item.items()
+        if kind in METHODS and kind not in KINDS:
+            raise InputError(
+                f"{_at(document, (*place, kind))}: {kind!r} trains a judge, which answers nothing, so it is no layer "
+                f"of a stack; train it by itself: fairlead train {kind}"
+            )
         if kind not in KINDS:
             raise InputError(f"{_at(document, (*place, kind))}: unknown layer {kind!r}. {meant(kind, list(KINDS))}")
         layer = _parse_layer(kind, {} if body is None else body, document, (*place, kind))

@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fairlead.errors import InputError, MissingResource
-from fairlead.feedback.formats import read_demonstrations, read_preferences, read_rated
+from fairlead.feedback.formats import (
+    read_comparisons,
+    read_demonstrations,
+    read_preferences,
+    read_rated,
+    read_steps,
+)
 from fairlead.methods.catalogue import METHODS, Method
 from fairlead.methods.config import Training
 from fairlead.methods.loggers import JsonLines, Logger, TensorBoard, trackio, wandb
@@ -33,6 +39,8 @@ READERS: Mapping[str, Callable[..., Any]] = {
     "exchanges": read_demonstrations,
     "pairs": read_preferences,
     "rated": read_rated,
+    "comparisons": read_comparisons,
+    "steps": read_steps,
 }
 
 
@@ -62,8 +70,9 @@ def train_stage(
 ) -> dict[str, Any]:
     """Train and write a model folder that `AutoModelForCausalLM` loads; returns what `train.json` in it says.
 
-    A training that is stopped keeps its state in `OUT.unfinished`, and the same call goes on from there. Of LoRA the
-    folder holds the merged model, and the adapter by itself under `adapter/`. `log` names loggers (`loggers_of`).
+    A reward method leaves a judge's folder, for `judges.reward_ensemble.open_reward_folder`. A training that is stopped
+    keeps its state in `OUT.unfinished`, and the same call goes on from there. Of LoRA the folder holds the merged
+    model, and the adapter by itself under `adapter/`. `log` names loggers (`loggers_of`).
     """
     loggers = loggers_of(log)
     unfinished = out.with_name(f"{out.name}.unfinished")
@@ -88,10 +97,11 @@ def train_stage(
                 **facts_of(made), "warnings": warnings_of(made), "seconds": round(time.perf_counter() - began, 2),
             }  # fmt: skip
             if first:
-                if made.adapter is not None:
+                adapter = getattr(made, "adapter", None) or getattr(made.model, "adapter", None)  # a judge has its own
+                if adapter is not None:
                     from fairlead.engine.adapters import save_adapter
 
-                    save_adapter(made.adapter, folder / "adapter")
+                    save_adapter(adapter, folder / "adapter")
                 write_json(folder / "train.json", report)
                 write_lines(folder / "steps.jsonl", (dataclasses.asdict(record) for record in made.records))
     parallel.wait()  # the folder has its name when any process goes on
