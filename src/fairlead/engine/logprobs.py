@@ -79,12 +79,13 @@ def reply_logprobs(
     Raises ValueError naming the row for what cannot be scored (see layout.check).
     """
     batch = batch_of(model, trees)
-    head, source_N, target_N = head_of(model), batch.source_N, batch.target_N
+    source_N, target_N = batch.source_N, batch.target_N
     count = len(source_N)
-    more = spare(count, head.weight_VD) if count else 0
+    more = spare(count, head_of(model).weight_VD) if count else 0
     if more:  # tokens that nobody reads, to a count that recurs
         source_N, target_N = (torch.cat([x, x[-1:].expand(more)]) for x in (source_N, target_N))
     hidden_ND = hidden_states(model, batch, rows=source_N, packed=packed)
+    head = head_of(model)  # only now: weights that are split over processes are whole after a forward pass
     logp_N, entropy_N = token_logprobs(hidden_ND, head, target_N, temperature, entropy, chunk)
     if more:
         logp_N, entropy_N = logp_N[:count], None if entropy_N is None else entropy_N[:count]
