@@ -111,11 +111,28 @@ def test_the_drawn_principle_decides_and_a_named_one_takes_its_place() -> None:
         ai_preferences(FakeModel(two), many, rules, judges, PreferenceConfig(), about=["gone"] * len(many))
 
 
-def test_a_contested_draw_takes_the_principle_the_pair_is_about() -> None:
+def test_by_the_whole_constitution_a_label_is_the_odds_of_keeping_all_of_it() -> None:
+    """Against the formula, by hand: the product of P(kept), by severity over its mean; no verdict, no label."""
     rules = [Rule("long", "be long", 1), Rule("kind", "be kind", 5)]
-    judges = [FakeJudge(lambda r: 0.9 if "long" in r else 0.1, longer, name="L"), FakeJudge(lambda r: 0.9, name="K")]
-    got = ai_preferences(FakeModel(two), PROMPTS, rules, judges, PreferenceConfig(draw="contested"))
-    assert {p.principle for p in got.preferences} == {"long"}
+    long = {"a longer reply": 0.9, "short": 0.2}
+    kind = {"a longer reply": 0.5, "short": 0.7}
+    judges = [FakeJudge(lambda r: long[r], longer, name="L"), FakeJudge(lambda r: kind[r], longer, name="K")]
+    model = FakeModel(lambda text, i: ["a longer reply", "short"][i % 2])
+    got = ai_preferences(model, PROMPTS, rules, judges, PreferenceConfig(draw="whole"))
+    odds = (0.9 / 0.2) ** (1 / 3) * (0.5 / 0.7) ** (5 / 3)
+    assert [p.strength for p in got.preferences] == pytest.approx([max(odds, 1 / odds) / (1 + max(odds, 1 / odds))] * 40)
+    assert {p.chosen[-1].text for p in got.preferences} == {"short" if odds < 1 else "a longer reply"}
+    assert {(p.principle, p.annotator) for p in got.preferences} == {("kind", "K")}  # it parts the replies furthest
+    assert len(got.judges) == 2
+
+    judges[1] = FakeJudge(lambda r: None if r == "short" else 0.5, longer, name="K")
+    judges[0] = FakeJudge(lambda r: 0.0 if r == "short" else 1.0, longer, name="L")
+    with pytest.raises(ValidationError, match="draw: whole goes by all of them"):
+        PreferenceConfig(draw="whole", principles=2)
+    silent = ai_preferences(model, PROMPTS, rules, judges, PreferenceConfig(draw="whole"))
+    assert (silent.counts["unlabelled"], silent.counts["labelled"]) == (40, 0)
+    sure = ai_preferences(model, PROMPTS, rules[:1], judges[:1], PreferenceConfig(draw="whole"))
+    assert [p.strength for p in sure.preferences] == pytest.approx([1000 / 1001] * 40)  # never surer than one in 1,000
 
 
 def test_clamped_labels() -> None:

@@ -19,12 +19,15 @@ from fairlead.errors import InputError
 from fairlead.exchange import Exchange, Preference, preference
 from fairlead.judges.critic import Compared
 from fairlead.judges.protocol import Comparer, Judge
+from fairlead.judges.twoway import sigmoid
 from fairlead.methods.panel import PrincipleLike, Used, judge_all
 from fairlead.methods.sampling import chance, draw, pick
 from fairlead.models.protocol import Model, Prompt
 from fairlead.models.toolong import all_too_long
 
 Pair = tuple[Exchange, Exchange]
+
+SUREST = 1e-3  # no verdict counts as surer than this: one certain and wrong would outvote all the others
 
 
 class PreferenceConfig(BaseModel):
@@ -33,8 +36,8 @@ class PreferenceConfig(BaseModel):
     replies           sampled per prompt; with `greedy` one more at temperature 0
     pairs_per_prompt  pairs of different replies taken from them
     principles        drawn per pair; their probabilities are averaged
-    draw              how: "severity" (by severity), "uniform", or "contested" (severity x how far the critic's
-                      separate verdicts on the two replies lie apart: the principle that the pair is about)
+    draw              how: "severity" (by severity), "uniform", or "whole": none is drawn, and the odds are those that a
+                      reply keeps every principle, from the critic's separate verdicts
     near_tie          pairs with |P - 1/2| below this are left out and counted; 0 keeps every pair
     clamp             bounds of P, such as (0.4, 0.6) for labels out of a chain of thought; None for none
     """
@@ -48,7 +51,7 @@ class PreferenceConfig(BaseModel):
     max_tokens: Annotated[int, Field(ge=1)] = 256
     pairs_per_prompt: Annotated[int, Field(ge=1)] = 1
     principles: Annotated[int, Field(ge=1)] = 1
-    draw: Literal["severity", "uniform", "contested"] = "severity"
+    draw: Literal["severity", "uniform", "whole"] = "severity"
     near_tie: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     clamp: tuple[Annotated[float, Field(ge=0, lt=0.5)], Annotated[float, Field(gt=0.5, le=1)]] | None = None
     seed: int = 0
@@ -57,6 +60,8 @@ class PreferenceConfig(BaseModel):
     def _two_replies(self) -> Self:
         if self.replies + self.greedy < 2:
             raise ValueError("replies is 1 without greedy: a comparison needs two replies")
+        if self.draw == "whole" and self.principles != 1:
+            raise ValueError(f"principles is {self.principles}, but draw: whole goes by all of them")
         return self
 
 
@@ -92,7 +97,7 @@ def ai_preferences(
     """Sample replies to every prompt, pair them, and label each pair by a drawn principle.
 
     `comparers[k]` compares by `principles[k]`; `about[i]`, where given, names the principle that prompt i is about and
-    takes the place of a draw. Counted: `missing` and `truncated` replies, prompts with only `equal` replies or with
+    takes the place of a draw (draw: whole has none). Counted: `missing` and `truncated` replies, prompts with only `equal` replies or with
     `too_few`, pairs `unlabelled` (those too long for their critic among them), `near_ties` left out, `ties` kept,
     `order_flips` (the two orders disagree). Raises `InputError` where there is no pair, or every one is too long.
     """
@@ -112,9 +117,12 @@ def ai_preferences(
             "compare; raise temperature or replies"
         )
     tell("comparing", len(pairs))
-    named = [about[row] if about is not None else None for row in sources]
-    drawn_principles = _draw_principles(pairs, named, principles, comparers, config)
-    compared = _compare(pairs, drawn_principles, comparers)
+    if config.draw == "whole":
+        drawn_principles, compared = _as_a_whole(pairs, principles, comparers)
+    else:
+        named = [about[row] if about is not None else None for row in sources]
+        drawn_principles = _draw_principles(pairs, named, principles, comparers, config)
+        compared = _compare(pairs, drawn_principles, comparers)
     found = [None if read.p is not None else read.reason for reads in compared for read in reads]
     if all_too_long(found):
         raise InputError(
@@ -180,13 +188,13 @@ def _draw_principles(
     unknown = {name for name in named if name is not None and name not in index}
     if unknown:
         raise InputError(f"prompts are about principle {sorted(unknown)[0]!r}, which the constitution does not have")
-    weights = _weights(pairs, principles, comparers, config)
+    weights = [1.0 if config.draw == "uniform" else float(p.severity) for p in principles]
     result: list[tuple[int, ...]] = []
     for row, name in enumerate(named):
         if name is not None:
             result.append((index[name],))
             continue
-        left, drawn = list(weights[row]), list[int]()
+        left, drawn = list(weights), list[int]()
         for turn in range(min(config.principles, len(principles))):
             if not any(left):
                 break
@@ -197,25 +205,37 @@ def _draw_principles(
     return result
 
 
-def _weights(
-    pairs: Sequence[Pair],
-    principles: Sequence[PrincipleLike],
-    comparers: Sequence[Comparer],
-    config: PreferenceConfig,
-) -> list[list[float]]:
-    base = [1.0 if config.draw == "uniform" else float(p.severity) for p in principles]
-    if config.draw != "contested":
-        return [base] * len(pairs)
+def _as_a_whole(
+    pairs: Sequence[Pair], principles: Sequence[PrincipleLike], comparers: Sequence[Comparer]
+) -> tuple[list[tuple[int, ...]], list[list[Compared]]]:
+    """P(first better) = k1 / (k1 + k2), where k is the product of P(the reply keeps a principle) over all principles.
+
+    Each factor is raised to severity / mean severity. A small critic's verdicts are noisy where a principle has no say;
+    drawing one principle makes a label of that noise, the product hardly moves by it. The pair is put down to the
+    principle that parts its replies furthest. A pair with a missing verdict has no label.
+    """
     judges = [c for c in comparers if isinstance(c, Judge)]
-    if len(judges) < len(comparers):
-        raise InputError("draw: contested needs comparers that also judge single replies; use draw: severity")
+    if len(judges) < len(comparers) or len(principles) != len(comparers):
+        raise InputError("draw: whole needs one comparer for each principle that also judges single replies")
+    mean = sum(p.severity for p in principles) / len(principles)
     flat = judge_all(judges, [item for pair in pairs for item in pair])
-    rows = []
+    parted: list[tuple[int, ...]] = []
+    reads: list[list[Compared]] = []
     for first, second in zip(flat[0::2], flat[1::2], strict=True):
-        apart = [abs((a.score or 0.0) - (b.score or 0.0)) if a.score is not None and b.score is not None else 0.0
-                 for a, b in zip(first, second, strict=True)]  # fmt: skip
-        rows.append([w * d for w, d in zip(base, apart, strict=True)] if any(apart) else base)
-    return rows
+        silent = next((v for v in (*first, *second) if v.score is None), None)
+        if silent is not None:
+            parted.append((0,))
+            reads.append([Compared(None, reason=silent.reason)])
+            continue
+        leads = [p.severity / mean * (_log(a.score) - _log(b.score))
+                 for p, a, b in zip(principles, first, second, strict=True)]  # fmt: skip
+        parted.append((max(range(len(leads)), key=lambda k: abs(leads[k])),))
+        reads.append([Compared(sigmoid(sum(leads)))])
+    return parted, reads
+
+
+def _log(score: float | None) -> float:
+    return math.log(max(score or 0.0, SUREST))
 
 
 def _compare(

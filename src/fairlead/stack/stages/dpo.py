@@ -195,8 +195,8 @@ def _compared(layer: DPOLayer, config: Preferences, below: Built, ctx: Context, 
         else:
             standards = principles
             comparers = [critic(p, reader, comparer=config.compare) for p in principles]
-            # "contested" finds what a pair is about by itself: of two replies to a harmless twin, one may be unhelpful
-            about = None if making.draw == "contested" else asked.about
+            # "whole" finds what a pair is about by itself: of two replies to a harmless twin, one may be unhelpful
+            about = None if making.draw == "whole" else asked.about
         early_refusal(layer.name, tuple(("train", c.name, c.lineage) for c in comparers), ctx)
         with ctx.voice.progress(f"{layer.name}: sampling and comparing") as advance:
             stages = iter(range(1, 4))
