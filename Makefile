@@ -41,6 +41,8 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python bench/align.py $(ARGS)
+	@if $(BIN)/python -c 'import trl' 2>/dev/null; then set -x; $(BIN)/python bench/vs_trl.py --methods $(METHODS); \
+		else echo "ratios of rates, ours over TRL's: make bench-trl (it installs TRL first)"; fi
 
 # METHODS="dpo,reward,sft"; the last lines give the ratios of rates, ours over TRL's
 METHODS ?= dpo,reward,sft
