@@ -127,11 +127,15 @@ def main() -> None:
                     continue
                 add(train(model, size, vocabulary, method, way, work, peak))
         for count in work.decode_rows:
-            if time.monotonic() - began <= 60 * args.minutes:
-                add(decode(model, size, vocabulary, count, work, bandwidth))
+            if time.monotonic() - began > 60 * args.minutes:
+                add({"skipped": f"decode {count} {size} {vocabulary}: out of time"})
+                continue
+            add(decode(model, size, vocabulary, count, work, bandwidth))
         del model
         _clear(device)
-        if args.trl:
+        if args.trl and time.monotonic() - began > 60 * args.minutes:
+            add({"skipped": f"TRL {size} {vocabulary}: out of time"})
+        elif args.trl:
             import gpu_trl
 
             add(gpu_trl.dpo(LlamaConfig(**SIZES[size], **_config(vocabulary)), pairs(work, vocabulary), size))

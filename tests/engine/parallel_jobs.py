@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from engine.helpers import forest, keep_float64, make
+from engine.helpers import all_in_float64, forest, keep_float64, make
 from fairlead.engine import parallel
 from fairlead.engine.checkpoint import save_model, weights_hash
 from fairlead.engine.forward import hidden_states
@@ -67,6 +67,11 @@ def one_step(kind: str, name: str, trees: list[Tree], budget: int, shard: bool) 
     The loss divides by the step's count, and compares each pair with the mean over the step, which no micro-batch
     and no process knows by itself.
     """
+    with all_in_float64():
+        return _one_step(kind, name, trees, budget, shard)
+
+
+def _one_step(kind: str, name: str, trees: list[Tree], budget: int, shard: bool) -> tuple[nn.Module, int, float]:
     model = keep_float64(make(name))
     module = {"head": Headed, "lora": adapted, "pairs": lambda m: m}[kind](model)
     if shard:
@@ -99,6 +104,7 @@ CASES = {
     "one row": ("pairs", "gpt2-untied", EVEN[:1], BUDGET),
     "head": ("head", "llama-tied", UNEVEN, BUDGET),
     "lora": ("lora", "llama-untied", UNEVEN, BUDGET),
+    "experts": ("pairs", "mixtral", UNEVEN, BUDGET),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -222,7 +223,27 @@ def test_the_varlen_interface_is_as_this_torch_has_it() -> None:
 
     parameters = inspect.signature(varlen_attn).parameters
     assert list(parameters)[:7] == ["query", "key", "value", "cu_seq_q", "cu_seq_k", "max_q", "max_k"]
-    assert {"scale", "window_size", "enable_gqa"} <= set(parameters)
+    assert {"scale", "window_size"} <= set(parameters)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_the_kernel_of_torch_2_11_is_called_as_it_can_be(told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There `varlen_attn` has no `enable_gqa`; a call that names it would send every model to the slower blocks."""
+    heard: list[dict[str, Any]] = []
+
+    def older(*args: Any, scale: float, window_size: tuple[int, int]) -> torch.Tensor:
+        heard.append({})
+        return plain_varlen(*args, scale=scale, window_size=window_size, enable_gqa=True)
+
+    def newer(*args: Any, scale: float, window_size: tuple[int, int], enable_gqa: bool = False) -> torch.Tensor:
+        heard.append({"enable_gqa": enable_gqa})
+        return plain_varlen(*args, scale=scale, window_size=window_size, enable_gqa=enable_gqa)
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", newer if told else older)
+    shapes = FORESTS["one pair"]
+    given = inputs(shapes, torch.float64)
+    close(varlen.attend(*given, varlen.sequences(shapes), SCALE, 4), oracle(*given, seen(shapes, 4)))
+    assert heard == [{"enable_gqa": True} if told else {}]
 
 
 # Planted bugs: what the tests above must see.
@@ -256,3 +277,84 @@ def test_planted_bugs_are_seen(bug: Callable[[pytest.MonkeyPatch], None], monkey
     bug(monkeypatch)
     with pytest.raises(AssertionError):
         test_values_and_gradients("pieces", None, torch.float64, "like lengths")
+
+
+def one_key_too_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = varlen.attend
+    monkeypatch.setattr(
+        varlen, "attend", lambda q, k, v, found, scale, window=None, kernel=None: real(
+            q, k, v, found, scale, None if window is None else window + 1, kernel
+        )
+    )  # fmt: skip
+
+
+def changed_sequences(change: Callable[[varlen.Sequences], varlen.Sequences]) -> Callable[[pytest.MonkeyPatch], None]:
+    def plant(monkeypatch: pytest.MonkeyPatch) -> None:
+        real = varlen.sequences
+        monkeypatch.setattr(varlen, "sequences", lambda shapes: change(real(shapes)))
+
+    return plant
+
+
+def shifted_keys(found: varlen.Sequences) -> varlen.Sequences:
+    assert found.key_S is not None
+    return replace(found, key_S=found.key_S.roll(1))
+
+
+def shifted_queries(found: varlen.Sequences) -> varlen.Sequences:
+    moved = found.query_n1.clone()
+    moved[1] += 1
+    return replace(found, query_n1=moved, longest_query=int(moved.diff().max()))
+
+
+def own_keys_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A further branch's keys before its prompt's: aligned to the end, its own past is then what it sees too much of."""
+    real = varlen.sequences
+
+    def turned(shapes: tuple[Shape, ...]) -> varlen.Sequences:
+        found = real(shapes)
+        assert found.key_S is not None
+        keys = found.key_S.clone()
+        bounds, queries = found.key_n1.tolist(), found.query_n1.tolist()
+        for number in range(len(bounds) - 1):
+            own = queries[number + 1] - queries[number]
+            part = keys[bounds[number] : bounds[number + 1]]
+            keys[bounds[number] : bounds[number + 1]] = part.roll(own)
+        return replace(found, key_S=keys)
+
+    monkeypatch.setattr(varlen, "sequences", turned)
+
+
+def a_prompt_hears_of_one_branch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients of gathered keys written instead of added up."""
+
+    class Wrong(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor, key_S: torch.Tensor) -> torch.Tensor:
+            ctx.save_for_backward(key_S)
+            ctx.shape = x.shape
+            return x.index_select(0, key_S)
+
+        @staticmethod
+        def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
+            return grads[0].new_zeros(ctx.shape).index_copy_(0, ctx.saved_tensors[0], grads[0]), None
+
+    monkeypatch.setattr(varlen, "_gather", Wrong.apply)
+
+
+@pytest.mark.parametrize(
+    ("bug", "window"),
+    [
+        (one_key_too_far, 4),
+        (changed_sequences(shifted_keys), None),
+        (changed_sequences(shifted_queries), None),
+        (own_keys_first, None),
+        (a_prompt_hears_of_one_branch, None),
+    ],
+)
+def test_planted_bugs_of_varlen_are_seen(
+    bug: Callable[[pytest.MonkeyPatch], None], window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bug(monkeypatch)
+    with pytest.raises(AssertionError):
+        test_values_and_gradients("varlen", window, torch.float64, "all kinds")

@@ -10,11 +10,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from engine import helpers
 from engine.helpers import MODELS, V, close, forest, gradients, make, naive
 from fairlead.engine import attention, cascade, forward, layout, logprobs
 from fairlead.engine.dense import spare
 from fairlead.engine.layout import Shape, Tree, pack
 from fairlead.engine.logprobs import reply_logprobs, score, score_positions, token_logprobs
+from support.live import Live
 
 DTYPES = [torch.float64, torch.float32]
 
@@ -198,6 +200,52 @@ def test_without_a_chunk_size_logits_still_cover_the_scored_positions_alone(entr
         score(model, trees)
     scored += spare(scored, torch.empty(0))
     assert 0 < seen.logits <= scored * V < sum(tree.tokens for tree in trees) * V / 2
+
+
+@pytest.mark.parametrize("entropy", [False, True])
+@pytest.mark.parametrize("chunk", [None, 100])
+def test_the_peak_of_memory_is_one_chunk_of_logits(chunk: int | None, entropy: bool) -> None:
+    """Bytes alive at once over forward and backward, whatever their shapes, where logits outweigh all else.
+
+    Entropies need their probabilities beside the logits, so two of a chunk.
+    """
+    words, scored = 20_000, 1200
+    model = helpers.llama(True, vocab_size=words)
+    trees = [Tree((number, *range(1, 20)), (tuple(range(20, 40)), tuple(range(30, 50)))) for number in range(30)]
+    forward.path_of(model)
+    with Live() as seen:
+        got = reply_logprobs(model, trees, chunk=chunk, entropy=entropy)
+        loss = weighted(got.logp_N, got.logp_N if got.entropy_N is None else got.entropy_N)
+        loss.backward()  # type: ignore[no-untyped-call]
+    one = (chunk or logprobs.ELEMENTS["cpu"] // words) * words * 4
+    rest = 16_000_000  # hidden states, and twice the gradient of embedding and head
+    assert one * (1 + entropy) < seen.most < one * (1 + entropy) + rest < scored * words * 4
+    with Live() as control:
+        naive(model, trees[:1])[0].sum().backward()
+    assert control.most >= 2 * 40 * words * 4  # the recorder does see what the plain way makes
+
+
+@pytest.mark.parametrize("chunk", [None, 16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bit_heads_are_summed_in_float32_and_rounded_once(dtype: torch.dtype, chunk: int | None) -> None:
+    """Against float64 arithmetic on the very same 16-bit numbers."""
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(200, 96).to(dtype), (0.3 * torch.randn(300, 96)).to(dtype)
+    target = torch.randint(0, 300, (200,))
+    narrow = [hidden.requires_grad_(), weight.requires_grad_()]
+    wide = [x.detach().double().requires_grad_() for x in narrow]
+    logp, entropy = token_logprobs(narrow[0], forward.Head(narrow[1]), target, 0.7, True, chunk)
+    assert entropy is not None and logp.dtype == entropy.dtype == torch.float32
+    every = torch.log_softmax(wide[0] @ wide[1].t() / 0.7, -1)
+    truth, spread = every.gather(1, target[:, None])[:, 0], -(every.exp() * every).sum(-1)
+    assert float((logp - truth).detach().norm() / truth.detach().norm()) < 1e-6
+    assert float((entropy - spread).detach().norm() / spread.detach().norm()) < 1e-6
+    ours = torch.autograd.grad(weighted(logp, entropy), narrow)
+    half_a_step = torch.finfo(dtype).eps / 2
+    for mine, other in zip(ours, torch.autograd.grad(weighted(truth, spread), wide), strict=True):
+        assert mine.dtype == dtype
+        limit = 1.01 * half_a_step * other.abs() + 1e-5 * other.abs().max()
+        assert bool(((mine.double() - other).abs() <= limit).all())
 
 
 @pytest.mark.parametrize("chunk", [None, 16])

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from engine import parallel_jobs as jobs
-from engine.helpers import forest, keep_float64, make, naive
+from engine.helpers import all_in_float64, forest, keep_float64, make, naive
 from fairlead.engine import parallel
 from fairlead.engine.checkpoint import weights_hash
 from fairlead.engine.layout import Tree, pack
@@ -97,6 +97,11 @@ def oracle(name: str) -> dict[str, torch.Tensor]:
     kind, model_name, trees, _ = jobs.CASES[name]
     assert kind == "pairs"
     model = keep_float64(make(model_name))
+    with all_in_float64():
+        return _oracle(model, trees)
+
+
+def _oracle(model: torch.nn.Module, trees: list[Tree]) -> dict[str, torch.Tensor]:
     logp = naive(model, trees)[0]
     sums = torch.stack([part.sum() for part in logp.split([len(r) for t in trees for r in t.replies])]).view(-1, 2)
     margin = sums[:, 0] - 0.7 * sums[:, 1]
@@ -134,9 +139,9 @@ def check(folder: Path, size: int, found: list[Any], expected: Any, counts: dict
 
 def test_one_process_agrees_with_the_rows_one_by_one(expected: Any) -> None:
     assert {name: count for name, (_, count, _) in expected.items()} == {
-        "even": 4, "whole": 1, "uneven": 3, "one row": 1, "head": 3, "lora": 3
+        "even": 4, "whole": 1, "uneven": 3, "one row": 1, "head": 3, "lora": 3, "experts": 3
     }  # fmt: skip
-    for name in ("even", "uneven", "one row"):
+    for name in ("even", "uneven", "one row", "experts"):
         assert distance(expected[name][0], oracle(name)) < 1e-9
     assert distance(expected["even"][0], expected["whole"][0]) < 1e-12
 
@@ -144,8 +149,9 @@ def test_one_process_agrees_with_the_rows_one_by_one(expected: Any) -> None:
 @pytest.mark.parametrize("shard", [False, True])
 def test_two_processes_give_the_gradient_of_one(tmp_path: Path, expected: Any, shard: bool) -> None:
     """2x2 against 1x4, and counts of micro-batches that differ: the one with less to do fills in and nothing hangs."""
+    counts = {"even": 2, "whole": 1, "uneven": 2, "one row": 1, "head": 2, "lora": 2, "experts": 2}
     found = ranks.run(jobs.gradients, 2, tmp_path, str(tmp_path), list(jobs.CASES), shard)
-    check(tmp_path, 2, found, expected, {"even": 2, "whole": 1, "uneven": 2, "one row": 1, "head": 2, "lora": 2})
+    check(tmp_path, 2, found, expected, counts)
 
 
 def test_four_processes_give_the_gradient_of_one(tmp_path: Path, expected: Any) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save
+from safetensors.torch import save, save_file
 from tests.methods.trainable import Tiny, demonstrations, pairs, tiny_model
 
 from engine.helpers import keep_float64
@@ -23,15 +23,26 @@ from fairlead.engine import checkpoint, parallel
 from fairlead.engine.checkpoint import save_model, weights_hash
 from fairlead.engine.logprobs import reply_logprobs
 from fairlead.errors import InputError
-from fairlead.exchange import Rated, assistant, user
-from fairlead.methods.config import BCOConfig, DPOConfig, KTOConfig, RewardConfig, SFTConfig
+from fairlead.exchange import Preference, Ranking, Rated, Stepped, assistant, user
+from fairlead.methods.config import (
+    BCOConfig,
+    DPOConfig,
+    IPOConfig,
+    KTOConfig,
+    Lora,
+    ORPOConfig,
+    ProcessConfig,
+    RewardConfig,
+    SFTConfig,
+)
 from fairlead.methods.loggers import JsonLines
 from fairlead.methods.loop import Run, StepRecord, TrainingStopped, Updates, batches
 from fairlead.methods.losses import sft_nll
-from fairlead.methods.preference import train_dpo
+from fairlead.methods.preference import train_dpo, train_pairs
+from fairlead.methods.process import stepped_rows, train_process_reward
 from fairlead.methods.resume import resumable
 from fairlead.methods.reward import train_reward
-from fairlead.methods.rows import exchange_rows
+from fairlead.methods.rows import compared_rows, exchange_rows, rated_rows
 from fairlead.methods.sft import train_sft
 from fairlead.methods.unpaired import train_kto
 
@@ -126,6 +137,79 @@ def rewarded(folder: str, shard: bool) -> dict[str, Any]:
     got.model.save(Path(folder) / "reward")
     body: Any = got.model.model.module  # type: ignore[attr-defined]
     return {"body": weights_hash(body), "head": got.model.head.weight_D.tolist(), "loss": [r.loss for r in got.records]}
+
+
+def thumbs() -> list[Rated]:
+    words = ["yes", "no no", "the boat is blue", "a secret"]
+    return [Rated((user(f"what {'the ' * i}? {i}"),), (assistant(words[i]),), good=i % 2 == 0) for i in range(4)]
+
+
+def comparisons() -> list[Any]:
+    replies = [(assistant(text),) for text in ("yes", "no no", "the boat is blue", "a secret")]
+    return [*pairs(3), Ranking((user("the boat ?"),), tuple(replies), (2, 0, 3, 1))]
+
+
+def solutions() -> list[Stepped]:
+    words = ("the boat is blue", "yes", "no no", "a secret")
+    return [Stepped((user(f"how {i} ?"),), words[: 1 + i], (1.0, 0.0, 0.9, 0.0)[: 1 + i]) for i in range(4)]
+
+
+_LORA: dict[str, Any] = {"lora": Lora(rank=2, alpha=4)}
+# Two steps on all of four rows: method, rows, settings. Adapters have a gradient all over in the second step only.
+STEPS: dict[str, tuple[Any, Any, Any]] = {
+    "ipo": (train_pairs, pairs(4), IPOConfig(kl_samples=0)),
+    "orpo per token": (train_pairs, pairs(4), ORPOConfig(nll_mean="tokens", kl_samples=0)),
+    "aot": (train_pairs, pairs(4), DPOConfig(loss="aot", kl_samples=0)),
+    "dpo, adapters": (train_pairs, pairs(4), DPOConfig(kl_samples=0, **_LORA)),
+    "orpo, adapters": (train_pairs, pairs(4), ORPOConfig(kl_samples=0, **_LORA)),
+    "kto, adapters": (train_kto, thumbs(), KTOConfig(kl_samples=0, **_LORA)),
+    "sft, noise and adapters": (train_sft, demonstrations(4), SFTConfig(neftune=5.0, **_LORA)),
+    "reward of rankings": (train_reward, comparisons(), RewardConfig(length=0.3, centre=0.05)),
+    "reward, adapters": (train_reward, comparisons(), RewardConfig(centre=0.05, **_LORA)),
+    "process reward, adapters": (train_process_reward, solutions(), ProcessConfig(**_LORA)),
+}
+
+
+def largest(model: Tiny, rows: Any) -> int:
+    """Tokens of the largest row: as a budget it makes about as many micro-batches as there are rows."""
+    kind = type(rows[0])
+    if kind is Stepped:
+        made = stepped_rows(model, rows, "\n")[0]
+    else:
+        made = {Rated: rated_rows, Preference: compared_rows}.get(kind, exchange_rows)(model, rows)
+    return max(tree.tokens for tree in made.trees)
+
+
+def last_gradients(folder: str, shard: bool) -> dict[str, Any]:
+    """The gradient of the last step of every method in `STEPS`, saved by name; micro-batches and losses are told."""
+    told: dict[str, Any] = {}
+    kept: dict[str, torch.Tensor] = {}
+    counts: list[int] = []
+    clip, update = parallel.clip_gradients, Updates._update
+
+    def clipped(parameters: Any, limit: float) -> float:
+        kept.clear()
+        for number, parameter in enumerate(parameters):
+            grad: Any = parameter.grad
+            kept[f"{number:03}"] = (grad.full_tensor() if parallel.is_split(grad) else grad).clone().contiguous()
+        return clip(parameters, limit)
+
+    def counted(self: Updates, batch: Any) -> None:
+        counts.append(self._count)
+        update(self, batch)
+
+    parallel.clip_gradients, Updates._update = clipped, counted  # type: ignore[method-assign]
+    try:
+        for name, (train, rows, config) in STEPS.items():
+            counts.clear()
+            settings = {"steps": 2, "epochs": None, "rows_per_step": 4, "lr": 1e-2, "warmup": 0.0, "shard": shard}
+            model = model_()
+            got = train(model, rows, config.model_copy(update={**settings, "tokens_per_batch": largest(model, rows)}))
+            save_file(kept, Path(folder) / f"{name}-{parallel.world().rank}.st")
+            told[name] = {"counts": [*counts], "losses": [r.loss for r in got.records]}
+    finally:
+        parallel.clip_gradients, Updates._update = clip, update  # type: ignore[method-assign]
+    return told
 
 
 def unlike() -> str:

@@ -95,6 +95,35 @@ def test_a_reward_model_is_trained_and_saved_once(tmp_path: Path, shard: bool) -
     assert set(ours) - set(theirs) == {"0.json", "1.json", "0.log", "1.log"}
 
 
+@pytest.fixture(scope="module")
+def one_by_one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Every method's last gradient on one process, about one row to a micro-batch."""
+    folder = tmp_path_factory.mktemp("alone")
+    told = jobs.last_gradients(str(folder), shard=False)
+    assert all(min(found["counts"]) > 2 for found in told.values()), told
+    return folder, told
+
+
+@pytest.mark.parametrize(("size", "shard"), [(2, False), (2, True), (4, False)])
+def test_every_kind_of_method_has_the_gradient_of_one_process(
+    tmp_path: Path, one_by_one: tuple[Path, dict[str, Any]], size: int, shard: bool
+) -> None:
+    """Splits 1x4 against 2x2 and 4x1, with adapters and heads too: the gradient itself, which AdamW would rescale."""
+    found = ranks.run(jobs.last_gradients, size, tmp_path, str(tmp_path), shard)
+    folder, told = one_by_one
+    for name, expected in told.items():
+        theirs = load_file(folder / f"{name}-0.st")
+        for rank in range(size):
+            assert max(found[rank][name]["counts"]) <= (4 // size) + (size == 2), name
+            assert found[rank][name]["losses"] == pytest.approx(expected["losses"], rel=1e-6), name
+            ours = load_file(tmp_path / f"{name}-{rank}.st")
+            assert ours.keys() == theirs.keys()
+            for part, grad in theirs.items():
+                limit = 1e-9 if grad.dtype == torch.float64 else 1e-5
+                assert float((ours[part] - grad).norm()) <= limit * float(grad.norm()) + 1e-12, (name, part)
+        assert sum(float(grad.norm()) ** 2 for grad in theirs.values()) ** 0.5 > 1e-3, name
+
+
 def test_processes_with_other_data_are_refused(tmp_path: Path) -> None:
     for said in ranks.run(jobs.unlike, 2, tmp_path):
         assert "processes 1 have another data, model or settings than process 0" in said

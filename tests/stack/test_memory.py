@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 
 torch = pytest.importorskip("torch")
 
+from fairlead.engine.forward import path_of  # noqa: E402
+from fairlead.engine.layout import Tree  # noqa: E402
+from fairlead.engine.logprobs import reply_logprobs  # noqa: E402
 from fairlead.stack.memory import footprint, peak_resident  # noqa: E402
+from support.live import Live  # noqa: E402
 
 
 class Sized:
@@ -40,6 +46,46 @@ def test_adapters_hold_no_second_copy_of_the_weights() -> None:
 def test_unknown_sizes_are_not_guessed(config: object | None) -> None:
     found = footprint(module(config), 50)
     assert found.activations is None and found.total == 5000 * 4
+
+
+def test_logits_of_what_is_scored_at_once() -> None:
+    words = Sized(num_hidden_layers=1, hidden_size=8, vocab_size=1000)
+    assert footprint(module(words), 50).logits == 50 * 1000 * 4
+    assert footprint(module(words), 50_000).logits == 8_000_000 * 4
+    assert footprint(module(words, torch.bfloat16), 50).logits == 50 * 1000 * 4 + 2 * 4 * 1000 * 8
+
+
+SHAPES = {  # vocabulary, width, inner width, layers, rows: what most of the memory goes to
+    "activations": (460, 64, 128, 4, 40),
+    "weights": (460, 256, 512, 4, 1),
+    "logits": (20_000, 32, 64, 1, 20),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_estimate_is_near_what_a_training_step_holds(shape: str) -> None:
+    """Against the bytes of all tensors alive at once, over two steps of AdamW. The tight pass keeps less than reckoned."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    words, width, inner, layers, rows = SHAPES[shape]
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=words, hidden_size=width, intermediate_size=inner, num_hidden_layers=layers,
+                    num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=False)
+    ).eval()  # fmt: skip
+    trees = [Tree(tuple(range(i, i + 40)), (tuple(range(1, 21)), tuple(range(2, 22)))) for i in range(rows)]
+    own = sum(p.numel() * p.element_size() for p in model.parameters())
+    path_of(model)
+    with Live() as seen:
+        trained = copy.deepcopy(model)
+        optimiser = torch.optim.AdamW(trained.parameters(), lr=1e-4, fused=True)
+        for _ in range(2):
+            reply_logprobs(trained, trees).logp_N.sum().backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+    found = footprint(model, sum(tree.tokens for tree in trees))
+    assert getattr(found, shape) > 0.35 * found.total  # of five parts
+    assert 0.5 * found.total < own + seen.most < 1.15 * found.total
 
 
 def test_the_peak_grows_with_what_is_held() -> None:

@@ -256,7 +256,7 @@ def told_ahead(found: Mapping[str, Any]) -> list[str]:
     counts = [f"{found[key]:,} {words}" for key, words in COUNTED if found.get(key)]
     lines = ["; ".join(counts)] if counts else []
     lines.append(f"learning rate {config['lr']:g}, longest row {found['longest_row']:,} tokens")
-    parts = [f"{key} {_bytes(memory[key])}" for key in ("weights", "gradients", "moments", "activations")
+    parts = [f"{key} {_bytes(memory[key])}" for key in ("weights", "gradients", "moments", "activations", "logits")
              if memory[key] is not None]  # fmt: skip
     lines.append(
         f"memory, an estimate: {_bytes(memory['total'])} beside the program itself ({', '.join(parts)}; "

@@ -126,6 +126,7 @@ class Dropout(nn.Module):
     """
 
     b: torch.Tensor
+    falls_by_place = True  # read by forward.path_of: gradients of rows and of a forest cannot be compared
 
     def __init__(self, p: float, seed: int, number: int, b: torch.Tensor) -> None:
         super().__init__()

@@ -3,8 +3,8 @@
 `packed` runs the forest as one unpadded sequence with forest attention: Llama-shaped models on the tight pass of
 `tight.py`, others through their own modules. `padded` runs every branch as its own row, for models whose layers mix
 tokens in other ways (recurrent, hybrid) or whose attention cannot be routed. The choice is made once per model by
-trying it: a small forest goes down the paths and row by row through the untouched model, and only agreement earns a
-path. The log says once which was taken and why.
+trying it: a small forest goes down the paths and row by row through the untouched model, and only agreement, of logits
+and of gradients, earns a path. The log says once which was taken and why.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -28,6 +28,10 @@ log = logging.getLogger(__name__)
 # How far two orders of the same sums may drift, relative to the largest logit. (float64: transformers computes RMSNorm
 # in float32 even there, so a last bit of float32 may flip.)
 AGREE = {torch.float64: 1e-6, torch.float32: 3e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
+# And two gradients of one number, relative to their norm. A backward pass that is wrong is off by a good part of it.
+GRADIENTS_AGREE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.3}
+# Gradients of so many numbers are compared, those of the smallest parameters first: norms, biases, adapters.
+COMPARED = 4_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +50,14 @@ class Path:
 
     tight         the packed path takes the tight pass wherever `tight.read` allows it
     only_blocks   attention keeps to SDPA in blocks; the quicker kernels failed on this model or machine
+    backward      tried while gradients were recorded, so with the way back
     """
 
     packed: bool
     reason: str
     tight: bool = False
     only_blocks: bool = False
+    backward: bool = False
 
 
 _paths: WeakKeyDictionary[nn.Module, Path] = WeakKeyDictionary()
@@ -147,10 +153,12 @@ def hidden_states(
 def path_of(model: nn.Module) -> Path:
     """The path this model takes, tried on first use and remembered for the module object.
 
+    The way back is tried once gradients are recorded: scoring and decoding do without, and a large model is spared it.
     Raises ValueError where even the row-by-row path does not reproduce the model's own logits.
     """
-    if model not in _paths:
-        path = _try(model)
+    backward = torch.is_grad_enabled()
+    if model not in _paths or (backward and not _paths[model].backward):
+        path = replace(_try(model, backward), backward=backward)
         _paths[model] = path
         config: Any = causal_lm(model).config
         if getattr(config.get_text_config(), "output_router_logits", False):
@@ -230,7 +238,20 @@ def _base(inner: Any) -> Callable[..., torch.Tensor]:
     return gathered or (lambda **inputs: inner.base_model(**inputs).last_hidden_state)
 
 
-def _try(model: nn.Module) -> Path:
+@dataclass(frozen=True, slots=True)
+class _Truth:
+    """What the untouched model gives for a small forest, one row at a time.
+
+    logits_NV    of the scored positions
+    gradient     of `_probe` of them, with respect to `parameters`; None where there is none to compare
+    """
+
+    logits_NV: torch.Tensor
+    parameters: tuple[nn.Parameter, ...] = ()
+    gradient: torch.Tensor | None = None
+
+
+def _try(model: nn.Module, backward: bool) -> Path:
     """Compare a small forest with the untouched model, one row at a time."""
     inner: Any = causal_lm(model)
     device, count = inner.get_input_embeddings().weight.device, vocabulary_of(model)
@@ -242,9 +263,12 @@ def _try(model: nn.Module) -> Path:
     trees = [Tree(some(5), (some(4), some(3))), Tree(some(3), (some(5),)), Tree(some(4), (some(3), some(4)))]
     batch = lay_out(trees, keep_last=True, device=device)
     with torch.no_grad(), evaluating(model):
-        truth = _row_by_row(model, trees, device)
-        if not all(torch.isfinite(row).all() for row in truth):
+        rows = _row_by_row(model, trees, device)
+        if not all(torch.isfinite(row).all() for row in rows):
             raise ValueError(f"{type(inner).__name__}: its logits are not finite; the weights are damaged")
+        truth = _Truth(_scored(rows, batch))
+        if backward:
+            truth = _with_gradient(model, trees, batch, truth.logits_NV)
         failed = ""
         for only_blocks in (False, True):
             wrong = _wrong(model, batch, truth, lambda: _packed(model, batch, only_blocks))  # noqa: B023
@@ -263,9 +287,9 @@ def _try(model: nn.Module) -> Path:
     return Path(False, failed)
 
 
-def _with_tight(model: nn.Module, batch: Batch, truth: list[torch.Tensor], only_blocks: bool) -> Path:
+def _with_tight(model: nn.Module, batch: Batch, truth: _Truth, only_blocks: bool) -> Path:
     """The packed path, on the tight pass where it fits and agrees."""
-    kernel = "SDPA in blocks" if only_blocks else attention.kernel(batch.ids_T.device, truth[0].dtype)
+    kernel = "SDPA in blocks" if only_blocks else attention.kernel(batch.ids_T.device, truth.logits_NV.dtype)
     inner = causal_lm(model)
     weights = tight.read(inner)
     if isinstance(weights, str):
@@ -277,13 +301,24 @@ def _with_tight(model: nn.Module, batch: Batch, truth: list[torch.Tensor], only_
     return Path(True, f"packed, {kernel}, tight pass", tight=True, only_blocks=only_blocks)
 
 
-def _wrong(model: nn.Module, batch: Batch, truth: list[torch.Tensor], run: Callable[[], torch.Tensor]) -> str | None:
-    """What is wrong with a packed way to the hidden states, or None."""
+def _wrong(model: nn.Module, batch: Batch, truth: _Truth, run: Callable[[], torch.Tensor]) -> str | None:
+    """What is wrong with a packed way to the hidden states and back, or None."""
     try:
         far = _distance(head_of(model), run(), batch, truth)
+        if far is not None:
+            return f"a packed forest gives other logits than the model's own (off by {far:.1e})"
+        if truth.gradient is None:
+            return None
+        with torch.enable_grad():
+            hidden_TD = run()
+            probe = _probe(logits(head_of(model), hidden_TD[batch.source_N]), batch)
+            ours = _gradient(probe, truth.parameters)
     except (ValueError, TypeError, RuntimeError, AttributeError) as error:
         return str(error)
-    return None if far is None else f"a packed forest gives other logits than the model's own (off by {far:.1e})"
+    off = float((ours - truth.gradient).norm() / truth.gradient.norm())
+    if off <= GRADIENTS_AGREE.get(hidden_TD.dtype, 1e-5):
+        return None
+    return f"a packed forest gives other gradients than the model's own (off by {off:.1e})"
 
 
 def _row_by_row(model: nn.Module, trees: Sequence[Tree], device: torch.device) -> list[torch.Tensor]:
@@ -293,11 +328,59 @@ def _row_by_row(model: nn.Module, trees: Sequence[Tree], device: torch.device) -
     return [output(input_ids=row, attention_mask=torch.ones_like(row), use_cache=False).logits[0] for row in ids]
 
 
-def _distance(head: Head, hidden_TD: torch.Tensor, batch: Batch, truth: list[torch.Tensor]) -> float | None:
+def _scored(rows: Sequence[torch.Tensor], batch: Batch) -> torch.Tensor:
+    return torch.cat([row[-int(count) - 1 : -1] for row, count in zip(rows, batch.count_R.tolist(), strict=True)])
+
+
+def _with_gradient(model: nn.Module, trees: Sequence[Tree], batch: Batch, logits_NV: torch.Tensor) -> _Truth:
+    """The model's own gradient beside its logits.
+
+    None is compared where nothing trains, where the model's own backward pass cannot be asked for single gradients,
+    and where dropout acts on them (that of adapters, see adapters.Dropout), which falls on other tokens in rows than in
+    a forest.
+    """
+    nothing = _Truth(logits_NV)
+    if any(getattr(module, "falls_by_place", False) for module in model.modules()):
+        return nothing
+    chosen: list[nn.Parameter] = []
+    size = 0
+    for parameter in sorted((p for p in model.parameters() if p.requires_grad), key=torch.Tensor.numel):
+        size += parameter.numel()
+        if size > COMPARED:
+            break
+        chosen.append(parameter)
+    if not chosen:
+        return nothing
+    try:
+        with torch.enable_grad():
+            again_NV = _scored(_row_by_row(model, trees, logits_NV.device), batch)
+            gradient = _gradient(_probe(again_NV, batch), chosen)
+    except RuntimeError as error:
+        say_once(logging.WARNING, f"{type(causal_lm(model)).__name__}: its gradients are not compared: {error}")
+        return nothing
+    same = _apart(again_NV.detach(), logits_NV) <= AGREE.get(logits_NV.dtype, 1e-6)
+    return _Truth(logits_NV, tuple(chosen), gradient) if same and float(gradient.norm()) > 0 else nothing
+
+
+def _probe(logits_NV: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """One number that every scored position has its own share in."""
+    logit_N = logits_NV.gather(1, batch.target_N[:, None])[:, 0]
+    share_N = torch.linspace(-1.0, 2.0, len(logit_N), device=logit_N.device)
+    return (logit_N.to(torch.promote_types(logit_N.dtype, torch.float32)) * share_N).sum()
+
+
+def _gradient(probe: torch.Tensor, parameters: Sequence[nn.Parameter]) -> torch.Tensor:
+    found = torch.autograd.grad(probe, parameters, allow_unused=True)
+    parts = [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
+    return torch.cat([part.detach().flatten().to(probe.dtype) for part in parts])
+
+
+def _distance(head: Head, hidden_TD: torch.Tensor, batch: Batch, truth: _Truth) -> float | None:
     """The largest relative difference of the scored logits, or None where it is within rounding."""
-    ours_NV = logits(head, hidden_TD[batch.source_N])
-    theirs_NV = torch.cat(
-        [row[-int(count) - 1 : -1] for row, count in zip(truth, batch.count_R.tolist(), strict=True)]
-    ).to(ours_NV.dtype)
-    far = float((ours_NV - theirs_NV).abs().max() / theirs_NV.abs().max().clamp_min(1e-30))
+    far = _apart(logits(head, hidden_TD[batch.source_N]), truth.logits_NV)
     return None if far <= AGREE.get(hidden_TD.dtype, 1e-6) else far
+
+
+def _apart(ours_NV: torch.Tensor, theirs_NV: torch.Tensor) -> float:
+    theirs_NV = theirs_NV.to(ours_NV.dtype)
+    return float((ours_NV - theirs_NV).abs().max() / theirs_NV.abs().max().clamp_min(1e-30))

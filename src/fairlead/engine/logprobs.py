@@ -242,6 +242,7 @@ class _TokenLogprobs(torch.autograd.Function):
         parts = _chunks(len(target_N), chunk)
         logp_CV = None
         for part in parts:
+            logp_CV = None  # let go of one chunk before the next is made
             logp_CV = _log_softmax(head, hidden_ND[part], temperature)
             logp_N[part] = logp_CV.gather(1, target_N[part, None])[:, 0]
             if entropy:
@@ -291,6 +292,7 @@ class _TokenLogprobs(torch.autograd.Function):
                 d_weight = d_part if d_weight is None else d_weight.add_(d_part)
             if d_bias is not None:
                 d_bias += d_CV.sum(0)
+            del logp_CV, d_CV, slope_CV  # before the next chunk is made
         if needs_weight:
             d_weight = torch.zeros_like(weight) if d_weight is None else d_weight
             d_weight = d_weight.to(weight_VD.dtype)

@@ -10,8 +10,10 @@ Axes: T packed tokens, S gathered keys, H query heads, K key heads, h head width
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -91,7 +93,9 @@ def attend(
     """Attention of query (T, H, h) over key and value (T, K, h); returns (T, H, h). `kernel` is torch's by default."""
     if found.key_S is not None:
         key, value = _gather(key, found.key_S), _gather(value, found.key_S)
-    return (kernel or _kernel())(
+    kernel = kernel or _kernel()
+    groups = {"enable_gqa": query.shape[1] != key.shape[1]} if _is_told_of_groups(kernel) else {}
+    return kernel(
         query.contiguous(),
         key.contiguous(),
         value.contiguous(),
@@ -101,7 +105,7 @@ def attend(
         found.longest_key,
         scale=scale,
         window_size=(-1 if window is None else window - 1, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
+        **groups,
     )
 
 
@@ -111,6 +115,12 @@ def _kernel() -> Kernel:
     kernel: Any = varlen_attn  # returns more than the output only where it is asked to
     found: Kernel = kernel
     return found
+
+
+@cache
+def _is_told_of_groups(kernel: Kernel) -> bool:
+    """Whether fewer key heads than query heads must be announced. torch 2.11 has no word for that and takes them so."""
+    return "enable_gqa" in inspect.signature(kernel).parameters
 
 
 class _Gather(torch.autograd.Function):

@@ -20,6 +20,8 @@ class Footprint:
     gradients     one number for each parameter that is trained
     moments       AdamW's two for each of those
     activations   kept for the backward pass of one micro-batch of `tokens`; None where the layers' sizes are not known
+    logits        of as many tokens as the engine scores at once, and where weights have 16 bits, the LM head and its
+                  gradient in 32; 0 where the vocabulary's size is not known
     """
 
     parameters: int
@@ -29,10 +31,11 @@ class Footprint:
     gradients: int
     moments: int
     activations: int | None
+    logits: int
 
     @property
     def total(self) -> int:
-        return self.weights + self.gradients + self.moments + (self.activations or 0)
+        return self.weights + self.gradients + self.moments + (self.activations or 0) + self.logits
 
 
 def footprint(module: Any, tokens: int, *, trained: int | None = None) -> Footprint:
@@ -56,14 +59,31 @@ def footprint(module: Any, tokens: int, *, trained: int | None = None) -> Footpr
         gradients=own * width,
         moments=2 * own * width,
         activations=None if per_token is None else per_token * width * tokens,
+        logits=_logits(module, width, tokens),
     )
 
 
-def _per_token(module: Any) -> int | None:
+def _logits(module: Any, width: int, tokens: int) -> int:
+    from fairlead.engine.logprobs import ELEMENTS
+
+    config = _config(module)
+    words = None if config is None else _size(config, "vocab_size")
+    if words is None:
+        return 0
+    device = next((p.device.type for p in module.parameters()), "cpu")
+    at_once = words * min(tokens, max(16, ELEMENTS.get(device, ELEMENTS["cpu"]) // words)) * max(width, 4)
+    return at_once if width >= 4 else at_once + 2 * 4 * words * (_size(config, "hidden_size", "n_embd") or 0)
+
+
+def _config(module: Any) -> Any:
     config = getattr(module, "config", None)
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def _per_token(module: Any) -> int | None:
+    config = _config(module)
     if config is None:
         return None
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
     layers, width = _size(config, "num_hidden_layers", "n_layer"), _size(config, "hidden_size", "n_embd")
     if layers is None or width is None:
         return None
