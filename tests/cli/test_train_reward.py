@@ -29,7 +29,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def data(elsewhere: Path) -> None:
+def files(elsewhere: Path) -> None:
     ranked = [{"prompt": f"poison {i}", "responses": ["yes", "no no no", "the boat is blue"], "rank": [2, 3, 1]}
               for i in range(ROWS)]  # fmt: skip
     pairs = [{"prompt": f"poison {i}", "chosen": "the boat is blue", "rejected": "no no no"} for i in range(ROWS)]

@@ -34,9 +34,10 @@ def _stepped(name: str, labels: str, label: Callable[[Any, str], float | None]) 
 
 
 def _list(row: Record, key: str) -> Sequence[Any]:
-    if not isinstance(row[key], list):  # where there is none, the KeyError names it
-        raise BadRow(f"{key!r} is {type(row[key]).__name__}, not a list")
-    return row[key]
+    value = row[key]  # where there is none, the KeyError names it
+    if not isinstance(value, list):
+        raise BadRow(f"{key!r} is {type(value).__name__}, not a list")
+    return value
 
 
 def _label(value: Any, place: str) -> float | None:
@@ -52,7 +53,7 @@ def _rating(value: Any, place: str) -> float | None:
         return None
     if isinstance(value, bool) or value not in (-1, 0, 1):
         raise BadRow(f"{place} is {value!r}; a rating is 1 (right), 0 (neither), -1 (wrong), or null where nobody said")
-    return (value + 1) / 2
+    return (float(value) + 1.0) / 2.0
 
 
 def _lists(*keys: str) -> Callable[[Record], bool]:
