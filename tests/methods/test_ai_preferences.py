@@ -120,7 +120,9 @@ def test_by_the_whole_constitution_a_label_is_the_odds_of_keeping_all_of_it() ->
     model = FakeModel(lambda text, i: ["a longer reply", "short"][i % 2])
     got = ai_preferences(model, PROMPTS, rules, judges, PreferenceConfig(draw="whole"))
     odds = (0.9 / 0.2) ** (1 / 3) * (0.5 / 0.7) ** (5 / 3)
-    assert [p.strength for p in got.preferences] == pytest.approx([max(odds, 1 / odds) / (1 + max(odds, 1 / odds))] * 40)
+    assert [p.strength for p in got.preferences] == pytest.approx(
+        [max(odds, 1 / odds) / (1 + max(odds, 1 / odds))] * 40
+    )
     assert {p.chosen[-1].text for p in got.preferences} == {"short" if odds < 1 else "a longer reply"}
     assert {(p.principle, p.annotator) for p in got.preferences} == {("kind", "K")}  # it parts the replies furthest
     assert len(got.judges) == 2

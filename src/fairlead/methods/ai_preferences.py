@@ -97,9 +97,10 @@ def ai_preferences(
     """Sample replies to every prompt, pair them, and label each pair by a drawn principle.
 
     `comparers[k]` compares by `principles[k]`; `about[i]`, where given, names the principle that prompt i is about and
-    takes the place of a draw (draw: whole has none). Counted: `missing` and `truncated` replies, prompts with only `equal` replies or with
-    `too_few`, pairs `unlabelled` (those too long for their critic among them), `near_ties` left out, `ties` kept,
-    `order_flips` (the two orders disagree). Raises `InputError` where there is no pair, or every one is too long.
+    takes the place of a draw (draw: whole has none).
+    Counted: `missing` and `truncated` replies, prompts with only `equal` replies or with `too_few`, pairs `unlabelled`
+    (those too long for their critic among them), `near_ties` left out, `ties` kept, `order_flips` (the two orders
+    disagree). Raises `InputError` where there is no pair, or every one is too long.
     """
     tell = progress or (lambda what, rows: None)
     counts: Counter[str] = Counter(prompts=len(prompts))
