@@ -124,10 +124,10 @@ def ai_preferences(
         named = [about[row] if about is not None else None for row in sources]
         drawn_principles = _draw_principles(pairs, named, principles, comparers, config)
         compared = _compare(pairs, drawn_principles, comparers)
-    found = [None if read.p is not None else read.reason for reads in compared for read in reads]
-    if all_too_long(found):
+    silent = [None if read.p is not None else read.reason for reads in compared for read in reads]
+    if all_too_long(silent):
         raise InputError(
-            f"all {len(pairs):,} pairs are too long for the critic to compare ({found[0]}): give a critic with a "
+            f"all {len(pairs):,} pairs are too long for the critic to compare ({silent[0]}): give a critic with a "
             "longer context, or shorter prompts and replies"
         )
     return _labelled(pairs, sources, drawn_principles, compared, principles, comparers, config, counts)
