@@ -260,7 +260,19 @@ def _load_weights(where: str, spec: str, dtype: str) -> Any:
             raise InputError(
                 f"{spec}: the checkpoint {problem} {first} ({len(info[kind])} in all); it is not this model"
             )
+    _align(module)
     return module
+
+
+def _align(module: Any) -> None:
+    """Move weights that are mapped from a file to where torch puts its own.
+
+    Products are rounded by kernels that are chosen by a matrix's alignment too, and a file gives any: without this a
+    model that was saved and loaded again would differ from the one in memory in the last bit.
+    """
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.device.type == "cpu" and tensor.data_ptr() % 64:
+            tensor.data = tensor.data.clone()
 
 
 def _absent(spec: str, error: OSError) -> FairleadError:
