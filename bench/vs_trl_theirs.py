@@ -39,7 +39,7 @@ COMMON: dict[str, Any] = {
     "seed": 0,
 }
 # "grouped" is a mark of ours: the rows in the order of transformers' LengthGroupedSampler. "packed" reports rows per
-# second over other batches, so its losses are not compared.
+# second over other batches, of about as many rows, so its losses are not compared.
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "dpo": {
         "as it comes": {},
@@ -51,7 +51,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "sft": {
         "as it comes": {},
         "length grouped": {"grouped": True},
-        "packed": {"packing": True, "max_length": 1536, "per_device_train_batch_size": 1},
+        "packed": {"packing": True, "per_device_train_batch_size": 1},
     },
 }
 
@@ -76,6 +76,8 @@ def run(method: str, folder: Path, order: list[int], *, variant: str, steps: int
     rows = [rows[row] for row in order]
     if more.pop("grouped", False):
         rows = _grouped(rows, tokenizer)
+    if more.get("packing"):
+        more["max_length"] = _of_a_step(rows, tokenizer)
     dataset = datasets.Dataset.from_list([_columns(method, row) for row in rows])
     times: list[float] = []
     losses: list[float] = []
@@ -145,15 +147,25 @@ def _grouped(rows: list[dict[str, Any]], tokenizer: Any) -> list[dict[str, Any]]
     import torch
     from transformers.trainer_pt_utils import get_length_grouped_indices
 
-    def length(row: dict[str, Any]) -> int:
-        prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False)
-        return len(prompt) + max(len(tokenizer(row[side])["input_ids"]) for side in ("chosen", "rejected"))
-
     generator = torch.Generator().manual_seed(0)
     order = get_length_grouped_indices(
-        [length(row) for row in rows], COMMON["per_device_train_batch_size"], generator=generator
+        [_length(row, tokenizer, "chosen", "rejected") for row in rows],
+        COMMON["per_device_train_batch_size"],
+        generator=generator,
     )
     return [rows[i] for i in order]
+
+
+def _of_a_step(rows: list[dict[str, Any]], tokenizer: Any) -> int:
+    """Tokens that hold a step's 8 rows on average, and the longest row in any case: packed steps are as many as ours."""
+    lengths = [_length(row, tokenizer, "chosen") for row in rows]
+    return max(*lengths, round(COMMON["per_device_train_batch_size"] * sum(lengths) / len(lengths)))
+
+
+def _length(row: dict[str, Any], tokenizer: Any, *sides: str) -> int:
+    """Tokens of the prompt and the longest of these replies, its end of turn included."""
+    prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False)
+    return len(prompt) + max(len(tokenizer(row[side])["input_ids"]) for side in sides) + 1
 
 
 def _ids(method: str, dataset: Any) -> list[list[list[int]]]:

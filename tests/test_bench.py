@@ -20,11 +20,12 @@ ROOT = Path(__file__).resolve().parents[1]
 # What a bare GPU image lacks: everything that fairlead asks for, but for torch, transformers, numpy and what these bring.
 BARE = """
 import runpy, sys
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {absent!r}:
-            raise ModuleNotFoundError(f"{{name}} is not installed", name=name)
-sys.meta_path.insert(0, Absent())
+from importlib.machinery import PathFinder
+class Present(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in {absent!r} else PathFinder.find_spec(name, path, target)
+sys.meta_path[:] = [Present if finder is PathFinder else finder for finder in sys.meta_path]
 sys.argv = {argv!r}
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
