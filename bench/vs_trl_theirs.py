@@ -157,7 +157,7 @@ def _grouped(rows: list[dict[str, Any]], tokenizer: Any) -> list[dict[str, Any]]
 
 
 def _of_a_step(rows: list[dict[str, Any]], tokenizer: Any) -> int:
-    """Tokens that hold a step's 8 rows on average, and the longest row in any case: packed steps are as many as ours."""
+    """Tokens that hold the 8 rows of a step on average, and the longest row: as many packed steps as ours."""
     lengths = [_length(row, tokenizer, "chosen") for row in rows]
     return max(*lengths, round(COMMON["per_device_train_batch_size"] * sum(lengths) / len(lengths)))
 
