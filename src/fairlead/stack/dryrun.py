@@ -82,6 +82,7 @@ def _longer_beside(job: Job, rows: int, tried: int) -> float:
 def _distinct(job: Job) -> tuple[Job, int]:
     """The job without pairs of identical replies, where its settings leave them out, and how many there are."""
     config: Any = job.config
+    kept: Sequence[Any]
     if job.method.data == "pairs":
         from fairlead.methods.preference import without_identical
 
