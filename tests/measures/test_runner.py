@@ -410,7 +410,7 @@ def test_an_exchange_too_long_for_the_judge_is_missing_and_counted() -> None:
     model, bench = voices(1, 500, 2)
     audit = {"voice": critic("A calm voice.", Narrow(lambda p: "", prompts={"judge": "{{reply}}"}, room=600))}
     (result,) = run(model, [MEASURES["voice"]], bench, audit, n=3)
-    assert (result.n, result.missing) == (2, 1)
+    assert (result.n, result.missing) == (3, 1)
     (why,) = [o.reason for o in result.outcomes if o.status == "missing"]
     assert why.startswith("no verdict: too long for the context")
 

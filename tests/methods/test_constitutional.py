@@ -193,5 +193,5 @@ def test_a_revision_whose_question_is_too_long_has_failed() -> None:
 
 
 def test_replies_that_are_all_too_long_are_an_error() -> None:
-    with pytest.raises(InputError, match="all 2 replies are too long for the critic to judge .*450 characters"):
+    with pytest.raises(InputError, match="all 2 replies are too long for the critic to judge .*449 characters"):
         with_room(narrow(300), "la " * 150, "la " * 160)
