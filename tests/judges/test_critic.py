@@ -82,9 +82,8 @@ def test_what_is_too_long_for_the_context_has_no_verdict_and_spoils_no_other(one
     nothing = judge.judge([long])  # who needs some verdict finds out; one reply alone ends nothing
     assert nothing[0].score is None
 
-    weigh = {"weigh": lambda question, text: -1.0 if "a" in text else -2.0}
-    judge = critic("No harm.", Narrow(lambda p: "a", **{**more, **weigh}))  # type: ignore[arg-type]
-    read, unread = judge.compare_in_detail([(GOOD, BAD), (longer, exchange("hi ?", "ha"))])
+    chooser = critic("No harm.", Narrow(lambda p: "A", **{**more, "weigh": lambda q, t: -1.0}))  # type: ignore[arg-type]
+    read, unread = chooser.compare_in_detail([(GOOD, BAD), (longer, exchange("hi ?", "ha"))])
     assert read.p is not None and unread.p is None and "too long" in unread.reason
 
 

@@ -448,7 +448,7 @@ except KeyboardInterrupt:
             while server.count < 16:
                 time.sleep(0.02)
             child.send_signal(signal.SIGINT)
-            out, _ = child.communicate(timeout=10)
+            out, _ = child.communicate(timeout=60)
     assert out == "interrupted 16\n"
 
 
