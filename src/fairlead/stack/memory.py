@@ -76,7 +76,7 @@ def _logits(module: Any, width: int, tokens: int) -> int:
 
 
 def _config(module: Any) -> Any:
-    config = getattr(module, "config", None)
+    config: Any = getattr(module, "config", None)
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
