@@ -1,4 +1,4 @@
-"""An environment that holds what `pip install fairlead` brings, without its extras: no torch, no transformers.
+"""An environment that holds what `pip install fairlead` brings, without its extras: no torch, no transformers. Or others.
 
 Made of links to the packages of the environment that runs the tests, so it needs no network and no time.
 """
@@ -18,12 +18,15 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def bare_python(where: Path) -> Path:
-    """The interpreter of a new environment with the core dependencies, all they need, and this source tree."""
+def bare_python(where: Path, packages: list[str] | None = None) -> Path:
+    """The interpreter of a new environment with the core dependencies, all they need, and this source tree.
+
+    `packages`: these, and all they need, in place of the core dependencies.
+    """
     venv.create(where, with_pip=False, symlinks=True)
     site = Path(sysconfig.get_path("purelib", "venv", {"base": str(where), "platbase": str(where)}))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    for package in _closure(project["dependencies"]):
+    for package in _closure(packages or project["dependencies"]):
         _link(package, site)
     (site / "fairlead-source.pth").write_text(f"{ROOT / 'src'}\n")
     return where / "bin" / "python"
