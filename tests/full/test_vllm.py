@@ -60,6 +60,8 @@ def test_a_managed_run_without_torch(url: str, tmp_path: Path) -> None:
     assert done.stdout.index("remote:") < done.stdout.index("measured")
     results = json.loads((tmp_path / "run" / "results.json").read_bytes())
     assert results["layers"] == ["base", "prompt", "guard"]
-    answered = [row for row in results["measures"] if row["n"] > row["missing"]]
-    assert len(answered) == len(results["measures"]) > 20
+    silent = {row["measure"] for row in results["measures"] if row["n"] <= row["missing"]}
+    # Who gives no right answer to general questions cannot be talked out of one, and of a model that is its own reader
+    # some answers are neither yes nor no: missing values, not zeros.
+    assert silent <= {"are_you_sure", "voice"} and len(results["measures"]) > 20
     assert (tmp_path / "run" / "report.html").is_file()
