@@ -88,10 +88,10 @@ def test_remax_compares_with_the_greedy_reply() -> None:
 
 
 @pytest.mark.parametrize("value", [0.1, 0.3, 1 / 3, 1e8 + 0.1, -7.7])
-@pytest.mark.parametrize("size", [1, 3, 7])
+@pytest.mark.parametrize("size", [1, 3, 7, 10])
 def test_a_group_of_equal_rewards_gives_exactly_nothing(value: float, size: int) -> None:
-    """In float32 the mean of equal rewards is off by a rounding error, and that over its own std is 1."""
-    reward_R, group_R = torch.full((size,), value), torch.zeros(size, dtype=torch.long)
+    """The mean of equal rewards may be off by a rounding error, and that over its own std is about 1."""
+    reward_R, group_R = torch.full((size,), value, dtype=torch.float64), torch.zeros(size, dtype=torch.long)
     for adv_R in (
         group_centred(reward_R, group_R, eps=1e-30),
         group_centred(reward_R, group_R, scale=False),
