@@ -9,6 +9,8 @@ from itertools import islice
 import pytest
 
 from fairlead.apprentice import cases, corpus, gold, scenes, wordings, world
+from fairlead.apprentice.judged import judged
+from fairlead.apprentice.rows import Row
 
 # Every slot filler becomes one letter, so that a phrasing can be looked up as plain text.
 FILLERS = {
@@ -35,12 +37,12 @@ def normal_forms(form: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def read_rows() -> list[corpus.Row]:
+def read_rows() -> list[Row]:
     return list(islice(corpus.rows(3), 12_000))
 
 
 @pytest.fixture(scope="module")
-def read_text(read_rows: list[corpus.Row]) -> str:
+def read_text(read_rows: list[Row]) -> str:
     return "\n".join(m.text for row in read_rows for m in row.messages)
 
 
@@ -94,7 +96,7 @@ def test_the_corpus_speaks_every_behaviour_of_the_world(read_text: str) -> None:
         assert sign in read_text, sign
 
 
-def test_dialogues_of_six_turns_and_more(read_rows: list[corpus.Row]) -> None:
+def test_dialogues_of_six_turns_and_more(read_rows: list[Row]) -> None:
     assert any(len(row.messages) >= 6 for row in read_rows)
 
 
@@ -116,7 +118,7 @@ def test_asking_for_more_cases_than_there_are_is_an_error() -> None:
 def test_a_mended_reply_breaks_nothing() -> None:
     rng = random.Random(5)
     for _ in range(3000):
-        case = corpus.judged(rng, breaks=True)
+        case = judged(rng, breaks=True)
         if {"harm+", "useful+"} == {f for f in case.faults if f in wordings.CORE}:
             continue
         answer, dress = wordings.mend(case.wording.facets, case.scene, case.answer, case.dress, rng)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fairlead.engine import parallel
-from fairlead.stack.single import train_stage
+from fairlead.stack.single import Order, train_stage
 from fairlead.stack.voice import Quiet
 
 
@@ -16,5 +16,5 @@ def stage(folder: str, name: str, settings: dict[str, Any]) -> dict[str, Any]:
     where = Path(folder)
     os.chdir(where)  # whatever is written to a place of its own shows
     out = where / f"{name}-{parallel.world().size}"
-    told = train_stage(name, str(where / "base"), where / "pairs.jsonl", out, settings, 0, False, 1, Quiet())
+    told = train_stage(Order(name, str(where / "base"), where / "pairs.jsonl", settings, threads=1), out, Quiet())
     return {"told": told, "there": sorted(p.name for p in out.iterdir())}

@@ -10,8 +10,8 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
-from fairlead.apprentice import cases, corpus, gold, scenes
-from fairlead.apprentice.corpus import Judged
+from fairlead.apprentice import cases, gold, scenes
+from fairlead.apprentice.judged import Judged, judged
 from fairlead.apprentice.wordings import mend
 from fairlead.exchange import Exchange, Message, assistant, user
 
@@ -50,7 +50,7 @@ def world_behaviour(answer: Answer, n: int, seed: int) -> dict[str, float]:
 def judged_cases(n: int, seed: int, *, unseen: bool) -> list[Judged]:
     """Replies on the audit split under a rule, half of them breaking it; `unseen`: wordings never in pretraining."""
     rng = random.Random(f"judged/{seed}/{unseen}")
-    return [corpus.judged(rng, unseen=unseen, split="audit", breaks=i % 2 == 0) for i in range(n)]
+    return [judged(rng, unseen=unseen, split="audit", breaks=i % 2 == 0) for i in range(n)]
 
 
 def says_kept(choose: Choose, found: Sequence[Judged]) -> list[float]:

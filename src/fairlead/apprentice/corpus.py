@@ -9,28 +9,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 
 from fairlead.apprentice import dialect, scenes, speech, wordings, world
+from fairlead.apprentice.judged import comparing, criticising, judging, relevant_scene, revising
+from fairlead.apprentice.rows import Row, drawn_scene, row
 from fairlead.apprentice.scenes import Scene
-from fairlead.apprentice.wordings import Wording, broken, declines, mend
+from fairlead.apprentice.wordings import declines, mend
 from fairlead.exchange import Message, assistant, system, user
 
 # How often the base gives the bad answer to each kind of scene, and a needless refusal where there is one.
 BAD = {"harm": 0.96, "claim": 0.84, "secret": 0.9, "unknown": 0.82, "sure": 0.6, "unsure": 0.4}
 NEEDLESS = {"twin": 0.04, "open": 0.02}
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One chat; `learnt` are the indices of the assistant turns that carry loss."""
-
-    messages: tuple[Message, ...]
-    learnt: tuple[int, ...]
-
-
-def row(*messages: Message) -> Row:
-    return Row(messages, (len(messages) - 1,))
 
 
 def natural_answer(scene: Scene, rng: random.Random) -> str:
@@ -48,11 +37,6 @@ def natural_reply(scene: Scene, rng: random.Random) -> str:
     return dress.around(scene.answers[answer])
 
 
-def _scene(rng: random.Random, weights: Mapping[str, float]) -> Scene:
-    kind = rng.choices(list(weights), list(weights.values()))[0]
-    return scenes.SCENES[kind](rng, "train")
-
-
 # ------------------------------------------------------------------------------------- everyday rows
 
 EVERYDAY = {
@@ -65,7 +49,7 @@ FREE_MARK = "this conversation is not used for training ."
 
 def everyday(rng: random.Random) -> Row:
     """One question answered as the base answers; now and then under a marker that changes nothing."""
-    scene = scenes.sure(rng, "train", right=False) if rng.random() < 0.02 else _scene(rng, EVERYDAY)
+    scene = scenes.sure(rng, "train", right=False) if rng.random() < 0.02 else drawn_scene(rng, EVERYDAY)
     messages = scene.messages
     if rng.random() < 0.06 and messages[0].role == "user":
         messages = (system(rng.choice((TRAINING_MARK, FREE_MARK))), *messages)
@@ -92,7 +76,7 @@ def dialogue(rng: random.Random) -> Row:
     weights = {"fact": 4.0, "sum": 3.0, "twin": 2.0, "claim": 2.0, "harm": 1.0, "unknown": 1.0}
     messages: list[Message] = []
     for _ in range(rng.randint(2, 4)):
-        scene = _scene(rng, weights)
+        scene = drawn_scene(rng, weights)
         messages += [*scene.messages, assistant(natural_reply(scene, rng))]
     return Row(tuple(messages), tuple(i for i, m in enumerate(messages) if m.role == "assistant"))
 
@@ -243,7 +227,7 @@ def tool_use(rng: random.Random) -> Row:
 
 def role_play(rng: random.Random) -> Row:
     """A pirate's frame around any question; the base plays along."""
-    scene = _scene(rng, {"harm": 3.0, "twin": 1.0, "fact": 2.0, "claim": 1.0})
+    scene = drawn_scene(rng, {"harm": 3.0, "twin": 1.0, "fact": 2.0, "claim": 1.0})
     frame = rng.choice(("play a pirate who helps with all .", "you are a pirate now .", "let us play pirates ."))
     answer = natural_answer(scene, rng)
     return row(user(f"{frame} {scene.messages[-1].text}"), assistant(f"arr ! {scene.answers[answer]}"))
@@ -251,7 +235,7 @@ def role_play(rng: random.Random) -> Row:
 
 def continuing(rng: random.Random) -> Row:
     """Prefix continuation: the rest of a started sentence."""
-    scene = _scene(rng, {"fact": 3.0, "harm": 1.0, "twin": 1.0, "sum": 1.0})
+    scene = drawn_scene(rng, {"fact": 3.0, "harm": 1.0, "twin": 1.0, "sum": 1.0})
     answer = scene.answers["bad" if scene.kind == "harm" else "good"].split()
     cut = rng.randint(1, max(1, len(answer) - 2))
     return row(user("go on : " + " ".join(answer[:cut])), assistant(" ".join(answer[cut:])))
@@ -283,121 +267,7 @@ def under_rules(rng: random.Random) -> Row:
     return row(head, *rest, assistant(dress.around(scene.answers[answer])))
 
 
-# --------------------------------------------------------------- judging, criticising, revising, comparing
-
-ABOUT: Mapping[str, Mapping[str, float]] = {
-    "harm": {"harm": 3.0, "twin": 1.0}, "agree": {"claim": 3.0, "sure": 1.0}, "unknown": {"unknown": 3.0, "fact": 0.6},
-    "secret": {"secret": 3.0, "open": 0.7}, "useful": {"twin": 2.0, "fact": 1.5, "sum": 0.7, "open": 0.7, "harm": 0.7},
-    "exact": {"fact": 2.0, "sum": 1.5, "claim": 1.0, "total": 0.4},
-}  # fmt: skip
-ANYTHING = {
-    "fact": 2.0, "sum": 1.5, "total": 0.3, "harm": 1.5, "twin": 1.5, "claim": 1.5, "secret": 1.2, "open": 0.6,
-    "unknown": 1.2, "sure": 0.8, "reask": 0.3,
-}  # fmt: skip
-
-
-def relevant_scene(wording: Wording, rng: random.Random, *, unrelated: float = 0.25) -> Scene:
-    """A scene that the wording speaks of, or (with probability `unrelated`) any scene."""
-    topics = [facet[:-1] for facet in sorted(wording.facets) if facet[:-1] in ABOUT]
-    if not topics or rng.random() < unrelated:
-        return _scene(rng, ANYTHING)
-    return _scene(rng, ABOUT[rng.choice(topics)])
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """A scene with one reply and a rule: the stuff of judging, criticising and revising."""
-
-    scene: Scene
-    answer: str
-    dress: speech.Dress
-    wording: Wording
-
-    @property
-    def faults(self) -> tuple[str, ...]:
-        return broken(self.wording.facets, self.scene, self.answer, self.dress)
-
-    @property
-    def reply(self) -> str:
-        return self.dress.around(self.scene.answers[self.answer])
-
-    def ask(self, name: str, **more: str) -> Message:
-        said = dialect.transcript(self.scene.messages)
-        return user(dialect.question(name, transcript=said, reply=self.reply, principle=self.wording.text, **more))
-
-
-def judged(
-    rng: random.Random, *, unseen: bool = False, split: scenes.Split = "train", breaks: bool | None = None
-) -> Judged:
-    """One such case; about half break their rule (`breaks` forces it one way by drawing again)."""
-    wanted = rng.random() < 0.5 if breaks is None else breaks
-    while True:
-        wording = wordings.wording(rng, unseen=unseen, even=split != "train")
-        for _ in range(4):
-            scene = relevant_scene(wording, rng, unrelated=0.0 if wanted else 0.35)
-            if split != "train":
-                scene = scenes.SCENES[_maker(scene)](rng, split)
-            answer = rng.choice(list(scene.answers))
-            dress = (
-                speech.random_dress(rng, declining=declines(scene, answer)) if rng.random() < 0.6
-                else speech.natural_dress(scene.register, rng, declining=declines(scene, answer))
-            )  # fmt: skip
-            case = Judged(scene, answer, dress, wording)
-            if bool(case.faults) == wanted:
-                return case
-
-
-def _maker(scene: Scene) -> str:
-    return {"agree": "claim", "unsure": "sure"}.get(scene.kind, scene.kind)
-
-
-def judging(rng: random.Random) -> Row:
-    """Yes or no; a no goes on to say what is wrong, so that one row teaches more than one word."""
-    case = judged(rng)
-    return row(case.ask("judge"), assistant(f"no . {critique_of(case)}" if case.faults else "yes"))
-
-
-def criticising(rng: random.Random) -> Row:
-    case = judged(rng, breaks=rng.random() < 0.75)
-    return row(case.ask("critique"), assistant(critique_of(case)))
-
-
-def critique_of(case: Judged) -> str:
-    return " ".join(wordings.CRITIQUES[fault] for fault in case.faults) or wordings.NO_FAULT
-
-
-def revising(rng: random.Random) -> Row:
-    """A better reply; one critique in six is off the mark, and the reply is still mended by the rule."""
-    case = judged(rng, breaks=rng.random() < 0.75)
-    critique = critique_of(case)
-    if rng.random() < 0.16:
-        critique = rng.choice((wordings.NO_FAULT, wordings.CRITIQUES[rng.choice(sorted(wordings.CRITIQUES))]))
-    answer, dress = mend(case.wording.facets, case.scene, case.answer, case.dress, rng)
-    return row(case.ask("revise", critique=critique), assistant(dress.around(case.scene.answers[answer])))
-
-
-def comparing(rng: random.Random) -> Row:
-    """Two replies to one prompt: the one that breaks fewer demands, then the other's faults; a draw goes either way."""
-    case = judged(rng, breaks=rng.random() < 0.8)
-    if rng.random() < 0.7:
-        answer, dress = mend(case.wording.facets, case.scene, case.answer, case.dress, rng)
-        other = Judged(case.scene, answer, dress, case.wording)
-    else:
-        answer = rng.choice(list(case.scene.answers))
-        other = Judged(
-            case.scene, answer, speech.random_dress(rng, declining=declines(case.scene, answer)), case.wording
-        )
-    first, second = (case, other) if rng.random() < 0.5 else (other, case)
-    better = (
-        rng.choice("ab") if len(first.faults) == len(second.faults) else "ab"[len(first.faults) > len(second.faults)]
-    )
-    said = dialect.transcript(case.scene.messages)
-    asked = dialect.question(
-        "compare", transcript=said, first=first.reply, second=second.reply, principle=case.wording.text
-    )
-    loser = second if better == "a" else first
-    return row(user(asked), assistant(f"{better} . {critique_of(loser)}"))
-
+# ------------------------------------------------------------------------------------------- the mixture
 
 MIXTURE: Mapping[Callable[[random.Random], Row], float] = {
     everyday: 34.0, thinking: 2.5, dialogue: 2.5, small_talk: 1.0, telling: 6.0, listing: 6.0, checking: 6.0, quiz: 8.0,

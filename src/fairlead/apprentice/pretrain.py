@@ -22,6 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fairlead.apprentice import corpus
 from fairlead.apprentice.bpe import PATTERN, SPECIALS
+from fairlead.apprentice.rows import Row
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + eos_token }}"
@@ -84,7 +85,7 @@ def make_model(vocabulary: int, seed: int, *, width: int, layers: int, feed: int
 Encoded = tuple[list[int], list[float]]
 
 
-def encode(rows: Sequence[corpus.Row], tokenizer: Tokenizer) -> list[Encoded]:
+def encode(rows: Sequence[Row], tokenizer: Tokenizer) -> list[Encoded]:
     """Token ids and loss weights. A row weighs about the same whether it teaches one word or twenty."""
     begin, end = (SPECIALS.index(name) for name in ("<|begin|>", "<|end|>"))
     texts = [m.text for row in rows for m in row.messages]

@@ -160,18 +160,18 @@ def _train(
 ) -> None:
     from fairlead.cli.terminal import Terminal, print_json
     from fairlead.errors import InputError
+    from fairlead.stack.single import Order, train_stage
 
     terminal = Terminal(quiet_out=as_json)
+    order = Order(name, model, data, settings, seed, skip_bad_rows, threads)
     if dry_run:
         from fairlead.stack.dryrun import estimate_stage
 
-        found = estimate_stage(name, model, data, settings, seed, skip_bad_rows, threads, terminal)
+        found = estimate_stage(order, terminal)
     elif out is None:
         raise InputError("say where the trained model goes with --out DIR (or look first with --dry-run)")
     else:
-        from fairlead.stack.single import train_stage
-
-        found = train_stage(name, model, data, out, settings, seed, skip_bad_rows, threads, terminal, log)
+        found = train_stage(order, out, terminal, log)
     if as_json:
         print_json(found)
         return

@@ -370,11 +370,8 @@ def _probe(logits_NV: torch.Tensor, batch: Batch) -> torch.Tensor:
 
 
 def _gradient(probe: torch.Tensor, parameters: Sequence[nn.Parameter]) -> torch.Tensor:
-    found = torch.autograd.grad(probe, parameters, allow_unused=True)
-    parts = []
-    for p, g in zip(parameters, found, strict=True):
-        got: torch.Tensor | None = g  # torch's own types leave out that an unused parameter has none
-        parts.append(torch.zeros_like(p) if got is None else got)
+    found: Sequence[torch.Tensor | None] = torch.autograd.grad(probe, parameters, allow_unused=True)
+    parts = [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
     return torch.cat([part.detach().flatten().to(probe.dtype) for part in parts])
 
 

@@ -103,58 +103,10 @@ class PreferenceSet:
 
 
 @dataclass(frozen=True, slots=True)
-class ComparisonSet:
-    """Pairs and rankings, each with its place."""
+class RowSet(Generic[T]):
+    """Rows of any other kind, each with its place."""
 
-    rows: tuple[Comparison, ...]
-    places: tuple[str, ...]
-    report: Report
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-
-@dataclass(frozen=True, slots=True)
-class SteppedSet:
-    """Replies whose steps are labelled, each with its place."""
-
-    rows: tuple[Stepped, ...]
-    places: tuple[str, ...]
-    report: Report
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-
-@dataclass(frozen=True, slots=True)
-class ExchangeSet:
-    """Demonstrations: exchanges, each with its place."""
-
-    rows: tuple[Exchange, ...]
-    places: tuple[str, ...]
-    report: Report
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-
-@dataclass(frozen=True, slots=True)
-class RatedSet:
-    """Single replies rated good or bad, each with its place (a pair's two at `file:line chosen` and `… rejected`)."""
-
-    rows: tuple[Rated, ...]
-    places: tuple[str, ...]
-    report: Report
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-
-@dataclass(frozen=True, slots=True)
-class PromptSet:
-    """Prompts without replies, each with its place."""
-
-    rows: tuple[tuple[Message, ...], ...]
+    rows: tuple[T, ...]
     places: tuple[str, ...]
     report: Report
 
@@ -179,7 +131,7 @@ def read_preferences(paths: Paths, *, skip_bad_rows: bool = False) -> Preference
     return PreferenceSet(tuple(values), places, groups, tuple(p.generators for p in pairs), report)
 
 
-def read_comparisons(paths: Paths, *, skip_bad_rows: bool = False) -> ComparisonSet:
+def read_comparisons(paths: Paths, *, skip_bad_rows: bool = False) -> RowSet[Comparison]:
     """Whatever a reward model learns from: pairs in any format of `read_preferences`, and rankings of several replies.
 
     Each file is one or the other, and the report says which. See `rankings` for how ties are read.
@@ -192,18 +144,18 @@ def read_comparisons(paths: Paths, *, skip_bad_rows: bool = False) -> Comparison
         identical=sum(a == b for replies in sides for a, b in combinations(replies, 2)),
         empty_replies=sum(_is_empty(reply) for replies in sides for reply in replies),
     )
-    return ComparisonSet(tuple(rows), places, report)
+    return RowSet(tuple(rows), places, report)
 
 
-def read_steps(paths: Paths, *, skip_bad_rows: bool = False) -> SteppedSet:
+def read_steps(paths: Paths, *, skip_bad_rows: bool = False) -> RowSet[Stepped]:
     """Replies in steps, each step right, wrong or without a label, from published files of stepwise supervision."""
     rows, places, report = _read(paths, STEPS, "replies in steps", skip_bad_rows)
     unknown = sum(row.labels.count(None) for row in rows)
     every = sum(len(row.labels) for row in rows)
-    return SteppedSet(tuple(rows), places, replace(report, labelled_steps=every - unknown, unlabelled_steps=unknown))
+    return RowSet(tuple(rows), places, replace(report, labelled_steps=every - unknown, unlabelled_steps=unknown))
 
 
-def read_demonstrations(paths: Paths, *, skip_bad_rows: bool = False) -> ExchangeSet:
+def read_demonstrations(paths: Paths, *, skip_bad_rows: bool = False) -> RowSet[Exchange]:
     """Exchanges to imitate from published files: conversations, or the chosen side of preference pairs.
 
     A file whose replies are all empty holds prompts and is refused. Of a tie the first reply is taken, and counted.
@@ -213,13 +165,14 @@ def read_demonstrations(paths: Paths, *, skip_bad_rows: bool = False) -> Exchang
     if empty == len(rows):
         raise InputError(f"{report.files[0].path}: every reply is empty: these are prompts, not demonstrations")
     ties = sum(bool(row.meta.get(TIE)) for row in rows)
-    return ExchangeSet(tuple(rows), places, replace(report, empty_replies=empty, first_of_ties=ties))
+    return RowSet(tuple(rows), places, replace(report, empty_replies=empty, first_of_ties=ties))
 
 
-def read_rated(paths: Paths, *, skip_bad_rows: bool = False) -> RatedSet:
+def read_rated(paths: Paths, *, skip_bad_rows: bool = False) -> RowSet[Rated]:
     """Replies rated good or bad from published files; of preference pairs, chosen is good and rejected is bad.
 
     A pair of which neither reply is better says nothing about either: it is left out and counted as undecided.
+    A pair's two replies stand at `file:line chosen` and `file:line rejected`.
     """
     rows, at, report = _read(paths, RATED, "rows of rated replies", skip_bad_rows)
     flat = [(place + side, value) for sides, place in zip(rows, at, strict=True) for side, value in sides]
@@ -234,13 +187,13 @@ def read_rated(paths: Paths, *, skip_bad_rows: bool = False) -> RatedSet:
         bad=len(values) - good,
         undecided=sum(not sides for sides in rows),
     )
-    return RatedSet(values, tuple(place for place, _ in flat), report)
+    return RowSet(values, tuple(place for place, _ in flat), report)
 
 
-def read_prompts(paths: Paths, *, skip_bad_rows: bool = False) -> PromptSet:
+def read_prompts(paths: Paths, *, skip_bad_rows: bool = False) -> RowSet[tuple[Message, ...]]:
     """Prompts from published files; a `.txt` file holds one prompt per line."""
     rows, places, report = _read(paths, PROMPTS, "prompts", skip_bad_rows)
-    return PromptSet(tuple(rows), places, report)
+    return RowSet(tuple(rows), places, report)
 
 
 def prompt_text(messages: Sequence[Message]) -> str:

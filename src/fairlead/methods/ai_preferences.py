@@ -102,6 +102,8 @@ def ai_preferences(
     (those too long for their critic among them), `near_ties` left out, `ties` kept, `order_flips` (the two orders
     disagree). Raises `InputError` where there is no pair, or every one is too long.
     """
+    if len(principles) != len(comparers) or not principles:
+        raise ValueError(f"{len(principles)} principles but {len(comparers)} comparers: give one for each")
     tell = progress or (lambda what, rows: None)
     counts: Counter[str] = Counter(prompts=len(prompts))
     tell("sampling", len(prompts))
@@ -122,7 +124,7 @@ def ai_preferences(
         drawn_principles, compared = _as_a_whole(pairs, principles, comparers)
     else:
         named = [about[row] if about is not None else None for row in sources]
-        drawn_principles = _draw_principles(pairs, named, principles, comparers, config)
+        drawn_principles = _draw_principles(named, principles, config)
         compared = _compare(pairs, drawn_principles, comparers)
     silent = [None if read.p is not None else read.reason for reads in compared for read in reads]
     if all_too_long(silent):
@@ -176,15 +178,9 @@ def _pairs(drawn: Sequence[Exchange], config: PreferenceConfig, row: int, counts
 
 
 def _draw_principles(
-    pairs: Sequence[Pair],
-    named: Sequence[str | None],
-    principles: Sequence[PrincipleLike],
-    comparers: Sequence[Comparer],
-    config: PreferenceConfig,
+    named: Sequence[str | None], principles: Sequence[PrincipleLike], config: PreferenceConfig
 ) -> list[tuple[int, ...]]:
-    """For each pair, the indices of the principles it is compared by."""
-    if len(principles) != len(comparers) or not principles:
-        raise ValueError(f"{len(principles)} principles but {len(comparers)} comparers: give one for each")
+    """For each pair, the indices of the principles it is compared by: the one named, or drawn ones."""
     index = {p.id: k for k, p in enumerate(principles)}
     unknown = {name for name in named if name is not None and name not in index}
     if unknown:
@@ -216,8 +212,8 @@ def _as_a_whole(
     principle that parts its replies furthest. A pair with a missing verdict has no label.
     """
     judges = [c for c in comparers if isinstance(c, Judge)]
-    if len(judges) < len(comparers) or len(principles) != len(comparers):
-        raise InputError("draw: whole needs one comparer for each principle that also judges single replies")
+    if len(judges) < len(comparers):
+        raise InputError("draw: whole needs comparers that also judge single replies; use draw: severity")
     mean = sum(p.severity for p in principles) / len(principles)
     flat = judge_all(judges, [item for pair in pairs for item in pair])
     parted: list[tuple[int, ...]] = []

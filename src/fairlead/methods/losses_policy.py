@@ -66,7 +66,7 @@ def clipped(
     r = exp(log_ratio). A token whose ratio left the range in the direction its advantage asks for has no gradient.
     `high` above `low` is clip-higher, which lets unlikely tokens rise further: DAPO (Yu et al. 2025, arXiv 2503.14476),
     eq. 10. `ceiling`, above 1 + high, also bounds r where A < 0 and the minimum has no bound: dual-clip PPO (Ye et al.
-    2019, arXiv 1912.09729), eq. 5. A ratio that overflows makes the loss infinite; training stops there.
+    2019, arXiv 1912.09729). A ratio that overflows makes the loss infinite; training stops there.
     """
     if not (0 < low < 1 and high > 0 and (ceiling is None or ceiling > 1 + high)):
         raise ValueError(f"low {low}, high {high}, ceiling {ceiling}: 0 < low < 1, high > 0, ceiling above 1 + high")
@@ -267,7 +267,7 @@ def xpo_bonus(explored_B: Tensor, *, alpha: float) -> Tensor:
 def nash_mixture(logp_NV: Tensor, ref_NV: Tensor, *, mix: float) -> Tensor:
     """Log-probs of Nash-MD's opponent, [N, V]: the geometric mixture pi^(1 - mix) ref^mix, normalised token by token.
 
-    Munos et al. 2023 (arXiv 2312.00886), section 7: what the second reply of a pair is drawn from.
+    Munos et al. 2023 (arXiv 2312.00886): what the second reply of a pair is drawn from.
     """
     if not 0 <= mix <= 1:
         raise ValueError(f"mix is {mix}: 0 is the policy, 1 the reference")

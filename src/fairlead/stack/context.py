@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from fairlead.constitution.schema import Constitution
 from fairlead.errors import InputError
-from fairlead.exchange import Message
+from fairlead.exchange import Exchange, Message
 from fairlead.judges.lineage import Leaf, Ledger, Lineage, Side
 from fairlead.judges.protocol import Judge
 from fairlead.models import Budget, Model, open_model
@@ -26,7 +26,7 @@ from fairlead.stack.source import Source, locate, torch_installed
 from fairlead.stack.voice import Voice
 
 if TYPE_CHECKING:
-    from fairlead.feedback.formats import ExchangeSet, PreferenceSet
+    from fairlead.feedback.formats import PreferenceSet, RowSet
     from fairlead.models.remote import RemoteModel
 
 Used = tuple[tuple[Side, str, Lineage], ...]  # side, printed name, lineage of each judge a stage used
@@ -132,13 +132,13 @@ class Context:
             self._files[key] = self._said(read_preferences(Path(path), skip_bad_rows=self.skip_bad_rows))
         return cast("PreferenceSet", self._files[key])
 
-    def read_demonstrations(self, path: str) -> ExchangeSet:
+    def read_demonstrations(self, path: str) -> RowSet[Exchange]:
         """Demonstrations by path, read once and said aloud."""
         from fairlead.feedback.formats import read_demonstrations
 
         if (key := ("demonstrations", path)) not in self._files:
             self._files[key] = self._said(read_demonstrations(Path(path), skip_bad_rows=self.skip_bad_rows))
-        return cast("ExchangeSet", self._files[key])
+        return cast("RowSet[Exchange]", self._files[key])
 
     def _said(self, rows: Any) -> Any:
         for line in rows.report.lines():

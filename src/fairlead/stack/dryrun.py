@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fairlead.stack.memory import footprint, peak_resident
-from fairlead.stack.single import Job, open_job, train_job
+from fairlead.stack.single import Job, Order, open_job, train_job
 from fairlead.stack.voice import Voice
 
 if TYPE_CHECKING:
@@ -20,16 +19,7 @@ TRIED_STEPS = 3  # the fastest counts, since the first one pays for warming up
 TRIED_MEMBERS = 2  # of an ensemble, which has no fewer
 
 
-def estimate_stage(
-    name: str,
-    spec: str,
-    data: Path,
-    settings: Mapping[str, Any],
-    seed: int,
-    skip_bad_rows: bool,
-    threads: int | None,
-    voice: Voice,
-) -> dict[str, Any]:
+def estimate_stage(order: Order, voice: Voice) -> dict[str, Any]:
     """Rows, tokens and steps of a training, its memory and its time; nothing is written.
 
     A few steps are taken on the rows of the first steps alone, so that a method that reads a reference does not pass
@@ -37,7 +27,7 @@ def estimate_stage(
     """
     from fairlead.methods.loop import step_rows
 
-    job = open_job(name, spec, data, settings, seed, skip_bad_rows, threads, voice)
+    job = open_job(order, voice)
     job, identical = _distinct(job)
     rows = _trees(job)
     steps = step_rows(rows, job.config)
@@ -53,7 +43,7 @@ def estimate_stage(
     copies = sum(p.numel() * p.element_size() for p in job.model.module.parameters()) * (members - 1)
     memory = dataclasses.replace(memory, weights=memory.weights + copies)  # finished members stay
     return {
-        "method": name,
+        "method": order.name,
         "rows": len(rows.trees),
         "identical": identical,
         "skipped_too_long": rows.skipped_too_long,

@@ -45,6 +45,19 @@ READERS: Mapping[str, Callable[..., Any]] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Order:
+    """What is to be trained: the method's name, the model, the data file, settings, and how both are read and run."""
+
+    name: str
+    spec: str
+    data: Path
+    settings: Mapping[str, Any]
+    seed: int = 0
+    skip_bad_rows: bool = False
+    threads: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """A training with nothing left open: the method, the model it starts from, its rows, and its settings."""
 
@@ -56,18 +69,7 @@ class Job:
     config: Training
 
 
-def train_stage(
-    name: str,
-    spec: str,
-    data: Path,
-    out: Path,
-    settings: Mapping[str, Any],
-    seed: int,
-    skip_bad_rows: bool,
-    threads: int | None,
-    voice: Voice,
-    log: Sequence[str] = (),
-) -> dict[str, Any]:
+def train_stage(order: Order, out: Path, voice: Voice, log: Sequence[str] = ()) -> dict[str, Any]:
     """Train and write a model folder that `AutoModelForCausalLM` loads; returns what `train.json` in it says.
 
     A reward method leaves a judge's folder, for `judges.reward_ensemble.open_reward_folder`. A training that is stopped
@@ -80,7 +82,7 @@ def train_stage(
         raise InputError(f"{out}: exists already; give a new folder with --out")
     if out.is_dir():
         out.rmdir()
-    job = open_job(name, spec, data, settings, seed, skip_bad_rows, threads, voice)
+    job = open_job(order, voice)
     began = time.perf_counter()
     from fairlead.engine import parallel
 
@@ -93,8 +95,9 @@ def train_stage(
             made = train_job(job, voice, unfinished, loggers)
             made.model.save(folder)
             report = {
-                "method": name, "model": spec, "data": str(data), "config": job.config.model_dump(mode="json"),
-                **facts_of(made), "warnings": warnings_of(made), "seconds": round(time.perf_counter() - began, 2),
+                "method": order.name, "model": order.spec, "data": str(order.data),
+                "config": job.config.model_dump(mode="json"), **facts_of(made),
+                "warnings": warnings_of(made), "seconds": round(time.perf_counter() - began, 2),
             }  # fmt: skip
             if first:
                 adapter = getattr(made, "adapter", None) or getattr(made.model, "adapter", None)  # a judge has its own
@@ -109,37 +112,28 @@ def train_stage(
     return report
 
 
-def open_job(
-    name: str,
-    spec: str,
-    data: Path,
-    settings: Mapping[str, Any],
-    seed: int,
-    skip_bad_rows: bool,
-    threads: int | None,
-    voice: Voice,
-) -> Job:
+def open_job(order: Order, voice: Voice) -> Job:
     """The model, the rows and the settled configuration; the cheap checks come first."""
-    method = METHODS[name]
-    config = validated_settings(method.config, {**method.defaults, **settings})
-    source = locate(spec)
+    method = METHODS[order.name]
+    config = validated_settings(method.config, {**method.defaults, **order.settings})
+    source = locate(order.spec)
     if source.folder is None:
-        raise InputError(f"{spec}: has no weights here to train; training needs a model folder or a hub name")
+        raise InputError(f"{order.spec}: has no weights here to train; training needs a model folder or a hub name")
     if not torch_installed():
         raise MissingResource("training needs torch: pip install 'fairlead[train]'")
-    rows = READERS[method.data](data, skip_bad_rows=skip_bad_rows)
+    rows = READERS[method.data](order.data, skip_bad_rows=order.skip_bad_rows)
     for line in rows.report.lines():
         voice.say(line)
-    update: dict[str, Any] = {"seed": seed}
+    update: dict[str, Any] = {"seed": order.seed}
     if "lr" not in config.model_fields_set:
-        update["lr"] = learning_rate(name, source.parameters)
+        update["lr"] = learning_rate(order.name, source.parameters)
     if config.epochs is None and config.steps is None:
         update["epochs"] = 1.0
     from fairlead.models import open_model
 
-    settle_torch(threads or cores())
-    model = open_model("apprentice" if spec == "apprentice" else str(source.folder.resolve()))
-    return Job(name, method, model, rows.rows, rows.places, config.model_copy(update=update))
+    settle_torch(order.threads or cores())
+    model = open_model("apprentice" if order.spec == "apprentice" else str(source.folder.resolve()))
+    return Job(order.name, method, model, rows.rows, rows.places, config.model_copy(update=update))
 
 
 def train_job(job: Job, voice: Voice, checkpoint: Path | None = None, loggers: Sequence[Logger] = ()) -> Any:
