@@ -66,6 +66,22 @@ def remax(reward_R: Tensor, greedy_P: Tensor, group_R: Tensor) -> Tensor:
     return torch.where(lead_R.isnan(), 0.0, lead_R)
 
 
+def best_of_group(reward_R: Tensor, group_R: Tensor, *, keep: int = 1) -> Tensor:
+    """1 for the `keep` replies of highest reward in each group, else 0, [R]: expert iteration.
+
+    Imitating one's own best replies is REINFORCE with this advantage (Anthony et al. 2017, arXiv 1705.08439; Gulcehre
+    et al. 2023, arXiv 2308.08998). Of equal rewards the reply drawn first is taken; a group without signal gives 0.
+    """
+    moving_R = _stats(reward_R, group_R).centred_R != 0
+    best_R = torch.zeros_like(reward_R, dtype=torch.float64)
+    for group in sorted(set(group_R[moving_R].tolist())):
+        members = (group_R == group).nonzero()[:, 0]
+        value = torch.where(reward_R[members].isnan(), -torch.inf, reward_R[members])
+        order = members[torch.sort(value, descending=True, stable=True).indices]
+        best_R[order[:keep]] = 1.0
+    return torch.where(reward_R.isnan(), 0.0, best_R)
+
+
 def gdpo(
     reward_RK: Tensor,
     weight_K: Tensor,

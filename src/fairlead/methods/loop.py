@@ -43,6 +43,8 @@ class TrainingStopped(InputError):
 class Batch:
     """One micro-batch of one step. `step_rows`, `step_tokens` count the whole step: losses divide by them.
 
+    `rows` are this micro-batch's, `members` the whole step's.
+
     Every process gets the same number of micro-batches in a step. `weight` is 0 for one that only fills in: its rows
     belong to another micro-batch too, its loss counts for nothing (`Updates.step` sees to both), and statistics that
     a method adds up over the step by itself must leave it out.
@@ -56,11 +58,15 @@ class Batch:
     step_tokens: int
     last: bool
     weight: float = 1.0
+    members: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """What one optimiser step did. `sums` are the method's own metrics, added up over its micro-batches."""
+    """What one optimiser step did.
+
+    `sums` are the method's own metrics, added up over its micro-batches; `told` what it says of the step as it stands.
+    """
 
     step: int
     steps: int
@@ -71,6 +77,7 @@ class StepRecord:
     tokens: int
     seconds: float
     sums: Mapping[str, float] = field(default_factory=dict)
+    told: Mapping[str, float] = field(default_factory=dict)
 
     def mean(self, name: str, over: str) -> float:
         """A metric per unit of a counted one; NaN where there was nothing to count."""
@@ -78,10 +85,10 @@ class StepRecord:
         return self.sums[name] / count if count else math.nan
 
     def metrics(self) -> dict[str, float]:
-        """What loggers are told: the record's own numbers, and the method's sums per row of the step."""
+        """What loggers are told: the record's own numbers, the method's sums per row of the step, and its `told`."""
         own = {"loss": self.loss, "grad_norm": self.grad_norm, "lr": self.lr, "rows": self.rows, "tokens": self.tokens}
         speed = {"seconds": self.seconds, "tokens_per_second": self.tokens / max(self.seconds, 1e-9)}
-        return own | speed | {name: total / self.rows for name, total in self.sums.items()}
+        return own | speed | {name: total / self.rows for name, total in self.sums.items()} | dict(self.told)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +164,7 @@ def batches(rows: Rows, config: Training, *, start: int = 0) -> Iterator[Batch]:
                 step_tokens=tokens,
                 last=number == len(dealt),
                 weight=weight,
+                members=tuple(members),
             )
 
 
@@ -176,15 +184,31 @@ def learning_rate(config: Training, step: int, steps: int) -> float:
 class Updates:
     """The optimiser and its records. `step` takes the loss of each micro-batch and updates after a step's last one.
 
-    `extra` holds what else a method carries from step to step (a running mean, say), as numbers: each process's own are
-    saved and restored with the weights.
+    rows      what a stop names rows by; a method whose rows change from step to step sets them anew
+    parts     parts of the module that learn at rates of their own and are clipped apart: the beginnings of their
+              parameters' names, and what multiplies the learning rate
+    extra     what else a method carries from step to step (a running mean, say), as numbers: each process's own are
+              saved and restored with the weights
+    tensors   the same, as tensors that are equal on all processes
+    told      what the next record says of its step; taken by it
     """
 
-    def __init__(self, module: torch.nn.Module, rows: Rows, config: Training, run: Run) -> None:
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        rows: Rows,
+        config: Training,
+        run: Run,
+        *,
+        parts: Mapping[str, float] | None = None,
+    ) -> None:
         self.module, self.rows, self.config, self.run = module, rows, config, run
         self.records: list[StepRecord] = []
         self.extra: dict[str, float] = {}
+        self.tensors: dict[str, torch.Tensor] = {}
+        self.told: dict[str, float] = {}
         self.key = ""  # names this run's files; set by resume.resumable
+        self.on_update: Callable[[], None] | None = None  # what a method moves along with the weights, before the save
         self.after_step: Callable[[], None] | None = None
         self.settled = True  # False while a step is under way
         self.world = parallel.world()
@@ -200,9 +224,13 @@ class Updates:
             except ValueError as error:
                 raise InputError(f"shard: {error}") from error
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        self.optimiser = torch.optim.AdamW(
-            _groups(list(self.parameters.values()), config.weight_decay), lr=config.lr, betas=config.betas, fused=True
-        )
+        self.parts = _parts(self.parameters, parts or {})
+        groups = [
+            group | {"rate": rate}
+            for rate, members in self.parts
+            for group in _groups(list(members), config.weight_decay)
+        ]
+        self.optimiser = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
         module.eval()
         self._start()
 
@@ -243,20 +271,23 @@ class Updates:
         if self.world.size > 1:
             self._add_up(batch)
         limit = self.config.grad_clip if self.config.grad_clip is not None else math.inf
-        norm = parallel.clip_gradients(list(self.parameters.values()), limit)
+        norm = math.hypot(*(parallel.clip_gradients(members, limit) for _, members in self.parts))
         if not math.isfinite(norm):
-            members = step_rows(self.rows, self.config)[batch.step]
-            raise self._stopped(f"the gradient's norm is {norm}", batch.step, members)
+            raise self._stopped(f"the gradient's norm is {norm}", batch.step, batch.members)
         lr = learning_rate(self.config, batch.step, batch.steps)
         self.settled = False
         for group in self.optimiser.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["rate"]
         self.optimiser.step()
         seconds = time.perf_counter() - self._began
         record = StepRecord(
-            batch.step, batch.steps, self._loss, norm, lr, batch.step_rows, batch.step_tokens, seconds, self._sums
-        )
+            batch.step, batch.steps, self._loss, norm, lr, batch.step_rows, batch.step_tokens, seconds, self._sums,
+            self.told,
+        )  # fmt: skip
+        self.told = {}
         self.records.append(record)
+        if self.on_update is not None:
+            self.on_update()
         self.settled = True
         self._start()
         # Saved first, told after: whoever stops the run from its progress callback loses nothing.
@@ -278,10 +309,9 @@ class Updates:
         self._sums = dict(zip(names, rest[: len(names)], strict=True))
         for rank, number in enumerate(rest[len(names) :]):
             if number:
-                members = step_rows(self.rows, self.config)[batch.step]
-                trees = [self.rows.trees[row] for row in members]
+                trees = [self.rows.trees[row] for row in batch.members]
                 group, _ = parallel.deal(trees, self.config.tokens_per_batch, rank)[int(number) - 1]
-                raise self._stopped(f"the loss is {self._loss}", batch.step, [members[i] for i in group])
+                raise self._stopped(f"the loss is {self._loss}", batch.step, [batch.members[i] for i in group])
         # FSDP2 has added up split gradients already, micro-batch by micro-batch.
         parallel.add_gradients([p for p in self.parameters.values() if not parallel.is_split(p)])
 
@@ -318,6 +348,16 @@ class Updates:
             except OSError as error:
                 return f"The batch could not be saved ({error})"
         return f"The batch is saved in {file}"
+
+
+def _parts(
+    parameters: Mapping[str, torch.nn.Parameter], rates: Mapping[str, float]
+) -> list[tuple[float, list[torch.nn.Parameter]]]:
+    """Parameters by the part they belong to, each with its rate; what no part names learns at the settings' own."""
+    mine: dict[str, list[torch.nn.Parameter]] = {"": [], **{start: [] for start in rates}}
+    for name, parameter in parameters.items():
+        mine[next((start for start in rates if name.startswith(start)), "")].append(parameter)
+    return [(rates.get(start, 1.0), members) for start, members in mine.items() if members]
 
 
 def _groups(parameters: Sequence[torch.nn.Parameter], decay: float) -> list[dict[str, object]]:

@@ -108,7 +108,8 @@ def _save(updates: Updates, folder: Path) -> None:
     extras = [json.loads(text) for text in parallel.texts(json.dumps(updates.extra))]
 
     def write() -> str:
-        tensors = _state(updates) | ({"generators": generators} if first else {})
+        carried = {f"carried.{name}": tensor.cpu() for name, tensor in updates.tensors.items()}
+        tensors = _state(updates) | ({"generators": generators} | carried if first else {})
         return write_tensors(fresh / _file(updates.world.rank), tensors)
 
     def publish() -> str:
@@ -269,6 +270,7 @@ def _apply(updates: Updates, about: dict[str, Any], tensors: list[dict[str, torc
                 state[moment] = like
     updates.records[:] = [StepRecord(**record) for record in about["records"]]
     updates.extra.update(about["extra"][min(here.rank, len(about["extra"]) - 1)])
+    _carry(updates, tensors[0] if here.rank == 0 else {})
     generators = parallel.from_first(tensors[0]["generators"] if here.rank == 0 else None)
     if generators is not None and here.rank < len(generators):
         set_rng_state(generators[here.rank])
@@ -281,9 +283,18 @@ def _apply(updates: Updates, about: dict[str, Any], tensors: list[dict[str, torc
         )
 
 
+def _carry(updates: Updates, tensors: dict[str, torch.Tensor]) -> None:
+    """What the method carries as tensors, from process 0 to all."""
+    names = parallel.texts("\n".join(name for name in tensors if name.startswith("carried.")))[0].splitlines()
+    for name in names:
+        told = parallel.from_first(tensors.get(name))
+        assert told is not None
+        updates.tensors[name.removeprefix("carried.")] = told
+
+
 def _moments(updates: Updates, tensors: list[dict[str, torch.Tensor]]) -> dict[str, list[str]]:
     """Which moments the state holds of which parameter, on every process."""
-    held = [name for name in tensors[0] if not name.startswith("weight.")] if tensors else []
+    held = [name for name in tensors[0] if not name.startswith(("weight.", "carried."))] if tensors else []
     found: dict[str, list[str]] = {}
     for line in parallel.texts("\n".join(sorted(held)))[0].splitlines():
         moment, _, name = line.partition(".")

@@ -6,12 +6,14 @@ A `Sampler` is whatever draws them: the engine's own decoder here in the process
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import torch
 
+from fairlead.engine import adapters
 from fairlead.engine.decode import generate
 from fairlead.engine.layout import Tokens
 from fairlead.exchange import Exchange, Message, assistant
@@ -95,18 +97,26 @@ class LocalSampler:
     """The engine's decoder over the policy's own weights.
 
     rows   replies decoded side by side
+    copy   draw from a copy of the weights, so that they may move meanwhile
     """
 
     exact = True
 
-    def __init__(self, tokenizer: Any, *, rows: int = 64) -> None:
+    def __init__(self, tokenizer: Any, *, rows: int = 64, copy: bool = False) -> None:
         self.name = "local"
-        self.tokenizer, self.rows = tokenizer, rows
+        self.tokenizer, self.rows, self.copy = tokenizer, rows, copy
         self.stops = sorted(frame(tokenizer).stops)
         self.module: torch.nn.Module | None = None
 
     def refresh(self, module: torch.nn.Module, version: int) -> None:
-        self.module = module
+        if adapters.is_adapted(module):
+            self.module = adapters.merged(module)
+        elif self.copy and self.module is not None:
+            with torch.no_grad():
+                for own, now in zip(self.module.parameters(), module.parameters(), strict=True):
+                    own.copy_(now)
+        else:
+            self.module = copy.deepcopy(module) if self.copy else module
 
     def draw(self, asked: Sequence[Asked], how: Drawing) -> list[list[Drawn]]:
         if self.module is None:
@@ -146,9 +156,7 @@ def drawn_of(
     text = decode_reply(tokenizer, tokens)
     at = min((i for s in stop if (i := text.find(s)) >= 0), default=None)
     if at is not None:
-        kept = next(
-            k for k in range(1, len(tokens) + 1) if any(s in decode_reply(tokenizer, tokens[:k]) for s in stop)
-        )
+        kept = next(k for k in range(1, len(tokens) + 1) if any(s in decode_reply(tokenizer, tokens[:k]) for s in stop))
         return Drawn(tokens[:kept], logprobs[:kept], "stop", (assistant(text[:at]),))
     return Drawn(tokens, logprobs, finish, (assistant(text),))
 

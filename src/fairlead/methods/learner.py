@@ -1,0 +1,144 @@
+"""What reinforcement learning trains, as one module: the policy, and where asked a critic. And what it is held to.
+
+Axes: N scored tokens, K value heads (the reward's, then the cost's).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fairlead.engine.forward import hidden_states
+from fairlead.engine.heads import new_head
+from fairlead.engine.layout import Tree
+from fairlead.engine.logprobs import batch_of
+from fairlead.engine.parallel import is_split
+from fairlead.judges.reward_model import RewardModel
+from fairlead.methods.adapters import trainable_copy
+from fairlead.methods.config_policy import PolicyConfig
+from fairlead.methods.loop import Updates
+from fairlead.methods.reward import new_scorer
+from fairlead.methods.rows import Trainable
+
+
+class Critic(nn.Module):
+    """A value function: a language model under one scalar head per thing that is predicted."""
+
+    def __init__(self, model: nn.Module, heads: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.model, self.heads = model, nn.ModuleList(heads)
+
+
+class Learner(nn.Module):
+    """Policy and critic: what the optimiser and the checkpoint take."""
+
+    def __init__(self, policy: nn.Module, critic: Critic | None) -> None:
+        super().__init__()
+        self.policy, self.critic = policy, critic
+
+    def values(self, trees: Sequence[Tree]) -> Tensor:
+        """The value before each scored token, [N, K], in the order in which the trees give log-probs."""
+        assert self.critic is not None
+        batch = batch_of(self.critic.model, trees)
+        hidden_ND = hidden_states(self.critic.model, batch, rows=batch.source_N)
+        return torch.stack([head(hidden_ND) for head in self.critic.heads], 1)
+
+    def remember(self, tensors: dict[str, Tensor]) -> None:
+        """Keep the weights as they are now, as `good.NAME`."""
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                place = tensors.get(f"good.{name}")
+                if place is None:
+                    tensors[f"good.{name}"] = parameter.detach().cpu().clone()
+                else:
+                    place.copy_(parameter.detach())
+
+    def put_back(self, tensors: dict[str, Tensor]) -> bool:
+        """The weights that `remember` kept, where there are some."""
+        kept = [(p, tensors.get(f"good.{name}")) for name, p in self.named_parameters() if p.requires_grad]
+        if any(value is None for _, value in kept):
+            return False
+        with torch.no_grad():
+            for parameter, value in kept:
+                assert value is not None
+                parameter.copy_(value)
+        return True
+
+
+def new_learner(model: Trainable, config: PolicyConfig, start: RewardModel | None) -> Learner:
+    """A copy of the model to train, and a critic where the advantage asks for one.
+
+    The critic's body starts as `start`'s (the reward model, as in Ouyang et al. 2022, appendix C.4) or as the policy's;
+    its heads start fresh, the reward's own from `start`.
+    """
+    policy = trainable_copy(model.module, config)
+    if config.advantage != "gae":
+        return Learner(policy, None)
+    source: Any = model if start is None else start.model
+    scorer = new_scorer(source, config, seed=config.seed, bias=True)
+    if start is not None:
+        with torch.no_grad():
+            scorer.head.weight_D.copy_(start.head.weight_D)
+    heads = [scorer.head]
+    if config.cost_budget is not None:
+        heads.append(new_head(scorer.model, bias=True, seed=config.seed + 1))
+    return Learner(policy, Critic(scorer.model, heads))
+
+
+class Reference:
+    """The policy that the KL is measured to: the model that came in, or one that follows the policy.
+
+    Resetting it lets a long run move on (DeepSeek-AI 2025, arXiv 2501.12948, every 400 steps; ProRL, Liu et al. 2025,
+    arXiv 2505.24864); a running mean does so smoothly (WARP, Ramé et al. 2024, arXiv 2406.16768).
+    """
+
+    def __init__(self, model: Trainable, config: PolicyConfig) -> None:
+        self.config = config
+        self.module: nn.Module = model.module if config.reference == "start" else trainable_copy(model.module, config)
+        self.module.eval()
+
+    def carry(self, updates: Updates) -> None:
+        """Have its weights saved with the run's state, and take up those of a state that was restored."""
+        if self.config.reference == "start":
+            return
+        with torch.no_grad():
+            for name, parameter in self._moving():
+                saved = updates.tensors.get(f"reference.{name}")
+                if saved is not None:
+                    parameter.copy_(saved)
+                updates.tensors[f"reference.{name}"] = parameter.data
+
+    def follow(self, policy: nn.Module, steps: int) -> None:
+        """After `steps` steps in all."""
+        config = self.config
+        if config.reference == "start" or (config.reference == "reset" and steps % config.reference_every):
+            return
+        rate = 1.0 if config.reference == "reset" else config.reference_rate
+        now = dict(policy.named_parameters())
+        with torch.no_grad():
+            for name, parameter in self._moving():
+                parameter.lerp_(now[name].detach(), rate) if rate < 1 else parameter.copy_(now[name])
+
+    def _moving(self) -> list[tuple[str, nn.Parameter]]:
+        return [(name, p) for name, p in self.module.named_parameters() if p.requires_grad]
+
+
+def whole_policy(learner: Learner, like: nn.Module, into: nn.Module | None) -> nn.Module:
+    """The policy with all its weights on this process: itself, or a copy where they are split over processes.
+
+    like   a module of the same shape with whole weights; into: the copy made before, to be filled again
+    """
+    policy = learner.policy
+    if not any(is_split(p) for p in policy.parameters()):
+        return policy
+    into = into if into is not None else copy.deepcopy(like)
+    target = dict(into.named_parameters())
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            value: Any = parameter.detach()
+            target[name].copy_(value.full_tensor() if is_split(parameter) else value)
+    return into

@@ -1,0 +1,479 @@
+"""The loop of reinforcement learning: every algorithm through the same code, checked against slow and plain ones."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from tests.methods.policies import (  # noqa: E402
+    demonstrations,
+    judge,
+    letters,
+    objectives,
+    prompts,
+    settings,
+)
+from tests.methods.trainable import Tiny, tiny_model, weights  # noqa: E402
+
+from fairlead.errors import InputError  # noqa: E402
+from fairlead.exchange import Exchange  # noqa: E402
+from fairlead.methods import policy as loop  # noqa: E402
+from fairlead.methods.config_policy import ALGORITHMS, PolicyConfig  # noqa: E402
+from fairlead.methods.loop import Run, StepRecord, TrainingStopped  # noqa: E402
+from fairlead.methods.policy import train_policy  # noqa: E402
+from fairlead.methods.rewards import Objective  # noqa: E402
+
+NAMES = [name for name in ALGORITHMS if name != "nash-md"]
+
+
+@pytest.fixture(scope="module")
+def model() -> Tiny:
+    return tiny_model()
+
+
+class Killed(Exception):
+    pass
+
+
+def die_at(count: int, error: type[BaseException] = Killed) -> Callable[[StepRecord], None]:
+    seen = []
+
+    def progress(record: StepRecord) -> None:
+        seen.append(record)
+        if len(seen) == count:
+            raise error
+
+    return progress
+
+
+# ------------------------------------------------------------------------------------------ every algorithm
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_algorithm_moves_the_weights_and_tells_what_it_did(model: Tiny, name: str) -> None:
+    config = settings(name)
+    before = weights(model).clone()
+    made = train_policy(model, prompts(), objectives(name), config)
+    assert torch.equal(weights(model), before), "the model that came in is left as it was"
+    assert not torch.equal(weights(made.model), before)
+    assert len(made.records) == config.steps * config.updates
+    assert len(made.steps) == config.steps
+    told = made.steps[0].told
+    assert math.isfinite(told["reward"]) and told["missing"] == 0
+    assert abs(told["kl"]) < 1e-9, "nothing has moved before the first update"
+    assert made.stopped == "" and made.missing["letters"] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_the_first_ratio_is_one_to_the_bit(monkeypatch: pytest.MonkeyPatch, name: str, dtype: Any) -> None:
+    seen: list[tuple[Any, Any]] = []
+    plain = loop.policy_loss
+
+    def watched(logp: Any, part: Any, step: Any, *rest: Any) -> Any:
+        seen.append((logp.logp_N.detach().double().clone(), step.more["old_N"][part.at_N]))
+        return plain(logp, part, step, *rest)
+
+    monkeypatch.setattr(loop, "policy_loss", watched)
+    small = {"tokens_per_batch": 80} if name not in ("online-dpo", "xpo") else {}
+    config = settings(name, steps=1, passes=1, minibatches=1, old_logprobs="recompute", **small)
+    train_policy(tiny_model(dtype), prompts(), objectives(name), config)
+    assert len(seen) > 1 or not small
+    for now, old in seen:
+        assert len(now) and torch.equal(now, old)
+
+
+def test_a_temperature_that_is_left_out_of_the_update_is_seen_in_the_first_ratio(monkeypatch: Any) -> None:
+    """The planted bug that the test above would catch: no identity makes the ratio 1."""
+    plain = loop.reply_logprobs
+
+    def forgetful(module: Any, trees: Any, **how: Any) -> Any:
+        return plain(module, trees, **{**how, "temperature": 1.0})
+
+    monkeypatch.setattr(loop, "reply_logprobs", forgetful)
+    config = settings("grpo", steps=1, old_logprobs="recompute", temperature=0.7)
+    (record,) = train_policy(tiny_model(), prompts(), objectives(), config).records
+    assert record.sums["moved"] > 1e-3 * record.sums["scored"]
+
+
+def test_the_sampler_and_the_trainer_agree_on_what_was_drawn() -> None:
+    made = train_policy(tiny_model(torch.float32), prompts(), objectives(), settings("grpo", temperature=0.7))
+    for record in made.records:
+        assert record.sums["mismatch"] / record.sums["scored"] < 1e-5
+
+
+# -------------------------------------------------------------------- the gradient, by another and slower way
+
+
+def slow_logprobs(module: Any, prompt: tuple[int, ...], reply: tuple[int, ...], temperature: float) -> Any:
+    """One row, the module's own forward, all logits."""
+    ids = torch.tensor([[*prompt, *reply]])
+    logits = module(input_ids=ids).logits[0, len(prompt) - 1 : -1] / temperature
+    return torch.log_softmax(logits, -1)[torch.arange(len(reply)), list(reply)]
+
+
+def slow_grpo(module: Any, step: Any, beta: float, temperature: float, clip: float) -> Any:
+    """GRPO in twenty lines: Shao et al. 2024, equations 3 and 4, group by group and reply by reply."""
+    total, replies, at, row = 0.0, step.replies, 0, 0
+    for tree in step.trees:
+        rewards = step.more["reward_R"][row : row + len(tree.replies)].numpy()
+        advantages = (rewards - rewards.mean()) / (np.std(rewards, ddof=1) + 1e-4)
+        for reply, advantage in zip(tree.replies, advantages, strict=True):
+            logp = slow_logprobs(module, tree.prompt, reply, temperature)
+            old = step.more["old_N"][at : at + len(reply)]
+            ref = step.more["ref_N"][at : at + len(reply)]
+            ratio = torch.exp(logp - old)
+            surrogate = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
+            kl = torch.exp(ref - logp) - 1 - (ref - logp)
+            total = total - (surrogate - beta * kl).mean() / replies
+            at, row = at + len(reply), row + 1
+    return total
+
+
+def first_gradient(monkeypatch: pytest.MonkeyPatch, model: Tiny, config: PolicyConfig, many: bool = False) -> Any:
+    """The gradient that the loop's first (or, with `many`, last) update saw, and the experience it came from."""
+    caught: dict[str, Any] = {}
+    plain = loop.Loop._update
+
+    def watched(self: Any, step: Any, prompts: Any, pieces: Any, number: int) -> None:
+        caught["step"], caught["before"] = step, copy.deepcopy(self.learner.policy)
+        optimiser = self.updates.optimiser.step
+
+        def catch(*args: Any) -> Any:
+            caught["gradient"] = torch.cat([p.grad.flatten() for p in self.learner.policy.parameters()])
+            return optimiser(*args)
+
+        self.updates.optimiser.step = catch
+        plain(self, step, prompts, pieces, number)
+        self.updates.optimiser.step = optimiser
+
+    monkeypatch.setattr(loop.Loop, "_update", watched)
+    train_policy(model, prompts(), objectives(), config)
+    return caught
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_the_gradient_of_grpo_is_that_of_the_equation(monkeypatch: Any, model: Tiny, steps: int) -> None:
+    config = settings("grpo", steps=steps, passes=2, grad_clip=None, temperature=0.8, kl=0.3, old_logprobs="recompute")
+    caught = first_gradient(monkeypatch, model, config)
+    module = caught["before"]
+    loss = slow_grpo(module, caught["step"], 0.3, 0.8, 0.2)
+    wanted = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(module.parameters()))])
+    assert float((caught["gradient"] - wanted).norm() / wanted.norm()) < 1e-9
+
+
+@pytest.mark.parametrize("name", ["grpo", "dapo", "ppo", "rloo", "gspo", "cispo", "expert"])
+def test_how_a_step_is_cut_changes_nothing(name: str) -> None:
+    """Micro-batches of any size, and groups cut over several of them, give the same weights."""
+    found = []
+    for budget in (4096, 90, 45):
+        config = settings(name, tokens_per_batch=budget)
+        found.append(weights(train_policy(tiny_model(), prompts(), objectives(name), config).model))
+    for other in found[1:]:
+        assert torch.allclose(found[0], other, rtol=0, atol=1e-9)
+
+
+def test_groups_with_nothing_to_learn_are_skipped_only_without_a_kl_in_the_loss(monkeypatch: Any, model: Tiny) -> None:
+    """And the denominators stay: the same weights as when they are not skipped."""
+
+    def flat(item: Exchange) -> float:
+        return 0.5 if "boat 1" in item.messages[0].text else letters(item)
+
+    passed: list[int] = []
+    plain = loop.pieces_of
+    monkeypatch.setattr(loop, "pieces_of", lambda s, p, *a, **k: passed.append(len(p)) or plain(s, p, *a, **k))
+    some = [Objective(judge(flat))]
+    config = settings("dapo", steps=1, prompts_per_step=6, resample=0)
+    skipped = train_policy(model, prompts(), some, config)
+    assert set(passed) == {5} and skipped.steps[0].told["groups_flat"] == 1
+    passed.clear()
+    monkeypatch.setattr(loop.advantages, "idle_groups", lambda a, r, g, **_: torch.zeros(6, dtype=torch.bool))
+    whole = train_policy(model, prompts(), some, config)
+    assert set(passed) == {6}
+    assert torch.allclose(weights(skipped.model), weights(whole.model), rtol=0, atol=1e-12)
+    monkeypatch.undo()
+    monkeypatch.setattr(loop, "pieces_of", lambda s, p, *a, **k: passed.append(len(p)) or plain(s, p, *a, **k))
+    passed.clear()
+    train_policy(model, prompts(), some, settings("grpo", steps=1, prompts_per_step=6))
+    assert set(passed) == {6}
+
+
+# ------------------------------------------------------------------------------------------------- rewards
+
+
+def test_a_reward_that_is_missing_is_counted_and_pulls_nowhere(model: Tiny) -> None:
+    def forgetful(item: Exchange) -> float | None:
+        return None if letters(item) < 0.3 else letters(item)
+
+    made = train_policy(model, prompts(), [Objective(judge(forgetful, "forgetful"))], settings("grpo", kl=0.0, steps=1))
+    told = made.steps[0].told
+    assert 0 < told["missing"] < told["replies"] and made.missing == {"forgetful": told["missing.forgetful"]}
+    assert told["reward"] > 0.3, "a missing reward is no zero in the mean"
+
+
+def test_a_judge_that_raises_has_no_values_and_the_others_go_on(model: Tiny, caplog: Any) -> None:
+    def broken(item: Exchange) -> float:
+        raise RuntimeError("no connection")
+
+    both = [*objectives(), Objective(judge(broken, "broken"), role="cost")]
+    config = settings("safe-grpo", cost_budget=0.2, steps=2)
+    made = train_policy(model, prompts(), both, config)
+    assert made.missing == {"letters": 0, "broken": 24}
+    assert "broken raised on 12 replies" in caplog.text and "no connection" in caplog.text
+
+
+def test_a_step_without_a_single_reward_stops_the_run(model: Tiny) -> None:
+    with pytest.raises(TrainingStopped, match="not one of 12 replies has a reward.*judge: silent"):
+        train_policy(model, prompts(), [Objective(judge(lambda e: None))], settings("grpo"))
+
+
+def test_two_objectives_are_told_apart_in_the_log(model: Tiny) -> None:
+    both = [Objective(judge(letters, "letters")), Objective(judge(lambda e: -float(len(e.reply_text)), "short"), 0.01)]
+    told = train_policy(model, prompts(), both, settings("grpo", steps=1)).steps[0].told
+    assert told["reward"] == pytest.approx(told["reward.letters"] + 0.01 * told["reward.short"])
+
+
+def test_settings_and_objectives_must_belong_together(model: Tiny) -> None:
+    for name, some, message in (
+        ("safe-grpo", objectives(), "no objective has role cost"),
+        ("grpo", objectives("safe"), "give the budget"),
+        ("grpo", objectives() * 2, "called 'letters'"),
+        ("grpo", [Objective(judge(letters), 0.0)], "weight 0"),
+    ):
+        with pytest.raises(InputError, match=message):
+            train_policy(model, prompts(), some, settings(name))
+    with pytest.raises(InputError, match="ptx"):
+        train_policy(model, prompts(), objectives(), settings("grpo", ptx=0.1))
+    with pytest.raises(InputError, match="leave no room for replies of 120 tokens"):
+        train_policy(model, prompts(), objectives(), settings("grpo", max_tokens=120))
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "message"),
+    [
+        ("grpo", {"replies": 1}, "give at least 2"),
+        ("ppo", {"kl_estimator": "k3"}, "only k1 belongs there"),
+        ("cispo", {"clip_ceiling": None}, "clip_ceiling"),
+        ("grpo", {"old_logprobs": "update", "passes": 2}, "passes and minibatches of 1"),
+        ("grpo", {"rows_per_step": 4}, "prompts_per_step x replies"),
+        ("grpo", {"kl_in": "reward"}, "put it in the loss"),
+        ("grpo", {"minibatches": 9}, "never split"),
+    ],
+)
+def test_settings_that_cannot_learn_are_refused(name: str, wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        settings(name, **wrong)
+
+
+def test_dynamic_sampling_puts_other_prompts_in_the_place_of_silent_ones(model: Tiny) -> None:
+    def flat(item: Exchange) -> float:
+        return 0.5 if any(f"boat {i}" in item.messages[0].text for i in (0, 2, 4)) else letters(item)
+
+    made = train_policy(model, prompts(), [Objective(judge(flat))], settings("dapo", steps=2, resample=8))
+    for record in made.steps:
+        assert record.told["groups_flat"] == 0 and record.told["groups"] == 3
+    assert any(record.told["resampled_rounds"] for record in made.steps)
+
+
+# ------------------------------------------------------------------------------------- learning, in the small
+
+
+def share_of(text: str) -> Callable[[Exchange], float]:
+    return lambda item: item.reply_text.count(text) / max(len(item.reply_text), 1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_algorithm_raises_what_it_is_rewarded_for(name: str) -> None:
+    """Replies full of one letter: the mean reward of the last steps is well above that of the first."""
+    if name == "xpo":
+        pytest.skip("its second reply is the reference's, which never learns")
+    more: dict[str, Any] = {"prompts_per_step": 4, "replies": 8}
+    if name == "online-dpo":
+        more = {"prompts_per_step": 16}
+    if name in ("ppo", "safe-ppo", "remax", "reinforce++"):
+        more = {"prompts_per_step": 32}
+    if name == "gspo":  # its range is meant for long replies
+        more |= {"clip_low": 0.1, "clip_high": 0.1}
+    if ALGORITHMS[name].defaults.get("kl_in") == "reward":
+        more["kl"] = 1e-3  # rewards here are a few hundredths
+    goal = [Objective(judge(share_of("e"), "letters"))]
+    if name.startswith("safe"):
+        goal.append(Objective(judge(lambda e: 0.0, "nothing"), role="cost"))
+        more["cost_start"] = 1e-3
+    config = settings(name, steps=16, lr=5e-3, max_tokens=6, **more)
+    made = train_policy(tiny_model(torch.float32), prompts(), goal, config)
+    first = np.mean([r.told["reward"] for r in made.steps[:3]])
+    last = np.mean([r.told["reward"] for r in made.steps[-3:]])
+    assert last > first + 0.05, (first, last)
+
+
+def test_ppo_with_a_pretraining_mix_keeps_what_it_imitates() -> None:
+    goal = [Objective(judge(share_of("e")))]
+    nll = {}
+    for gamma in (0.0, 1.0):
+        config = settings("ppo", steps=8, lr=3e-3, ptx=gamma, ptx_rows=5)
+        mix = demonstrations() if gamma else []
+        made = train_policy(tiny_model(torch.float32), prompts(), goal, config, pretraining=mix)
+        from fairlead.engine.logprobs import score
+        from fairlead.methods.rows import exchange_rows
+
+        rows = exchange_rows(made.model, demonstrations())
+        nll[gamma] = -float(score(made.model.module, rows.trees).logp_N.mean())
+        if gamma:
+            first, last = made.records[0], made.records[-1]
+            assert last.sums["ptx_nll"] / last.rows < first.sums["ptx_nll"] / first.rows
+    assert nll[1.0] < nll[0.0] - 0.5
+
+
+def test_the_kl_coefficient_follows_its_target(model: Tiny) -> None:
+    for target, rises in ((1e-4, True), (1e3, False)):
+        config = settings("grpo", steps=4, kl=0.1, kl_target=target, lr=1e-2)
+        found = [r.told["kl_coefficient"] for r in train_policy(model, prompts(), objectives(), config).steps]
+        assert (found[-1] > found[0]) == rises
+
+
+def test_the_multiplier_rises_while_the_cost_is_over_its_budget(model: Tiny) -> None:
+    for budget, rises in ((-10.0, True), (10.0, False)):
+        config = settings("safe-grpo", steps=3, cost_budget=budget)
+        found = [r.told["multiplier"] for r in train_policy(model, prompts(), objectives("safe"), config).steps]
+        assert (found[-1] > found[0]) == rises
+
+
+def test_the_reference_is_reset_or_follows(model: Tiny) -> None:
+    still = train_policy(model, prompts(), objectives(), settings("grpo", steps=4, lr=1e-2)).steps
+    for how in ({"reference": "reset", "reference_every": 3}, {"reference": "ema", "reference_rate": 0.9}):
+        moved = train_policy(model, prompts(), objectives(), settings("grpo", steps=4, lr=1e-2, **how)).steps
+        assert abs(moved[3].told["kl"]) < 0.5 * abs(still[3].told["kl"])
+    assert abs(still[3].told["kl"]) > 1e-3
+
+
+# --------------------------------------------------------------------------------------- stopped and taken up
+
+
+@pytest.mark.parametrize("name", ["grpo", "ppo", "safe-ppo", "dapo", "online-dpo"])
+@pytest.mark.parametrize("at", [1, 2, 3, 5])
+def test_a_killed_run_goes_on_to_the_same_bits_and_asks_no_judge_twice(
+    model: Tiny, tmp_path: Path, name: str, at: int
+) -> None:
+    """Killed after any update, in the middle of a step's passes too."""
+    asked: list[int] = []
+
+    def counting(item: Exchange) -> float:
+        asked.append(1)
+        return letters(item)
+
+    some = [Objective(judge(counting, "letters")), *objectives(name)[1:]]
+    more: dict[str, Any] = {"passes": 2, "minibatches": 2, "reference": "ema", "reference_rate": 0.2}
+    config = settings(name, kl=0.1, kl_target=0.05, **more)
+    whole = train_policy(model, prompts(), some, config)
+    once = len(asked)
+    asked.clear()
+    with pytest.raises(Killed):
+        train_policy(model, prompts(), some, config, Run(checkpoint=tmp_path, every=1, progress=die_at(at)))
+    went_on = train_policy(model, prompts(), some, config, Run(checkpoint=tmp_path, every=1))
+    assert torch.equal(weights(whole.model), weights(went_on.model))
+    assert [r.loss for r in whole.records] == [r.loss for r in went_on.records]
+    assert len(asked) == once
+    assert not list(tmp_path.iterdir())
+
+
+def test_states_that_are_far_apart_find_every_step_between_them_on_disk(model: Tiny, tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def counting(item: Exchange) -> float:
+        asked.append(1)
+        return letters(item)
+
+    some = [Objective(judge(counting, "letters"))]
+    config = settings("grpo", steps=6)
+    whole = train_policy(model, prompts(), some, config)
+    once = len(asked)
+    asked.clear()
+
+    def gone(record: StepRecord) -> None:
+        if record.step == 4:
+            for state in tmp_path.glob("training-*/step-*"):
+                state.rename(state.with_name("." + state.name))  # as after a kill: no state was saved on the way out
+            raise Killed
+
+    with pytest.raises(Killed):
+        train_policy(model, prompts(), some, config, Run(checkpoint=tmp_path, every=3, progress=gone))
+    for state in tmp_path.glob("training-*/.step-*"):
+        if state.name == ".step-00000003":
+            state.rename(state.with_name(state.name[1:]))
+    (folder,) = tmp_path.iterdir()
+    for state in folder.glob("step-00000005"):
+        state.rename(folder / ".gone")
+    went_on = train_policy(model, prompts(), some, config, Run(checkpoint=tmp_path, every=3))
+    assert torch.equal(weights(whole.model), weights(went_on.model))
+    assert len(asked) == once
+
+
+def test_a_fresh_run_draws_anew(model: Tiny, tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def counting(item: Exchange) -> float:
+        asked.append(1)
+        return letters(item)
+
+    some, config = [Objective(judge(counting, "letters"))], settings("grpo")
+    with pytest.raises(Killed):
+        train_policy(model, prompts(), some, config, Run(checkpoint=tmp_path, every=1, progress=die_at(2)))
+    before = len(asked)
+    train_policy(model, prompts(), some, config, Run(checkpoint=tmp_path, every=1, fresh=True))
+    assert len(asked) - before == config.steps * 12
+
+
+def test_a_damaged_step_is_named(model: Tiny, tmp_path: Path) -> None:
+    config = settings("grpo", passes=2)
+    with pytest.raises(Killed):
+        train_policy(model, prompts(), objectives(), config, Run(checkpoint=tmp_path, every=1, progress=die_at(3)))
+    (file,) = sorted(tmp_path.glob("training-*/steps/*.safetensors"))[-1:]
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(InputError, match="not a whole file.*Remove it"):
+        train_policy(model, prompts(), objectives(), config, Run(checkpoint=tmp_path, every=1))
+
+
+def test_a_run_that_collapses_stops_with_the_last_good_weights(model: Tiny) -> None:
+    config = settings("grpo", steps=8, lr=0.3, kl=0.0, kl_burst=0.5)
+    made = train_policy(model, prompts(), objectives(), config)
+    assert made.stopped.startswith("KL burst") and len(made.records) < 8
+    good = int(made.stopped.split("those after ")[1].split()[0])
+    shorter = train_policy(model, prompts(), objectives(), config.model_copy(update={"steps": max(good, 1)}))
+    if good:
+        assert torch.equal(weights(made.model), weights(shorter.model))
+    else:
+        assert torch.equal(weights(made.model), weights(model))
+
+
+# ------------------------------------------------------------------------------------------------ one step off
+
+
+def test_replies_drawn_ahead_are_of_weights_one_step_older(model: Tiny) -> None:
+    made = train_policy(model, prompts(), objectives(), settings("grpo", steps=4, asynchronous=True))
+    assert [record.told["staleness"] for record in made.steps] == [0, 1, 1, 1]
+    assert made.steps[0].told["mismatch_mean"] < 1e-9 < made.steps[2].told["mismatch_mean"]
+
+
+def test_an_asynchronous_run_that_is_killed_asks_no_judge_twice(model: Tiny, tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def counting(item: Exchange) -> float:
+        asked.append(item.reply_text)
+        return letters(item)
+
+    some, config = [Objective(judge(counting, "letters"))], settings("grpo", steps=4, asynchronous=True)
+    with pytest.raises(Killed):
+        train_policy(model, prompts(), some, config, Run(checkpoint=tmp_path, every=1, progress=die_at(2)))
+    made = train_policy(model, prompts(), some, config, Run(checkpoint=tmp_path, every=1))
+    assert len(made.records) == 4
+    # A step that was being drawn when the run was killed is drawn again: it was in no experience yet.
+    assert len(asked) <= 5 * 12

@@ -1,0 +1,38 @@
+"""Reinforcement learning on two processes: prompts shared out, the same result as on one, a kill survived."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from tests.methods import policies  # noqa: E402
+
+from support import ranks  # noqa: E402
+
+
+@pytest.mark.parametrize(("name", "shard"), [("grpo", False), ("grpo", True), ("ppo", False), ("ppo", True)])
+def test_two_processes_learn_as_one_and_each_judges_its_own_replies(tmp_path: Path, name: str, shard: bool) -> None:
+    one = policies.on_several(name, str(tmp_path / "one"), shard=False)
+    first, second = ranks.run(policies.on_several, 2, tmp_path, name, str(tmp_path / "two"), shard)
+    assert first["hash"] == second["hash"] and first["told"] == second["told"]
+    assert first["norms"] == pytest.approx(one["norms"], rel=1e-9)
+    assert first["loss"] == pytest.approx(one["loss"], rel=1e-6, abs=1e-9)
+    for ours, theirs in zip(first["told"], one["told"], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-6, abs=1e-9)
+    assert sorted(first["asked"] + second["asked"]) == sorted(one["asked"])
+    assert first["asked"] and second["asked"]
+
+
+def test_a_kill_of_two_processes_is_survived_to_the_bit(tmp_path: Path) -> None:
+    whole, _ = ranks.run(policies.on_several, 2, tmp_path / "a", "grpo", str(tmp_path / "whole"), False)
+    with pytest.raises(Exception, match=r"(?s).*"):
+        ranks.run(policies.on_several, 2, tmp_path / "b", "grpo", str(tmp_path / "killed"), False, 6)
+    left: list[Any] = list((tmp_path / "killed").glob("unfinished/training-*/steps/*"))
+    assert left, "the steps under way lie on the disk"
+    went_on, _ = ranks.run(policies.on_several, 2, tmp_path / "c", "grpo", str(tmp_path / "killed"), False)
+    assert went_on["hash"] == whole["hash"]
+    assert len(went_on["asked"]) < len(whole["asked"])
