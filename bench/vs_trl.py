@@ -6,6 +6,8 @@ TRL's settings is found (`vs_trl_theirs.py` holds them all), and then both sides
 those of all its steps and, for DPO, of the reference log-probs of its rows. Peak memory is what the process's resident
 memory grew by, the model included. Rates are medians over the rounds, with the lowest and the highest.
 
+`grpo` compares whole steps of reinforcement learning, drawing included (`vs_trl_grpo.py`).
+
 The last lines give, per method on workload 1, the ratio of rates, ours over TRL's: `dpo: 8.3 x`.
 """
 
@@ -54,7 +56,12 @@ def main() -> None:
             order = {"do": "prepare", "workload": workload, "folder": str(folder), "pairs": pairs}
             _call(args, sys.executable, {**order, "data": str(args.data)})
             for method in args.methods.split(","):
-                every[f"{method} {workload}"] = compare(args, method, workload, folder)
+                if method == "grpo":
+                    from vs_trl_grpo import compare_grpo
+
+                    every[f"{method} {workload}"] = compare_grpo(args, workload, folder, _call)
+                else:
+                    every[f"{method} {workload}"] = compare(args, method, workload, folder)
     if args.out is not None:
         args.out.write_text(json.dumps(every, indent=1) + "\n", encoding="utf-8")
     print()
@@ -159,7 +166,11 @@ def _one(request: str) -> None:
     import torch
 
     torch.set_num_threads(order["threads"])
-    if order["do"] == "ours":
+    if order["method"] == "grpo":
+        import vs_trl_grpo
+
+        result = getattr(vs_trl_grpo, order["do"])(folder, steps=order["steps"], more=order.get("more", {}))
+    elif order["do"] == "ours":
         import vs_trl_ours
 
         result = vs_trl_ours.run(order["method"], folder, steps=order["steps"], check=order["check"])

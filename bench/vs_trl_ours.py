@@ -92,7 +92,8 @@ def train_reward(model: Any, values: list[Preference], config: RewardConfig, sco
         made.weight_D.data.copy_(score_1D[0])
         return made
 
-    with patch.object(rewards, "new_head", head), patch.object(rewards, "_calibrated", lambda reward, *_: reward):
+    plain = patch.object(rewards, "calibrated_on", lambda reward, *_, **__: reward)
+    with patch.object(rewards, "new_head", head), plain:
         rewards.train_reward(model, values, config, run)
 
 

@@ -17,7 +17,9 @@ QUICK: dict[str, Any] = {
 
 
 def prompts(n: int = 6) -> list[Exchange]:
-    return [Exchange((user(f"what colour is {'the ' * (i % 3)}boat {i} ?"),), (), {"reference": "blue"}) for i in range(n)]
+    return [
+        Exchange((user(f"what colour is {'the ' * (i % 3)}boat {i} ?"),), (), {"reference": "blue"}) for i in range(n)
+    ]
 
 
 def settings(name: str, **more: Any) -> PolicyConfig:
