@@ -1,5 +1,6 @@
-"""GRPO against TRL's GRPOTrainer, whole steps: draw 8 replies of 64 tokens to each of 8 prompts, score them with the same
-function, read the reference, update once. `python bench/vs_trl.py --methods grpo` runs it.
+"""GRPO against TRL's GRPOTrainer, whole steps: `python bench/vs_trl.py --methods grpo`.
+
+A step draws 8 replies of 64 tokens to each of 8 prompts, scores them, reads the reference, and updates once.
 
 The same model, prompts, group, loss (GRPO's, beta 0.04 to a frozen reference, one update per batch), optimiser and
 threads. Both sides draw whole replies: TRL is told to draw at least 64 tokens, and ours hardly ever end earlier. TRL's
@@ -58,9 +59,10 @@ def compare_grpo(
             continue
         print(f"  TRL, {name}: {tried[name]:.2f} s per step", flush=True)
     best = min(tried, key=lambda name: tried[name])
-    rounds = []
-    for _ in range(1 if args.quick else args.rounds):
-        rounds.append({"ours": run("ours", steps), "TRL": run("theirs", steps, variant=best)})
+    rounds = [
+        {"ours": run("ours", steps), "TRL": run("theirs", steps, variant=best)}
+        for _ in range(1 if args.quick else args.rounds)
+    ]
     print(f"  {'':28} {'s/step':>8} {'lowest':>8} {'highest':>8} {'peak MB':>8} {'drawn':>7}")
     middle = {}
     for side in ("ours", "TRL"):

@@ -162,6 +162,26 @@ def test_a_gradient_that_is_not_a_number_stops_before_the_weights_change() -> No
     assert all(torch.equal(before[name], value) for name, value in loop.module.state_dict().items())
 
 
+@pytest.mark.parametrize("spike", [None, 50.0])
+def test_a_gradient_far_longer_than_usual_stops_where_that_is_asked_for(tmp_path: Path, spike: float | None) -> None:
+    rows, config = rows_of(2), Training(steps=30, rows_per_step=2, lr=1e-3, spike=spike)
+    loop = updates(config, rows, checkpoint=tmp_path)
+    parameter = next(iter(loop.parameters.values()))
+
+    def train() -> None:
+        for batch in batches(rows, config):
+            loud = {5: 1e3, 25: 1e3}.get(batch.step, 1.0)  # at step 6 nothing is usual yet
+            loop.step(loud * parameter.sum(), batch)
+
+    if spike is None:
+        train()
+        assert loop.done == 30
+        return
+    with pytest.raises(TrainingStopped, match=r"step 26: .* 1e\+03 times the usual .*spike: 50.*The batch is saved in"):
+        train()
+    assert loop.done == 25 and len(list(tmp_path.iterdir())) == 1
+
+
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_the_batch_that_stopped_a_run_is_kept_and_named(tmp_path: Path, what: str) -> None:
     rows = exchange_rows(MODEL, demonstrations(6), places=[f"data.jsonl:{i}" for i in range(1, 7)])

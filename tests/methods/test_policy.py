@@ -478,3 +478,51 @@ def test_an_asynchronous_run_that_is_killed_asks_no_judge_twice(model: Tiny, tmp
     assert len(made.records) == 4
     # A step that was being drawn when the run was killed is drawn again: it was in no experience yet.
     assert len(asked) <= 5 * 12
+
+
+# --------------------------------------------------------------------------------------------------------- TRL
+
+
+def test_the_gradient_of_grpo_is_trls(model: Tiny) -> None:
+    """The same model, replies, rewards, old weights and reference: TRL 1.16's own gradient in the weights."""
+    from tests.fixtures import policy_case
+    from tests.support import tiny
+
+    from fairlead.engine.layout import Tree
+    from fairlead.engine.logprobs import reply_logprobs, score
+    from fairlead.methods.experience import Experience, Piece, part_of
+    from fairlead.methods.policy_terms import (
+        Coefficients,
+        advantages_of_step,
+        counts_of,
+        policy_loss,
+        rewards_of_step,
+    )
+
+    with np.load(policy_case.GRADIENT, allow_pickle=False) as known:
+        theirs = dict(known)
+    module = tiny.llama(len(tiny.tokenizer(pad_token="<|tool|>")))
+    replies, size = policy_case.replies(), policy_case.GROUP
+    trees = tuple(Tree(policy_case.PROMPT, tuple(replies[i : i + size])) for i in (0, size))
+    old, ref = (score(policy_case.noisy(copy.deepcopy(module), seed), trees).logp_N.double() for seed in (1, 2))
+    mask = policy_case.mask()
+    assert np.allclose(old, theirs["old"][mask], atol=1e-5) and np.allclose(ref, theirs["reference"][mask], atol=1e-5)
+    step = Experience(
+        trees, (0, 1), torch.tensor(policy_case.LENGTHS), old, torch.tensor(policy_case.REWARDS["sum"]).double(),
+        torch.ones(8, dtype=torch.bool), 0, 2,
+    ).with_more(old_N=old, ref_N=ref)  # fmt: skip
+    both = [Objective(judge(letters, n), w) for n, w in zip("ab", policy_case.WEIGHTS, strict=True)]
+    config = ALGORITHMS["grpo"].settings({"kl": 0.04, "replies": size})
+    step = advantages_of_step(rewards_of_step(step, both, config), both, config, Coefficients(0.04))
+    loss = torch.zeros(())
+    for number, tree in enumerate(trees):  # two micro-batches
+        pieces = [Piece(tree, tuple(range(number * size, (number + 1) * size)))]
+        logp = reply_logprobs(module, [tree])
+        part, _ = policy_loss(
+            logp, part_of(step, pieces), step, config, counts_of(step, [0, 1], config), Coefficients(0.04)
+        )
+        loss = loss + part
+    loss.backward()
+    ours = torch.cat([p.grad.flatten() for p in module.parameters()]).numpy()
+    assert float(loss.detach()) == pytest.approx(float(theirs["loss"]), rel=1e-4)
+    assert np.linalg.norm(ours - theirs["gradient"]) / np.linalg.norm(theirs["gradient"]) < 1e-4

@@ -46,6 +46,8 @@ class Training(BaseModel):
     weight_decay       AdamW's, on matrices alone
     betas              AdamW's: how slowly the means of the gradient and of its square move
     grad_clip          largest norm of a step's gradient; None for none
+    spike              stop, with the batch saved, where a step's gradient is this many times as long as the median of
+                       the last 50 steps' (from the 20th on); None for never. What is no number always stops
     lora               train adapters and keep the weights; None trains all weights
     shard              under torchrun: split weights, gradients and optimiser state over the processes (FSDP2) instead
                        of keeping all on each. It changes memory and speed, never the result (beyond rounding)
@@ -64,6 +66,7 @@ class Training(BaseModel):
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.99)
     grad_clip: Positive | None = 1.0
+    spike: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = None
     shard: bool = False
     seed: int = 0
     too_long: Literal["refuse", "skip", "cut"] = "refuse"

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import torch
@@ -34,9 +35,11 @@ from fairlead.methods.rows import Rows, scored_tokens
 
 log = logging.getLogger(__name__)
 
+CALM = 20  # steps before a gradient can be called unusual
+
 
 class TrainingStopped(InputError):
-    """Training met a loss or gradient that is not a number; the weights are as before that step (exit 2)."""
+    """Training met a loss or gradient that is no number, or a spike; the weights are as before that step (exit 2)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +277,13 @@ class Updates:
         norm = math.hypot(*(parallel.clip_gradients(members, limit) for _, members in self.parts))
         if not math.isfinite(norm):
             raise self._stopped(f"the gradient's norm is {norm}", batch.step, batch.members)
+        if self.config.spike is not None and self.done >= CALM:
+            usual = median(record.grad_norm for record in self.records[-50:])
+            if norm > self.config.spike * usual:
+                raise self._stopped(
+                    f"the gradient's norm is {norm:.3g}, {norm / max(usual, 1e-30):.3g} times the usual {usual:.3g} "
+                    f"(spike: {self.config.spike:g})", batch.step, batch.members
+                )  # fmt: skip
         lr = learning_rate(self.config, batch.step, batch.steps)
         self.settled = False
         for group in self.optimiser.param_groups:
