@@ -76,7 +76,8 @@ def learnt(base: Any, train: Sequence[Exchange], args: argparse.Namespace, seed:
             told = record.told
             print(
                 f"  step {record.step + 1}: reward {told['reward']:.3f}, KL {told['kl']:.2f}, "
-                f"length {told['length']:.1f}, groups alike {told['groups_flat']:.0f} of {told['groups']:.0f}, {record.seconds:.2f} s",
+                f"length {told['length']:.1f}, groups alike {told['groups_flat']:.0f} of {told['groups']:.0f}, "
+                f"{record.seconds:.2f} s",
                 flush=True,
             )
 

@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fairlead.engine.checkpoint import atomic_write
-from fairlead.engine.layout import Tree
+from fairlead.engine.layout import Tokens, Tree
 from fairlead.methods.rollouts import Asked, Drawn
 
 FORMAT = "fairlead experience 1"
@@ -83,11 +83,7 @@ def experience_of(
 ) -> Experience:
     """From prompts, their replies (at least one token each) and the judges' scores, in order."""
     trees = tuple(
-        Tree(
-            one.tokens,
-            tuple(reply.tokens for reply in group),
-            tuple(reply.mask for reply in group) if any(reply.mask is not None for reply in group) else None,
-        )
+        _tree(one.tokens, [reply.tokens for reply in group], [reply.mask for reply in group])
         for one, group in zip(asked, drawn, strict=True)
     )
     flat = [reply for group in drawn for reply in group]
@@ -107,6 +103,12 @@ def experience_of(
         version=version,
         taken=taken,
     )
+
+
+def _tree(prompt: Tokens, replies: Sequence[Tokens], masks: Sequence[tuple[bool, ...] | None]) -> Tree:
+    """A mask that leaves nothing out is none."""
+    real = tuple(None if mask is None or all(mask) else mask for mask in masks)
+    return Tree(prompt, tuple(replies), real if any(real) else None)
 
 
 # ------------------------------------------------------------------------------------ cut to micro-batches
@@ -220,9 +222,7 @@ def kept(file: Path) -> Experience | None:
     masks = [tuple(part.tolist()) for part in torch.split(t["mask_T"], t["reply_R"].tolist())]
     trees, at = [], 0
     for prompt, count in zip(prompts, t["replies_P"].tolist(), strict=True):
-        own = masks[at : at + count]
-        plain = all(all(mask) for mask in own)
-        trees.append(Tree(prompt, tuple(replies[at : at + count]), None if plain else tuple(own)))
+        trees.append(_tree(prompt, replies[at : at + count], masks[at : at + count]))
         at += count
     return Experience(
         trees=tuple(trees),
