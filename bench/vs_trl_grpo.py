@@ -3,9 +3,9 @@
 A step draws 8 replies of 64 tokens to each of 8 prompts, scores them, reads the reference, and updates once.
 
 The same model, prompts, group, loss (GRPO's, beta 0.04 to a frozen reference, one update per batch), optimiser and
-threads. Both sides draw whole replies: TRL is told to draw at least 64 tokens, and ours hardly ever end earlier. TRL's
-variants are what may make it faster; the fastest is the denominator. The replies differ, so no losses are compared
-here: tests/methods compares gradients on the same replies.
+threads. On the random Llama both sides draw whole replies (TRL is told to draw at least 64 tokens, and ours hardly ever
+end earlier); on the apprentice both end where it ends. TRL's variants are what may make it faster; the fastest is the
+denominator. The replies differ, so no losses are compared here: tests/methods compares gradients on the same replies.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def compare_grpo(
 
     def run(side: str, count: int, **more: Any) -> dict[str, Any]:
         python = sys.executable if side == "ours" else args.trl_python
-        order = {"do": side, "method": "grpo", "folder": str(folder), "steps": count, "more": more}
+        told = {**more, "whole": workload == 1} if side == "theirs" else more
+        order = {"do": side, "method": "grpo", "folder": str(folder), "steps": count, "more": told}
         return call(args, python, order)
 
     tried: dict[str, float] = {}
@@ -158,7 +159,7 @@ def theirs(folder: Path, *, steps: int, more: dict[str, Any]) -> dict[str, Any]:
         "weight_decay": 0.0, "adam_beta2": 0.999, "max_grad_norm": 1.0, "optim": "adamw_torch_fused",
         "gradient_checkpointing": False, "bf16": False, "fp16": False, "use_cpu": True, "logging_strategy": "no",
         "save_strategy": "no", "report_to": [], "disable_tqdm": True, "dataloader_pin_memory": False, "seed": 0,
-        "shuffle_dataset": False, "generation_kwargs": {"min_new_tokens": LENGTH},
+        "shuffle_dataset": False, "generation_kwargs": {"min_new_tokens": LENGTH} if more["whole"] else None,
     }  # fmt: skip
     trainer = trl.GRPOTrainer(
         model=model,
