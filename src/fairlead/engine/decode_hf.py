@@ -2,7 +2,7 @@
 
 Prompts of one wave are padded on the left, with positions and a mask that leave the padding out; the caller gives
 prompts of one length to models that padding would reach (recurrent ones). A model that returns no cache is run again
-over the whole row at each step.
+over the whole row at each step. Several models may read the same rows side by side (see `mixture.py`).
 
 Axes: B rows, U different prompts, P prompt tokens.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,54 +22,66 @@ from fairlead.engine.forward import say_once
 from fairlead.engine.layout import Tokens
 from fairlead.engine.sampling import Choice, choose
 
+Join = Callable[[list[torch.Tensor]], torch.Tensor]
+
 
 def wave(
-    model: nn.Module,
+    models: Sequence[nn.Module],
     prompts: Sequence[Tokens],
     limits: Sequence[int],
     how: Choice,
     eos: set[int],
     streams: counter.U64,
-) -> tuple[list[list[int]], list[list[float]]]:
-    """Replies to rows of prompts (equal ones share a prefill) and their log-probs. Needs no_grad and eval mode."""
-    device: torch.device = next(model.parameters()).device
+    join: Join = lambda logits: logits[0],
+) -> tuple[list[list[int]], list[list[float]], list[list[float]]]:
+    """Replies to rows of prompts (equal ones share a prefill), their log-probs, and those of the draws where cut.
+
+    join   makes one tensor of logits (B, V), float32 or float64, of those of several models that read the same rows
+    Needs no_grad and eval mode.
+    """
+    device: torch.device = next(models[0].parameters()).device
     unique = list(dict.fromkeys(prompts))
     longest = max(len(prompt) for prompt in unique)
     pad = [longest - len(prompt) for prompt in unique]
     ids = torch.tensor([[0] * gap + list(prompt) for gap, prompt in zip(pad, unique, strict=True)], device=device)
     mask = torch.tensor([[0] * gap + [1] * (longest - gap) for gap in pad], device=device)
-    output = _forward(model, ids, mask, None)
+    outputs = [_forward(model, ids, mask, None) for model in models]
     row_of = torch.tensor([unique.index(prompt) for prompt in prompts], device=device)
-    cache, ids, mask = _select(output, row_of), ids[row_of], mask[row_of]
-    logits_BV = output.logits[:, -1][row_of]
+    caches, ids, mask = [_select(output, row_of) for output in outputs], ids[row_of], mask[row_of]
+    logits = [output.logits[:, -1][row_of] for output in outputs]
 
     tokens: list[list[int]] = [[] for _ in prompts]
     logps: list[list[float]] = [[] for _ in prompts]
+    cuts: list[list[float]] = [[] for _ in prompts]
     rows = list(range(len(prompts)))
     step = 0
     while True:
         uniform = torch.from_numpy(counter.uniforms(streams[rows], step)).to(device)
-        wide = logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32), copy=True)
-        token_B, logp_B = choose(wide, how, uniform)
+        wide = [z_BV.to(torch.promote_types(z_BV.dtype, torch.float32), copy=True) for z_BV in logits]
+        chosen = choose(join(wide), how, uniform)
+        token_B = chosen.token_B
         step += 1
+        if chosen.cut_B is not None:
+            for row, cut in zip(rows, chosen.cut_B.tolist(), strict=True):
+                cuts[row].append(cut)
         keep = []
-        for place, (row, token, logp) in enumerate(zip(rows, token_B.tolist(), logp_B.tolist(), strict=True)):
+        for place, (row, token, logp) in enumerate(zip(rows, token_B.tolist(), chosen.logp_B.tolist(), strict=True)):
             tokens[row].append(token)
             logps[row].append(logp)
             if token not in eos and step < limits[row]:
                 keep.append(place)
         if not keep:
-            return tokens, logps
+            return tokens, logps, cuts
         ids = torch.cat([ids, token_B[:, None]], dim=1)
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
         if len(keep) < len(rows):
             index = torch.tensor(keep, device=device)
             rows = [rows[place] for place in keep]
             ids, mask = ids[index], mask[index]
-            if cache is not None:
-                cache.reorder_cache(index)
-        output = _forward(model, ids, mask, cache)
-        logits_BV = output.logits[:, -1]
+            for cache in caches:
+                if cache is not None:
+                    cache.reorder_cache(index)
+        logits = [_forward(model, ids, mask, cache).logits[:, -1] for model, cache in zip(models, caches, strict=True)]
 
 
 def _forward(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, cache: Any) -> Any:
