@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.helpers import MODELS, V, make, naive_reply
+from engine.helpers import MODELS, OTHERS, V, make, naive_reply
 from fairlead.engine import counter, decode, decode_hf, llama
 from fairlead.engine.decode import Completion, generate
 from fairlead.engine.layout import Tree
@@ -127,6 +127,31 @@ def test_every_prompt_is_prefilled_once_and_no_step_runs_for_finished_rows(monke
     assert needed <= sum(stepped) <= 1.15 * needed  # the rest is the tail, between compactions
 
 
+@pytest.mark.parametrize("name", ["llama-tied", "gpt2-tied", "gemma 2, window and soft caps", "mixtral"])
+def test_the_generic_path_feeds_one_token_a_step(name: str) -> None:
+    model: Any = make(name)
+    generate(model, PROMPTS[:1], max_tokens=1, tight=False)  # proves the model, with whole rows
+    fed: list[int] = []
+    handle = model.register_forward_pre_hook(
+        lambda module, args, inputs: fed.append(inputs["input_ids"].shape[1]), with_kwargs=True
+    )
+    generate(model, [PROMPTS[0], PROMPTS[0][::-1]], max_tokens=5, tight=False)
+    handle.remove()
+    assert fed == [len(PROMPTS[0]), 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_architectures_decode_as_one_row_at_a_time(name: str) -> None:
+    model = make(name).eval()
+    got = generate(model, PROMPTS[:4], n=2, max_tokens=7, eos_ids=EOS, seed=3, rows=5)
+    for number, row in enumerate(got):
+        for sample, reply in enumerate(row):
+            uniforms = [float(counter.uniforms(counter.streams(3, number, sample), step)[0]) for step in range(7)]
+            ids, logps = naive_reply(model, PROMPTS[number], 7, set(EOS), 1.0, uniforms)
+            assert list(reply.tokens) == ids
+            assert reply.logprobs == pytest.approx(logps, abs=1e-5)  # some modules compute in float32 throughout
+
+
 def test_the_context_ends_a_reply() -> None:
     model = make("llama-tied")
     prompt = tuple(range(60))
@@ -192,7 +217,7 @@ def stale_cache_visible(monkeypatch: pytest.MonkeyPatch) -> None:
 def padding_counted_as_positions(monkeypatch: pytest.MonkeyPatch) -> None:
     real = decode_hf._forward
     monkeypatch.setattr(
-        decode_hf, "_forward", lambda model, ids, mask, cache: real(model, ids, torch.ones_like(mask), cache)
+        decode_hf, "_forward", lambda model, ids, mask, *more: real(model, ids, torch.ones_like(mask), *more)
     )
 
 
@@ -200,7 +225,7 @@ def wrongly_fed(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
     """The generic path, with the inputs of the model's forward changed on their way."""
     real = decode_hf._forward
 
-    def fed(model: Any, ids: Any, mask: Any, cache: Any) -> Any:
+    def fed(model: Any, *more: Any) -> Any:
         forward = model.forward
 
         @functools.wraps(forward)  # its parameters are looked at
@@ -209,7 +234,7 @@ def wrongly_fed(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
 
         with monkeypatch.context() as inside:
             inside.setattr(model, "forward", changed)
-            return real(model, ids, mask, cache)
+            return real(model, *more)
 
     monkeypatch.setattr(decode_hf, "_forward", fed)
 
@@ -220,7 +245,7 @@ def left_padding_visible(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def off_by_one_after_the_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     def later(inputs: Any) -> Any:
-        return {"position_ids": inputs["position_ids"] + 1} if "past_key_values" in inputs else {}
+        return {"position_ids": inputs["position_ids"] + (inputs["input_ids"].shape[1] == 1)}
 
     wrongly_fed(monkeypatch, later)
 

@@ -16,7 +16,7 @@ from fairlead.engine.mixture import generate_mixture, mixed_logits
 
 RNG = random.Random(1)
 PROMPTS = [tuple(RNG.randrange(V) for _ in range(length)) for length in (5, 1, 11, 5)]
-EOS = (1, 2)
+EOS = tuple(range(1, 8))
 HOW: dict[str, Any] = {"n": 2, "max_tokens": 7, "eos_ids": EOS, "seed": 4, "rows": 3}
 
 

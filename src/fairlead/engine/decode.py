@@ -306,6 +306,10 @@ def _completion(tokens: Sequence[int], logps: Sequence[float], cuts: Sequence[fl
     return Completion(tuple(tokens), tuple(logps), finish, tuple(cuts) or None)
 
 
+def _config(model: nn.Module) -> Any:
+    return causal_lm(model).config
+
+
 def waves(
     models: Sequence[nn.Module],
     prompts: Sequence[Sequence[int]],
@@ -318,7 +322,10 @@ def waves(
     **more: decode_hf.Join,
 ) -> Iterator[tuple[Job, Completion]]:
     """The generic path: waves of up to `rows` replies, through the own forward of a model (or several: `join`)."""
-    mixed = all(path_of(model).packed for model in models)  # only attention can be told to ignore padding
+    # Only attention can be told to ignore padding, and transformers' eager one makes nan of a window that holds nothing
+    # else. Other states than keys and values (recurrent ones) have not proved to survive the cache.
+    cached = all(path_of(model).packed for model in models)
+    mixed = cached and not any("eager" in str(_config(model)._attn_implementation) for model in models)
     at = 0
     while at < len(jobs):
         wave = jobs[at : at + rows]
@@ -333,6 +340,7 @@ def waves(
             how,
             eos,
             stream,
+            cached=cached,
             **more,
         )
         for job, tokens, logps, cuts in zip(wave, *drawn, strict=True):

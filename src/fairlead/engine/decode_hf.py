@@ -22,6 +22,7 @@ from fairlead.engine.forward import say_once
 from fairlead.engine.layout import Tokens
 from fairlead.engine.sampling import Choice, choose
 
+CACHE_NAMES = ("cache", "past_key_values")  # what a forward calls it, in newer and in older transformers
 Join = Callable[[list[torch.Tensor]], torch.Tensor]
 
 
@@ -33,10 +34,12 @@ def wave(
     eos: set[int],
     streams: counter.U64,
     join: Join = lambda logits: logits[0],
+    cached: bool = True,
 ) -> tuple[list[list[int]], list[list[float]], list[list[float]]]:
     """Replies to rows of prompts (equal ones share a prefill), their log-probs, and those of the draws where cut.
 
-    join   makes one tensor of logits (B, V), float32 or float64, of those of several models that read the same rows
+    cached  False runs the whole row at every step
+    join    makes one tensor of logits (B, V), float32 or float64, of those of several models that read the same rows
     Needs no_grad and eval mode.
     """
     device: torch.device = next(models[0].parameters()).device
@@ -45,7 +48,7 @@ def wave(
     pad = [longest - len(prompt) for prompt in unique]
     ids = torch.tensor([[0] * gap + list(prompt) for gap, prompt in zip(pad, unique, strict=True)], device=device)
     mask = torch.tensor([[0] * gap + [1] * (longest - gap) for gap in pad], device=device)
-    outputs = [_forward(model, ids, mask, None) for model in models]
+    outputs = [_forward(model, ids, mask, None, cached) for model in models]
     row_of = torch.tensor([unique.index(prompt) for prompt in prompts], device=device)
     caches, ids, mask = [_select(output, row_of) for output in outputs], ids[row_of], mask[row_of]
     logits = [output.logits[:, -1][row_of] for output in outputs]
@@ -81,27 +84,30 @@ def wave(
             for cache in caches:
                 if cache is not None:
                     cache.reorder_cache(index)
-        logits = [_forward(model, ids, mask, cache).logits[:, -1] for model, cache in zip(models, caches, strict=True)]
+        logits = [
+            _forward(model, ids, mask, cache, cached).logits[:, -1] for model, cache in zip(models, caches, strict=True)
+        ]
 
 
-def _forward(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, cache: Any) -> Any:
+def _forward(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, cache: Any, cached: bool = True) -> Any:
     """Feed what the cache has not seen yet."""
     more: dict[str, Any] = {}
     accepted = inspect.signature(model.forward).parameters
+    name = next((name for name in CACHE_NAMES if name in accepted), None)
     position = (mask.cumsum(-1) - 1).clamp_min(0)
-    if cache is not None:
+    if cache is not None and name is not None:
         ids, position = ids[:, -1:], position[:, -1:]
-        more["past_key_values"] = cache
+        more[name] = cache
     if "position_ids" in accepted:
         more["position_ids"] = position
     if "logits_to_keep" in accepted:
         more["logits_to_keep"] = 1
-    return model(input_ids=ids, attention_mask=mask, use_cache="past_key_values" in accepted, **more)
+    return model(input_ids=ids, attention_mask=mask, use_cache=cached and name is not None, **more)
 
 
 def _select(output: Any, row_of: torch.Tensor) -> Any:
     """The prompts' cache with one entry per row, or None where the model offers none that can be selected from."""
-    cache = getattr(output, "past_key_values", None)
+    cache = next((found for name in CACHE_NAMES if (found := getattr(output, name, None)) is not None), None)
     if cache is None or not hasattr(cache, "reorder_cache"):
         say_once(logging.WARNING, f"{type(output).__name__}: no cache to decode from; every step runs the whole row")
         return None
