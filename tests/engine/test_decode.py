@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from typing import Any
 
 import pytest
 import torch
 
-from engine.helpers import MODELS, V, make, naive_reply
+from engine.helpers import MODELS, OTHERS, V, make, naive_reply
 from fairlead.engine import counter, decode, decode_hf, llama
 from fairlead.engine.decode import Completion, generate
 from fairlead.engine.layout import Tree
@@ -25,11 +26,16 @@ def tokens(replies: list[list[Completion]]) -> list[list[tuple[int, ...]]]:
     return [[reply.tokens for reply in row] for row in replies]
 
 
-def far_from_recompute(model: Any, replies: list[list[Completion]], temperature: float) -> float:
+def from_recompute(model: Any, replies: list[list[Completion]], temperature: float) -> torch.Tensor:
+    """How far each log-prob is from the training path's of the same token."""
     trees = [Tree(p, tuple(reply.tokens for reply in row)) for p, row in zip(PROMPTS, replies, strict=True)]
     again = score(model, trees, temperature=temperature or 1.0).logp_N
     drawn = [logp for row in replies for reply in row for logp in reply.logprobs]
-    return float((again - torch.tensor(drawn, dtype=again.dtype)).abs().max())
+    return (again - torch.tensor(drawn, dtype=again.dtype)).abs()
+
+
+def far_from_recompute(model: Any, replies: list[list[Completion]], temperature: float) -> float:
+    return float(from_recompute(model, replies, temperature).max())
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
@@ -51,10 +57,38 @@ def test_equal_to_one_row_at_a_time_without_a_cache(name: str, tight: bool, temp
 @pytest.mark.parametrize(("name", "tight"), RUNNERS)
 def test_log_probs_agree_with_the_training_path(name: str, tight: bool, dtype: torch.dtype) -> None:
     model = make(name, dtype)
-    for how in ({"temperature": 0.7}, {"temperature": 0.0}, {"temperature": 1.0, "top_k": 6, "top_p": 0.8}):
+    cut: dict[str, Any] = {"temperature": 1.0, "top_k": 6, "top_p": 0.8}
+    for how in ({"temperature": 1.0}, {"temperature": 0.7}, {"temperature": 0.0}, cut):
         replies = generate(model, PROMPTS, n=3, max_tokens=12, eos_ids=EOS, rows=8, tight=tight, **how)
         far = far_from_recompute(model, replies, how["temperature"])
         assert far < (1e-9 if dtype == torch.float64 else 1e-5)
+
+
+@pytest.mark.parametrize("tight", [True, False])
+def test_how_far_bfloat16_is_from_the_training_path(tight: bool, record_property: Any) -> None:
+    model = make("llama-untied", torch.bfloat16)
+    replies = generate(model, PROMPTS, n=3, max_tokens=12, eos_ids=EOS, rows=8, tight=tight)
+    apart = from_recompute(model, replies, 1.0)
+    mean, most = float(apart.mean()), float(apart.max())
+    record_property("bfloat16 log-probs", f"mean {mean:.1e}, largest {most:.1e} apart")
+    print(f"bfloat16, tight {tight}: log-probs are {mean:.1e} apart in the mean, {most:.1e} at most")
+    assert mean < 0.1  # a check of sanity: eight bits of mantissa promise no more
+
+
+@pytest.mark.parametrize("tight", [True, False])
+def test_the_log_prob_of_the_draw_is_told_where_the_distribution_was_cut(tight: bool) -> None:
+    model = make("llama-tied")
+    how: dict[str, Any] = {"n": 2, "max_tokens": 6, "rows": 3, "tight": tight}
+    for reply in (reply for row in generate(model, PROMPTS, **how) for reply in row):
+        assert reply.cut_logprobs is None
+    replies = generate(model, PROMPTS, temperature=1.3, top_k=5, **how)
+    for prompt, row in zip(PROMPTS, replies, strict=True):
+        for reply in row:
+            z = model(input_ids=torch.tensor([prompt + reply.tokens])).logits[0, len(prompt) - 1 : -1] / 1.3
+            kept = z.masked_fill(z < z.topk(5).values[:, -1:], -torch.inf).log_softmax(-1)
+            own = kept.gather(1, torch.tensor(reply.tokens)[:, None])[:, 0]
+            assert reply.cut_logprobs is not None
+            torch.testing.assert_close(torch.tensor(reply.cut_logprobs, dtype=own.dtype), own, atol=1e-9, rtol=0)
 
 
 @pytest.mark.parametrize(("name", "tight"), [("llama-tied", True), ("llama-tied", False), ("gpt2-untied", False)])
@@ -91,6 +125,31 @@ def test_every_prompt_is_prefilled_once_and_no_step_runs_for_finished_rows(monke
     assert sorted(prefilled) == sorted(PROMPTS)
     needed = sum(len(reply.tokens) - 1 for row in replies for reply in row)
     assert needed <= sum(stepped) <= 1.15 * needed  # the rest is the tail, between compactions
+
+
+@pytest.mark.parametrize("name", ["llama-tied", "gpt2-tied", "gemma 2, window and soft caps", "mixtral"])
+def test_the_generic_path_feeds_one_token_a_step(name: str) -> None:
+    model: Any = make(name)
+    generate(model, PROMPTS[:1], max_tokens=1, tight=False)  # proves the model, with whole rows
+    fed: list[int] = []
+    handle = model.register_forward_pre_hook(
+        lambda module, args, inputs: fed.append(inputs["input_ids"].shape[1]), with_kwargs=True
+    )
+    generate(model, [PROMPTS[0], PROMPTS[0][::-1]], max_tokens=5, tight=False)
+    handle.remove()
+    assert fed == [len(PROMPTS[0]), 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_architectures_decode_as_one_row_at_a_time(name: str) -> None:
+    model = make(name).eval()
+    got = generate(model, PROMPTS[:4], n=2, max_tokens=7, eos_ids=EOS, seed=3, rows=5)
+    for number, row in enumerate(got):
+        for sample, reply in enumerate(row):
+            uniforms = [float(counter.uniforms(counter.streams(3, number, sample), step)[0]) for step in range(7)]
+            ids, logps = naive_reply(model, PROMPTS[number], 7, set(EOS), 1.0, uniforms)
+            assert list(reply.tokens) == ids
+            assert reply.logprobs == pytest.approx(logps, abs=1e-5)  # some modules compute in float32 throughout
 
 
 def test_the_context_ends_a_reply() -> None:
@@ -158,8 +217,37 @@ def stale_cache_visible(monkeypatch: pytest.MonkeyPatch) -> None:
 def padding_counted_as_positions(monkeypatch: pytest.MonkeyPatch) -> None:
     real = decode_hf._forward
     monkeypatch.setattr(
-        decode_hf, "_forward", lambda model, ids, mask, cache: real(model, ids, torch.ones_like(mask), cache)
+        decode_hf, "_forward", lambda model, ids, mask, *more: real(model, ids, torch.ones_like(mask), *more)
     )
+
+
+def wrongly_fed(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
+    """The generic path, with the inputs of the model's forward changed on their way."""
+    real = decode_hf._forward
+
+    def fed(model: Any, *more: Any) -> Any:
+        forward = model.forward
+
+        @functools.wraps(forward)  # its parameters are looked at
+        def changed(**inputs: Any) -> Any:
+            return forward(**(inputs | change(inputs)))
+
+        with monkeypatch.context() as inside:
+            inside.setattr(model, "forward", changed)
+            return real(model, *more)
+
+    monkeypatch.setattr(decode_hf, "_forward", fed)
+
+
+def left_padding_visible(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrongly_fed(monkeypatch, lambda inputs: {"attention_mask": torch.ones_like(inputs["attention_mask"])})
+
+
+def off_by_one_after_the_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    def later(inputs: Any) -> Any:
+        return {"position_ids": inputs["position_ids"] + (inputs["input_ids"].shape[1] == 1)}
+
+    wrongly_fed(monkeypatch, later)
 
 
 @pytest.mark.parametrize(
@@ -170,6 +258,8 @@ def padding_counted_as_positions(monkeypatch: pytest.MonkeyPatch) -> None:
         (off_by_one, True),
         (stale_cache_visible, True),
         (padding_counted_as_positions, False),
+        (left_padding_visible, False),
+        (off_by_one_after_the_prompt, False),
     ],
 )
 def test_planted_bugs_break_the_comparison(bug: Any, tight: bool, monkeypatch: pytest.MonkeyPatch) -> None:

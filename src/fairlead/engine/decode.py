@@ -40,13 +40,19 @@ COMPACT = 0.75  # the cache is compacted when, with nothing left to start, fewer
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One reply. `tokens` includes the end token where one was drawn. `logprobs` are those of the whole distribution at
-    the sampling temperature (at temperature 1 for greedy), also where top_k or top_p cut it: see `sampling.choose`.
+    """One reply.
+
+    tokens         the end token included where one was drawn
+    logprobs       in the whole distribution at the sampling temperature (at temperature 1 for greedy), also where top_k
+                   or top_p cut it: what the training path computes, and so what a ratio needs
+    cut_logprobs   of the draws themselves, from what top_k and top_p left; None where nothing was cut, and `logprobs`
+                   are those of the draws. See `sampling.choose` for what a ratio of cut samples is worth
     """
 
     tokens: Tokens
     logprobs: tuple[float, ...]
     finish: Literal["stop", "length"]
+    cut_logprobs: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,17 +92,8 @@ def generate(
     outside the vocabulary.
     """
     how = Choice(temperature, top_k, top_p)
-    limits = _limits(model, prompts, max_tokens)
-    if n < 1 or rows < 1:
-        raise ValueError(f"n is {n} and rows is {rows}; both must be at least 1")
-    if keys is not None and len(keys) != len(prompts):
-        raise ValueError(f"{len(keys)} keys for {len(prompts)} prompts; give one per prompt")
-    streams = counter.streams(
-        seed, np.repeat(keys if keys is not None else np.arange(len(prompts)), n), _tile(n, prompts)
-    )
-    # Long prompts first: neighbours have similar lengths, and the cache's used part shrinks over time.
-    order = sorted(range(len(prompts)), key=lambda row: (-len(prompts[row]), row))
-    jobs = [Job(row, sample, limits[row]) for row in order for sample in range(n)]
+    limits = limits_of(model, prompts, max_tokens)
+    jobs, streams = queue(prompts, limits, n, rows, seed, keys)
     done: list[list[Completion | None]] = [[None] * n for _ in prompts]
     with torch.no_grad(), evaluating(model):
         runner = _runner(model, prompts, limits, tight) if jobs else None
@@ -104,7 +101,7 @@ def generate(
         if isinstance(runner, llama.Llama):
             finished = _tight(runner, head_of(model), prompts, jobs, how, set(eos_ids), streams, n, rows)
         elif jobs:
-            finished = _waves(model, prompts, jobs, how, set(eos_ids), streams, n, rows)
+            finished = waves([model], prompts, jobs, how, set(eos_ids), streams, n, rows)
         for job, completion in finished:
             done[job.prompt][job.sample] = completion
             if progress is not None:
@@ -112,11 +109,22 @@ def generate(
     return [[reply for reply in replies if reply is not None] for replies in done]
 
 
-def _tile(n: int, prompts: Sequence[Any]) -> np.ndarray:
-    return np.tile(np.arange(n), len(prompts))
+def queue(
+    prompts: Sequence[Sequence[int]], limits: Sequence[int], n: int, rows: int, seed: int, keys: Sequence[int] | None
+) -> tuple[list[Job], counter.U64]:
+    """The replies to be made in the order in which they start, and the stream of each: `prompt * n + sample`."""
+    if n < 1 or rows < 1:
+        raise ValueError(f"n is {n} and rows is {rows}; both must be at least 1")
+    if keys is not None and len(keys) != len(prompts):
+        raise ValueError(f"{len(keys)} keys for {len(prompts)} prompts; give one per prompt")
+    names = np.repeat(keys if keys is not None else np.arange(len(prompts)), n)
+    streams = counter.streams(seed, names, np.tile(np.arange(n), len(prompts)))
+    # Long prompts first: neighbours have similar lengths, and the cache's used part shrinks over time.
+    order = sorted(range(len(prompts)), key=lambda row: (-len(prompts[row]), row))
+    return [Job(row, sample, limits[row]) for row in order for sample in range(n)], streams
 
 
-def _limits(model: nn.Module, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[int]:
+def limits_of(model: nn.Module, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[int]:
     """Tokens each prompt's replies may have: what was asked for, or what the context leaves."""
     if max_tokens < 1:
         raise ValueError(f"max_tokens is {max_tokens}; it must be at least 1")
@@ -206,6 +214,7 @@ def _tight(
     position_B, step_B, limit_B = (np.zeros(B, dtype=np.int64) for _ in range(3))
     stream_B = np.zeros(B, dtype=np.uint64)
     token_Bt, logp_Bt = np.zeros((B, most), dtype=np.int64), np.zeros((B, most))
+    cut_Bt = np.zeros((B, most if how.cuts(head.weight_VD.shape[0]) else 0))
     slot_job: list[Job | None] = [None] * B
     eos_ids = np.array(sorted(eos), dtype=np.int64)
     ready = _prefilled(w, prompts, jobs)
@@ -213,9 +222,11 @@ def _tight(
     def draw(slots: np.ndarray, hidden: torch.Tensor) -> np.ndarray:
         """Draw the next token of these slots and return those that ended."""
         uniform = torch.from_numpy(counter.uniforms(stream_B[slots], step_B[slots])).to(device)
-        token, logp = choose(logits(head, hidden), how, uniform)
-        token_Bt[slots, step_B[slots]] = tokens = token.cpu().numpy()
-        logp_Bt[slots, step_B[slots]] = logp.cpu().numpy()
+        chosen = choose(logits(head, hidden), how, uniform)
+        token_Bt[slots, step_B[slots]] = tokens = chosen.token_B.cpu().numpy()
+        logp_Bt[slots, step_B[slots]] = chosen.logp_B.cpu().numpy()
+        if chosen.cut_B is not None:
+            cut_Bt[slots, step_B[slots]] = chosen.cut_B.cpu().numpy()
         step_B[slots] += 1
         ended = (step_B[slots] >= limit_B[slots]) | np.isin(tokens, eos_ids)
         over: np.ndarray = slots[ended]
@@ -227,8 +238,7 @@ def _tight(
             assert job is not None
             slot_job[slot] = None
             tokens = tuple(token_Bt[slot, :length].tolist())
-            finish: Literal["stop", "length"] = "stop" if tokens[-1] in eos else "length"
-            yield job, Completion(tokens, tuple(logp_Bt[slot, :length].tolist()), finish)
+            yield job, _completion(tokens, logp_Bt[slot, :length].tolist(), cut_Bt[slot, :length].tolist(), eos)
 
     waiting = len(jobs)
     while True:
@@ -256,7 +266,7 @@ def _tight(
             index = torch.from_numpy(live).to(device)
             kv, mask_BM, hidden_BD = kv.index_select(2, index), mask_BM[index], hidden_BD[index]
             position_B, step_B, limit_B = position_B[live], step_B[live], limit_B[live]
-            stream_B, token_Bt, logp_Bt = stream_B[live], token_Bt[live], logp_Bt[live]
+            stream_B, token_Bt, logp_Bt, cut_Bt = stream_B[live], token_Bt[live], logp_Bt[live], cut_Bt[live]
             slot_job = [slot_job[slot] for slot in live]
             live = np.arange(len(live))
         last = torch.from_numpy(token_Bt[np.arange(len(slot_job)), np.maximum(step_B - 1, 0)]).to(device)
@@ -291,8 +301,17 @@ def _prefilled(
         at = end
 
 
-def _waves(
-    model: nn.Module,
+def _completion(tokens: Sequence[int], logps: Sequence[float], cuts: Sequence[float], eos: set[int]) -> Completion:
+    finish: Literal["stop", "length"] = "stop" if tokens[-1] in eos else "length"
+    return Completion(tuple(tokens), tuple(logps), finish, tuple(cuts) or None)
+
+
+def _config(model: nn.Module) -> Any:
+    return causal_lm(model).config
+
+
+def waves(
+    models: Sequence[nn.Module],
     prompts: Sequence[Sequence[int]],
     jobs: list[Job],
     how: Choice,
@@ -300,9 +319,13 @@ def _waves(
     streams: counter.U64,
     n: int,
     rows: int,
+    **more: decode_hf.Join,
 ) -> Iterator[tuple[Job, Completion]]:
-    """The generic path: waves of up to `rows` replies, through the model's own forward."""
-    mixed = path_of(model).packed  # only attention can be told to ignore padding
+    """The generic path: waves of up to `rows` replies, through the own forward of a model (or several: `join`)."""
+    # Only attention can be told to ignore padding, and transformers' eager one makes nan of a window that holds nothing
+    # else. Other states than keys and values (recurrent ones) have not proved to survive the cache.
+    cached = all(path_of(model).packed for model in models)
+    mixed = cached and not any("eager" in str(_config(model)._attn_implementation) for model in models)
     at = 0
     while at < len(jobs):
         wave = jobs[at : at + rows]
@@ -310,13 +333,15 @@ def _waves(
             wave = [job for job in wave if len(prompts[job.prompt]) == len(prompts[wave[0].prompt])]
         at += len(wave)
         stream = streams[np.array([job.prompt * n + job.sample for job in wave])]
-        tokens, logps = decode_hf.wave(
-            causal_lm(model),
+        drawn = decode_hf.wave(
+            [causal_lm(model) for model in models],
             [tuple(prompts[job.prompt]) for job in wave],
             [job.limit for job in wave],
             how,
             eos,
             stream,
+            cached=cached,
+            **more,
         )
-        for job, chosen, logp in zip(wave, tokens, logps, strict=True):
-            yield job, Completion(tuple(chosen), tuple(logp), "stop" if chosen[-1] in eos else "length")
+        for job, tokens, logps, cuts in zip(wave, *drawn, strict=True):
+            yield job, _completion(tokens, logps, cuts, eos)

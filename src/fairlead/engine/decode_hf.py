@@ -2,7 +2,7 @@
 
 Prompts of one wave are padded on the left, with positions and a mask that leave the padding out; the caller gives
 prompts of one length to models that padding would reach (recurrent ones). A model that returns no cache is run again
-over the whole row at each step.
+over the whole row at each step. Several models may read the same rows side by side (see `mixture.py`).
 
 Axes: B rows, U different prompts, P prompt tokens.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,74 +22,92 @@ from fairlead.engine.forward import say_once
 from fairlead.engine.layout import Tokens
 from fairlead.engine.sampling import Choice, choose
 
+CACHE_NAMES = ("cache", "past_key_values")  # what a forward calls it, in newer and in older transformers
+Join = Callable[[list[torch.Tensor]], torch.Tensor]
+
 
 def wave(
-    model: nn.Module,
+    models: Sequence[nn.Module],
     prompts: Sequence[Tokens],
     limits: Sequence[int],
     how: Choice,
     eos: set[int],
     streams: counter.U64,
-) -> tuple[list[list[int]], list[list[float]]]:
-    """Replies to rows of prompts (equal ones share a prefill) and their log-probs. Needs no_grad and eval mode."""
-    device: torch.device = next(model.parameters()).device
+    join: Join = lambda logits: logits[0],
+    cached: bool = True,
+) -> tuple[list[list[int]], list[list[float]], list[list[float]]]:
+    """Replies to rows of prompts (equal ones share a prefill), their log-probs, and those of the draws where cut.
+
+    cached  False runs the whole row at every step
+    join    makes one tensor of logits (B, V), float32 or float64, of those of several models that read the same rows
+    Needs no_grad and eval mode.
+    """
+    device: torch.device = next(models[0].parameters()).device
     unique = list(dict.fromkeys(prompts))
     longest = max(len(prompt) for prompt in unique)
     pad = [longest - len(prompt) for prompt in unique]
     ids = torch.tensor([[0] * gap + list(prompt) for gap, prompt in zip(pad, unique, strict=True)], device=device)
     mask = torch.tensor([[0] * gap + [1] * (longest - gap) for gap in pad], device=device)
-    output = _forward(model, ids, mask, None)
+    outputs = [_forward(model, ids, mask, None, cached) for model in models]
     row_of = torch.tensor([unique.index(prompt) for prompt in prompts], device=device)
-    cache, ids, mask = _select(output, row_of), ids[row_of], mask[row_of]
-    logits_BV = output.logits[:, -1][row_of]
+    caches, ids, mask = [_select(output, row_of) for output in outputs], ids[row_of], mask[row_of]
+    logits = [output.logits[:, -1][row_of] for output in outputs]
 
     tokens: list[list[int]] = [[] for _ in prompts]
     logps: list[list[float]] = [[] for _ in prompts]
+    cuts: list[list[float]] = [[] for _ in prompts]
     rows = list(range(len(prompts)))
     step = 0
     while True:
         uniform = torch.from_numpy(counter.uniforms(streams[rows], step)).to(device)
-        wide = logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32), copy=True)
-        token_B, logp_B = choose(wide, how, uniform)
+        wide = [z_BV.to(torch.promote_types(z_BV.dtype, torch.float32), copy=True) for z_BV in logits]
+        chosen = choose(join(wide), how, uniform)
+        token_B = chosen.token_B
         step += 1
+        if chosen.cut_B is not None:
+            for row, cut in zip(rows, chosen.cut_B.tolist(), strict=True):
+                cuts[row].append(cut)
         keep = []
-        for place, (row, token, logp) in enumerate(zip(rows, token_B.tolist(), logp_B.tolist(), strict=True)):
+        for place, (row, token, logp) in enumerate(zip(rows, token_B.tolist(), chosen.logp_B.tolist(), strict=True)):
             tokens[row].append(token)
             logps[row].append(logp)
             if token not in eos and step < limits[row]:
                 keep.append(place)
         if not keep:
-            return tokens, logps
+            return tokens, logps, cuts
         ids = torch.cat([ids, token_B[:, None]], dim=1)
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
         if len(keep) < len(rows):
             index = torch.tensor(keep, device=device)
             rows = [rows[place] for place in keep]
             ids, mask = ids[index], mask[index]
-            if cache is not None:
-                cache.reorder_cache(index)
-        output = _forward(model, ids, mask, cache)
-        logits_BV = output.logits[:, -1]
+            for cache in caches:
+                if cache is not None:
+                    cache.reorder_cache(index)
+        logits = [
+            _forward(model, ids, mask, cache, cached).logits[:, -1] for model, cache in zip(models, caches, strict=True)
+        ]
 
 
-def _forward(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, cache: Any) -> Any:
+def _forward(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, cache: Any, cached: bool = True) -> Any:
     """Feed what the cache has not seen yet."""
     more: dict[str, Any] = {}
     accepted = inspect.signature(model.forward).parameters
+    name = next((name for name in CACHE_NAMES if name in accepted), None)
     position = (mask.cumsum(-1) - 1).clamp_min(0)
-    if cache is not None:
+    if cache is not None and name is not None:
         ids, position = ids[:, -1:], position[:, -1:]
-        more["past_key_values"] = cache
+        more[name] = cache
     if "position_ids" in accepted:
         more["position_ids"] = position
     if "logits_to_keep" in accepted:
         more["logits_to_keep"] = 1
-    return model(input_ids=ids, attention_mask=mask, use_cache="past_key_values" in accepted, **more)
+    return model(input_ids=ids, attention_mask=mask, use_cache=cached and name is not None, **more)
 
 
 def _select(output: Any, row_of: torch.Tensor) -> Any:
     """The prompts' cache with one entry per row, or None where the model offers none that can be selected from."""
-    cache = getattr(output, "past_key_values", None)
+    cache = next((found for name in CACHE_NAMES if (found := getattr(output, name, None)) is not None), None)
     if cache is None or not hasattr(cache, "reorder_cache"):
         say_once(logging.WARNING, f"{type(output).__name__}: no cache to decode from; every step runs the whole row")
         return None

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fairlead.engine.dense import matmul
+
 CLASSES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
 FUSE_BELOW = 100_000_000  # parameters; fusing copies the weights, which a large model should not pay for
 
@@ -29,8 +31,16 @@ class Projection:
     biases: tuple[torch.Tensor | None, ...]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        parts = [F.linear(x, weight, bias) for weight, bias in zip(self.weights, self.biases, strict=True)]
+        parts = [_linear(x, weight, bias) for weight, bias in zip(self.weights, self.biases, strict=True)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+
+def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """F.linear of rows (N, D), by the faster library where there are two (see `dense.py`)."""
+    if x.dtype != torch.float32 or x.device.type != "cpu":
+        return F.linear(x, weight, bias)
+    y = matmul(x, weight.t())
+    return y if bias is None else y.add_(bias)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,19 +170,20 @@ def step(
     groups = w.heads // K
     rotated = w.heads + K
     cos, sin = w.cos[position_B][:, None], w.sin[position_B][:, None]
-    base = torch.arange(B * K, device=kv.device).view(B, K) * M
-    place = (base + position_B[:, None]).view(-1)
+    # Where a layer's new keys and values go, as rows of its cache: for each of B the K keys, then the K values.
+    base = torch.arange(2 * B * K, device=kv.device).view(2, B, K).transpose(0, 1) * M
+    place = (base + position_B[:, None, None]).reshape(-1)
     mask = mask_BM[:, None, :used]
     scale = w.width**-0.5
     x = F.embedding(ids_B, w.embedding)
-    for layer, (k_cache, v_cache) in zip(w.layers, kv, strict=True):
+    for layer, cache in zip(w.layers, kv, strict=True):
         qkv = layer.qkv(_norm(x, layer.norm_in, w.epsilon)).view(B, -1, w.width)
-        qk = _rotate(qkv[:, :rotated], cos, sin)
-        k_cache.view(-1, w.width).index_copy_(0, place, qk[:, w.heads :].reshape(B * K, -1))
-        v_cache.view(-1, w.width).index_copy_(0, place, qkv[:, rotated:].reshape(B * K, -1))
-        q = qk[:, : w.heads].reshape(B * K, groups, w.width)
-        keys = k_cache.view(B * K, M, w.width)[:, :used]
-        values = v_cache.view(B * K, M, w.width)[:, :used]
+        qk = qkv[:, :rotated]
+        turned = qk.roll(w.width // 2, -1)
+        qk.mul_(cos).addcmul_(turned, sin)
+        cache.view(-1, w.width).index_copy_(0, place, qkv[:, w.heads :].reshape(2 * B * K, -1))
+        q = qkv[:, : w.heads].reshape(B * K, groups, w.width)
+        keys, values = cache.view(2, B * K, M, w.width)[:, :, :used]
         scores = torch.bmm(q, keys.transpose(1, 2)).view(B, w.heads, used)
         scores.mul_(scale).add_(mask)
         weights = torch.softmax(scores, -1, dtype=torch.promote_types(x.dtype, torch.float32)).to(x.dtype)
