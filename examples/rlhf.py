@@ -59,8 +59,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--demonstrations", type=int, default=600)
-    parser.add_argument("--prompts", type=int, default=1600)
+    parser.add_argument("--demonstrations", type=int, default=1000)
+    parser.add_argument("--prompts", type=int, default=2000)
     parser.add_argument("--cases", type=int, default=300, help="audit prompts; as many sums")
     parser.add_argument("--out", type=Path, default=Path("runs/rlhf"))
     parser.add_argument("--settings", default="{}", help="more settings of every RL method, as JSON")
@@ -151,7 +151,7 @@ def learnt(
             for row in rankings
             for a, b in itertools.combinations(row.order, 2)
         ]
-        made = train_dpo(start, pairs, DPOConfig(epochs=2, lr=2e-4, rows_per_step=32, seed=seed, kl_samples=0))
+        made = train_dpo(start, pairs, DPOConfig(epochs=1, lr=5e-5, rows_per_step=32, seed=seed, kl_samples=0))
         return made.model, {}
     algorithm = name.removesuffix("-ptx")
     more = PTX if name.endswith("-ptx") else {}

@@ -31,7 +31,7 @@ from fairlead.methods.loop import Run, StepRecord, TrainingStopped  # noqa: E402
 from fairlead.methods.policy import train_policy  # noqa: E402
 from fairlead.methods.rewards import Objective  # noqa: E402
 
-NAMES = [name for name in ALGORITHMS if name != "nash-md"]
+NAMES = list(ALGORITHMS)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_the_first_ratio_is_one_to_the_bit(monkeypatch: pytest.MonkeyPatch, name
         return plain(logp, part, step, *rest)
 
     monkeypatch.setattr(loop, "policy_loss", watched)
-    small = {"tokens_per_batch": 80} if name not in ("online-dpo", "xpo") else {}
+    small = {"tokens_per_batch": 80} if name not in ("online-dpo", "xpo", "nash-md") else {}
     config = settings(name, steps=1, passes=1, minibatches=1, old_logprobs="recompute", **small)
     train_policy(tiny_model(dtype), prompts(), objectives(name), config)
     assert len(seen) > 1 or not small
@@ -296,7 +296,7 @@ def test_every_algorithm_raises_what_it_is_rewarded_for(name: str) -> None:
     if name == "xpo":
         pytest.skip("its second reply is the reference's, which never learns")
     more: dict[str, Any] = {"prompts_per_step": 4, "replies": 8}
-    if name == "online-dpo":
+    if name in ("online-dpo", "nash-md"):
         more = {"prompts_per_step": 16}
     if name in ("ppo", "safe-ppo", "remax", "reinforce++"):
         more = {"prompts_per_step": 32}
@@ -305,6 +305,9 @@ def test_every_algorithm_raises_what_it_is_rewarded_for(name: str) -> None:
     if ALGORITHMS[name].defaults.get("kl_in") == "reward":
         more["kl"] = 1e-3  # rewards here are a few hundredths
     goal = [Objective(judge(share_of("e"), "letters"))]
+    if name == "nash-md":  # reads the difference of two rewards as a log-odds
+        goal = [Objective(judge(lambda e: 40 * share_of("e")(e), "letters"))]
+        more["nash_tau"] = 0.01
     if name.startswith("safe"):
         goal.append(Objective(judge(lambda e: 0.0, "nothing"), role="cost"))
         more["cost_start"] = 1e-3

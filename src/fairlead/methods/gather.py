@@ -34,7 +34,7 @@ from fairlead.methods.learner import Learner, Reference, whole_policy
 from fairlead.methods.loop import TrainingStopped, Updates
 from fairlead.methods.policy_terms import rewards_of_step
 from fairlead.methods.rewards import Objective, score
-from fairlead.methods.rollouts import Asked, Drawing, Drawn, LocalSampler, Sampler, exchange_of
+from fairlead.methods.rollouts import Asked, Drawing, Drawn, LocalSampler, MixtureSampler, Sampler, exchange_of
 from fairlead.methods.rows import Rows, Trainable
 from fairlead.models.render import render_prompt
 
@@ -208,8 +208,6 @@ class Source:
             other = LocalSampler(self.model.tokenizer)
             other.refresh(self.reference.module, 0)
             return other.draw(asked, how)
-        from fairlead.methods.rollouts import MixtureSampler  # type: ignore[attr-defined]
-
         policy = self._copy if self._copy is not None else self.learner.policy
         mixture: Sampler = MixtureSampler(self.model.tokenizer, policy, self.reference.module, self.config.nash_mix)
         return mixture.draw(asked, how)

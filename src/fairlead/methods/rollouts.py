@@ -16,6 +16,7 @@ import torch
 from fairlead.engine import adapters
 from fairlead.engine.decode import generate
 from fairlead.engine.layout import Tokens
+from fairlead.engine.mixture import generate_mixture
 from fairlead.exchange import Exchange, Message, assistant
 from fairlead.models.render import decode_reply, frame
 
@@ -134,6 +135,42 @@ class LocalSampler:
             eos_ids=self.stops,
             seed=how.seed,
             rows=self.rows,
+            keys=[one.key for one in asked],
+        )
+        return [
+            [drawn_of(self.tokenizer, tuple(c.tokens), tuple(c.logprobs), c.finish, how.stop) for c in group]
+            for group in groups
+        ]
+
+
+class MixtureSampler:
+    """Nash-MD's opponent: the geometric mixture of policy and reference, normalised token by token.
+
+    Its log-probs are the mixture's; nothing is learnt from its replies.
+    """
+
+    exact = False
+
+    def __init__(self, tokenizer: Any, policy: torch.nn.Module, reference: torch.nn.Module, mix: float) -> None:
+        self.name = f"mixture of policy and {mix:g} reference"
+        self.tokenizer, self.policy, self.reference, self.mix = tokenizer, policy, reference, mix
+        self.stops = sorted(frame(tokenizer).stops)
+
+    def refresh(self, module: torch.nn.Module, version: int) -> None:
+        self.policy = module
+
+    def draw(self, asked: Sequence[Asked], how: Drawing) -> list[list[Drawn]]:
+        policy = adapters.merged(self.policy) if adapters.is_adapted(self.policy) else self.policy
+        groups = generate_mixture(
+            policy,
+            self.reference,
+            [one.tokens for one in asked],
+            mix=self.mix,
+            n=how.n,
+            max_tokens=how.max_tokens,
+            temperature=how.temperature,
+            eos_ids=self.stops,
+            seed=how.seed,
             keys=[one.key for one in asked],
         )
         return [
