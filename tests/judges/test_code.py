@@ -24,15 +24,24 @@ from fairlead.judges.code import Limits, Network, case_tests, code_of, passes_te
 PATIENT = Limits(seconds=240, cpu_seconds=2, memory_mb=300, processes=8, output_kb=8, file_mb=4)
 
 
-def _why_not() -> str:
-    verdict = passes_tests(limits=PATIENT).judge([exchange("?", "x = 1", tests=["assert x == 1"])])[0]
-    return "" if verdict.score == 1.0 else verdict.reason
-
-
 @pytest.fixture(scope="session")
 def sandbox() -> None:
-    if why := _why_not():
-        pytest.skip(why)
+    """Skips where the kernel gives nobody namespaces, told by util-linux; where it does, the sandbox must start."""
+    asked = [
+        shutil.which("unshare") or "false",
+        "--user",
+        "--map-root-user",
+        "--net",
+        "--pid",
+        "--fork",
+        "--mount",
+        "true",
+    ]
+    allowed = subprocess.run(asked, capture_output=True, check=False).returncode == 0
+    verdict = passes_tests(limits=PATIENT).judge([exchange("?", "x = 1", tests=["assert x == 1"])])[0]
+    if verdict.score is None and not allowed:
+        pytest.skip(verdict.reason)
+    assert verdict.score == 1.0, verdict.reason
 
 
 def verdicts(rows: Sequence[tuple[str, Any]], *, limits: Limits = PATIENT, **options: Any) -> list[Verdict]:
@@ -82,13 +91,13 @@ TRICKS: dict[str, tuple[str, Any, str]] = {
     "an object that is true": ("class A:\n    __bool__ = lambda s: True\ndef ok(x): return A()", "assert ok(2)", "compares values"),
     "an iterator that ends all()": ("def ok(x): raise StopIteration", "assert all(map(ok, [1, 2]))", "StopIteration"),
     "another AssertionError": ("import builtins\nbuiltins.AssertionError = ZeroDivisionError\nclass AssertionError(Exception): pass\ndef add(a, b): return 0", ADD, "does not hold"),
-    "other built-ins": ("def all(x): return True\ndef isinstance(a, b): return True\nimport builtins\nbuiltins.abs = lambda x: 0\ndef f(x): return -5",
-                        ["assert abs(f(1)) == 0", "assert all([f(1) > 0])"], "does not hold"),
+    "other built-ins": ("import builtins\nbuiltins.abs = lambda x: 0\ndef f(x): return -5", "assert abs(f(1)) == 0", "does not hold"),
+    "names of built-ins": ("def all(x): return True\ndef isinstance(a, b): return True\ndef f(x): return -5", "assert all([f(1) > 0]) and isinstance(f(1), str)", "does not hold"),
     "another math": ("class math:\n    isclose = lambda *a, **k: True\nimport sys\nsys.modules['math'] = math\ndef f(x): return 0", "assert math.isclose(f(1), 1)", "does not hold"),
     "print the marker": ("import os, sys\nprint('{\"passed\": true}')\nfor fd in range(64):\n    try: os.write(fd, b'{\"passed\": true, \"reason\": \"\"}\\n' * 3)\n    except OSError: pass\ndef add(a, b): return 0", ADD, "code ended"),
     "answer out of turn": ("import os, json, struct\nm = json.dumps({'value': ['i', '0x3'], 'arguments': ['l', []]}).encode()\nfor fd in range(3, 64):\n    try: os.write(fd, (struct.pack('!I', len(m)) + m) * 9)\n    except OSError: pass\nos._exit(0)",
                            ADD, ""),
-    "change the name that a test made": ("x = 3\ndef f():\n    global x\n    x = 9\n    return 9", ["x = 3\nassert x == 3", "assert f() == x"], "does not hold"),
+    "take a name that a test made": ("x = 9\ndef f(): return 9", ["x = 3\nassert x == 3", "assert f() == x"], "does not hold"),
     "change its argument": ("def f(xs):\n    xs.clear()\n    return []", "xs = [3, 1]\nassert f(xs) == sorted(xs)", "does not hold"),
     "read the caller's frames": ("import sys, gc\nwanted = '(dda tressa'  # backwards, so that it does not find itself\ndef add(a, b):\n    f, seen = sys._getframe(), []\n    while f:\n        seen += [*f.f_locals.values(), *f.f_globals.values()]\n        f = f.f_back\n"
                                  "    seen += [o for o in gc.get_objects() if isinstance(o, (list, dict, tuple))]\n    return a + b if any(wanted in repr(o)[::-1] for o in list(seen)) else 0", ADD, "does not hold"),
@@ -102,7 +111,7 @@ def test_no_trick_passes(sandbox: None) -> None:
     got = dict(zip(TRICKS, verdicts([trick[:2] for trick in TRICKS.values()], share=True), strict=True))
     assert {name: v.score for name, v in got.items()} == dict.fromkeys(TRICKS, 0.0), got
     assert {name: v.reason for name, v in got.items() if TRICKS[name][2] not in v.reason} == {}
-    assert got["change the name that a test made"].raw == 0.5, "the first test has nothing to do with the code"
+    assert got["take a name that a test made"].raw == 0.5, "the first test has nothing to do with the code"
     assert got["leave at once"].raw == 0.0
 
 
