@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,3 +64,86 @@ def test_linear_cost_is_measured_at_every_size_and_number_of_replies(tmp_path: P
         (replies, counted) for replies in (1, 2, 4, 8) for counted in ("packed", "as rows")
     }
     assert all(r["low"] <= r["tokens_per_second"] <= r["high"] for r in rows)
+
+
+# ------------------------------------------------------------------------------------------------ scaling
+
+
+@pytest.fixture(scope="module")
+def scaling() -> Any:
+    spec = importlib.util.spec_from_file_location("scaling", ROOT / "bench" / "scaling.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["scaling"] = module  # where dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_on_scaling_holds_what_the_script_reckons(scaling: Any) -> None:
+    page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    assert scaling.filled(page) == page, "python bench/scaling.py --write"
+    assert set(re.findall(r"<!-- table: ([\w-]+) -->", page)) == set(scaling.TABLES), "every table is shown"
+
+
+def test_the_parameters_are_those_the_models_publish(scaling: Any) -> None:
+    published = (494_032_768, 1_235_814_400, 8_030_261_248, 32_763_876_352, 70_553_706_496)  # of their safetensors
+    assert tuple(shape.parameters for shape in scaling.SHAPES.values()) == published
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = scaling.Shape("tiny", 3, 48, 80, 6, 2, 8, 101, tied=False)
+    config = LlamaConfig(
+        vocab_size=101, hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=6,
+        num_key_value_heads=2, head_dim=8, tie_word_embeddings=False,
+    )  # fmt: skip
+    with torch.device("meta"):
+        made = LlamaForCausalLM(config)
+    assert shape.parameters == sum(p.numel() for p in made.parameters())
+    linear = [m for name, m in made.named_modules() if isinstance(m, torch.nn.Linear) and name != "lm_head"]
+    assert shape.adapter(4) == sum(4 * (m.in_features + m.out_features) for m in linear)
+
+
+def test_memory_is_the_bytes_per_parameter_that_the_docs_say(scaling: Any) -> None:
+    """8B in bfloat16: 8 bytes for each parameter that trains, over the processes; 2 for each at rest, on each."""
+    shape, count = scaling.SHAPES["8B"], 8_030_261_248
+    need = scaling.need(shape, width=2, gpus=6, ppo=True)
+    at_work = need.parts.pop("at work")
+    assert sum(need.parts.values()) == pytest.approx(2 * 8 * count / 6 + 2 * 2 * count, abs=1)
+    assert at_work == scaling.reckoned(shape, 2, 2304).activations + scaling.reckoned(shape, 2, 2304).logits
+    assert scaling.need(shape, width=2, gpus=1000).total >= 4 * count, "two whole models for a moment"
+    lora = scaling.need(shape, width=2, gpus=1, lora=True).parts
+    assert lora["policy, gradients, moments"] == 8 * shape.adapter(16) and lora["reference"] == 2 * count
+    decodes = scaling.need(scaling.SHAPES["0.5B"], width=2, gpus=1, decodes=4096).parts["at work"]
+    assert decodes == 4096 * 2304 * 2 * 24 * 2 * 64 * 2, "keys and values, where they are more than the activations"
+
+
+def test_the_simulation_gives_what_can_be_told_by_hand(scaling: Any) -> None:
+    shape = scaling.SHAPES["8B"]
+    given = scaling.Assumed(sigma=1e-9, median=100.0, slots=4, launch_s=1.0, steps=200)
+    fast = dataclasses.replace(given, bandwidth=1e30, flops=1e30)
+    # a second a token and nothing else: 10 replies of 100 tokens through 4 slots are 3 rounds
+    assert scaling.replica_s(shape, 1, [100] * 10, fast) == pytest.approx(300)
+    assert scaling.replica_s(shape, 1, [5, 1, 1, 1, 1, 1], fast) == pytest.approx(5), "slots are refilled"
+    # one reply alone: its weights are read once a token, its keys and values grow from the prompt's
+    kv, read = shape.kv_bytes(2), 3.35e12 * 0.6
+    by_hand = sum((2 * shape.parameters + (256 + t + 0.5) * kv) / read + 1.0 for t in range(100))
+    prefill = 2 * shape.parameters * 256 / 8 / (989e12 * 0.5)
+    assert scaling.replica_s(shape, 1, [100], given) == pytest.approx(by_hand + prefill)
+    # equal replies: every step takes the same, and what is asynchronous takes the longer of its sides
+    split = scaling.simulate(shape, 8, 4, given)
+    count = 8 * 8 * 8
+    refresh = 2 * shape.parameters / 10e9 + 2.0
+    draw = scaling.replica_s(shape, 1, [100] * (count // 4), given)
+    train = 10 * shape.parameters * (count * 100 + count / 8 * 256) / (4 * 989e12 * 0.35)
+    assert split.sync == pytest.approx(count / (draw + train + refresh))
+    assert split.ahead == pytest.approx(count / max(draw + refresh, train), rel=0.02)
+    assert split.ahead <= 2 * split.sync
+
+
+def test_the_plot_is_drawn_offline(scaling: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("altair")
+    pytest.importorskip("vl_convert")
+    monkeypatch.setattr(scaling, "RUNS", (("8B", 8),))
+    monkeypatch.setattr(scaling, "lengths", lambda rng, count, given: [20] * count)
+    scaling.plot(tmp_path / "scaling")
+    assert "synchronous" in (tmp_path / "scaling.svg").read_text()
