@@ -31,7 +31,7 @@ from fairlead.engine.logprobs import score
 from fairlead.errors import InputError, MissingResource
 from fairlead.methods.adapters import merged
 from fairlead.methods.rollouts import Asked, Drawing, Drawn, LocalSampler, Sampler, drawn_of
-from fairlead.methods.rollouts_vllm_server import Choice, Gone, VllmServer, add_place
+from fairlead.methods.rollouts_vllm_server import Choice, Gone, Seen, VllmServer, add_place
 from fairlead.models import is_remote
 from fairlead.models.access import key_from
 from fairlead.models.remote import Limits, run, together
@@ -138,9 +138,9 @@ class VllmSampler:
             shutil.rmtree(self._kept, ignore_errors=True)
         self._tag, self._kept = tag, folder
 
-    async def _load(self, folder: str, probe: Tokens) -> dict[int, tuple[Mapping[str, str], list[Choice]]]:
-        """Checksums and a probe's replies of each server that took the weights up."""
-        found: dict[int, tuple[Mapping[str, str], list[Choice]]] = {}
+    async def _load(self, folder: str, probe: Tokens) -> dict[int, Seen]:
+        """What each server that took the weights up shows of them."""
+        found: dict[int, Seen] = {}
         hot = {"max_tokens": PROBE["reply"], "temperature": HOT, "top_p": 1.0, "top_k": 0, "seed": 0}
         hot["ignore_eos"] = True
 
@@ -148,7 +148,7 @@ class VllmSampler:
             server.down = None
             try:
                 await server.load(folder)
-                found[i] = (await server.digests(), await server.draw(probe, PROBE["n"], hot))
+                found[i] = Seen(await server.digests(), tuple(await server.draw(probe, PROBE["n"], hot)))
             except Gone as gone:
                 self._out(server, str(gone))
 
@@ -156,19 +156,17 @@ class VllmSampler:
         self._some()
         return found
 
-    def _verify(
-        self, plain: Any, probe: Tokens, found: Mapping[int, tuple[Mapping[str, str], list[Choice]]], version: int
-    ) -> None:
+    def _verify(self, plain: Any, probe: Tokens, found: Mapping[int, Seen], version: int) -> None:
         """That each server computes what the trainer does; which kind of log-probs it tells is seen on the way."""
         rows = sorted(found)
-        trees = [Tree(probe, tuple(choice.tokens for choice in found[i][1])) for i in rows]
+        trees = [Tree(probe, tuple(choice.tokens for choice in found[i].probe)) for i in rows]
         hot, plainly = (score(plain, trees, temperature=t).logp_N.double() for t in (HOT, 1.0))
-        said = torch.tensor([x for i in rows for c in found[i][1] for x in c.logprobs], dtype=torch.float64)
-        sizes = [sum(len(c.tokens) for c in found[i][1]) for i in rows]
+        said = torch.tensor([x for i in rows for c in found[i].probe for x in c.logprobs], dtype=torch.float64)
+        sizes = [sum(len(c.tokens) for c in found[i].probe) for i in rows]
         apart = [torch.split((said - ours).abs(), sizes) for ours in (hot, plainly)]
         mark = rounded(plain)
         for i, far_hot, far_plain in zip(rows, *apart, strict=True):
-            server, (digests, _) = self.servers[i], found[i]
+            server = self.servers[i]
             processed, raw = float(far_hot.mean()), float(far_plain.mean())
             near = min(processed, raw)
             if not near <= self.bound:
@@ -182,12 +180,12 @@ class VllmSampler:
                     f"{self.name}: {server.url}: it cannot be told from a probe whether its log-probs are raw or "
                     f"processed ({raw:.3g} and {processed:.3g} nats from the trainer's): the model is all but uniform"
                 )
-            if server.taken is not None and server.taken[0] != mark and dict(server.taken[1]) == dict(digests):
+            if server.taken is not None and server.taken[0] != mark and server.taken[1] == found[i]:
                 raise MissingResource(
-                    f"{self.name}: {server.url} was told to load the weights of step {version}, and not one of its "
-                    "own changed. Restart it; if it stays so, this vLLM cannot reload this model"
+                    f"{self.name}: {server.url} was told to load the weights of step {version}, and all that can be "
+                    "seen of its own is as before. Restart it; if it stays so, this vLLM cannot reload this model"
                 )
-            server.mode, server.taken = "processed" if processed < raw else "raw", (mark, digests)
+            server.mode, server.taken = "processed" if processed < raw else "raw", (mark, found[i])
             log.debug("%s: %s: %.3g nats from the trainer, %s log-probs", self.name, server.url, near, server.mode)
 
     async def _call_them(self, tag: str) -> None:

@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 
 DEV = "start it with VLLM_SERVER_DEV_MODE=1 in its environment (vLLM 0.32 or newer)"
 
+CACHE_WAITS = (0.1, 0.5, 2.0, 5.0)
+"""Seconds after each try to reset the prefix cache, which is refused while requests run, such as one just broken off."""
+
 T = TypeVar("T")
 
 
@@ -42,13 +45,25 @@ class Choice:
     finish: Literal["stop", "length"]
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a server shows of its weights: a hash of each as it lies there, and its replies to a probe.
+
+    The hashes may be blind: on CPU, linear layers are packed and their hashes are those of nothing.
+    """
+
+    digests: Mapping[str, str]
+    probe: tuple[Choice, ...]
+
+
 class VllmServer:
     """A server by its base URL (`…/v1`).
 
     down      why it takes no prompts; None while it does
     mode      what its log-probs are: "raw" (before the temperature) or "processed" (after it, top-k and top-p); None
               until it was found out
-    taken     what the weights it holds looked like on both sides, to tell whether it takes up the next ones
+    taken     traces of the weights it holds, to tell whether it takes up the next ones: the trainer's hash of them, and
+              what the server's own checksums and its probe were
     retried   tries beyond the first
     """
 
@@ -56,7 +71,7 @@ class VllmServer:
         self.url, self.limits = url, limits
         self.down: str | None = None
         self.mode: Literal["raw", "processed"] | None = None
-        self.taken: tuple[str, Mapping[str, str]] | None = None
+        self.taken: tuple[str, Seen] | None = None
         self.retried = 0
         self._who, self._key = Who(name, model, url, "VLLM_API_KEY"), key
         self._root = url.rstrip("/").removesuffix("/v1")
@@ -110,7 +125,7 @@ class VllmServer:
                 f"{error}. It was to load {folder}: the server must see that folder, and hold a model of this shape. "
                 "Give `weights` a folder that both sides see, and `seen_as` where the server has it under another path."
             ) from None
-        for wait in (0.1, 0.5, 2.0, 5.0):  # it says no while requests still run, such as one that was just broken off
+        for wait in CACHE_WAITS:
             if (await self._own("POST", "/reset_prefix_cache")).get("success") is True:
                 return
             await asyncio.sleep(wait)
