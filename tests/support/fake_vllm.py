@@ -70,6 +70,9 @@ class FakeVllm(ThreadingHTTPServer):
             self.shutdown()
             self.server_close()
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A planned fault closed the connection."""
+
     # ----------------------------------------------------------------------------------------- what it does
 
     def load(self, folder: str) -> None:
