@@ -32,8 +32,8 @@ def environment() -> Path:
 
 
 @contextmanager
-def served(model: Path, name: str, log: Path) -> Iterator[str]:
-    """The base URL (`…/v1`) of a vLLM that serves the folder under `name`."""
+def served(model: Path, name: str, log: Path, *flags: str, dev: bool = False) -> Iterator[str]:
+    """The base URL (`…/v1`) of a vLLM that serves the folder under `name`. `dev`: with the paths that take weights."""
     venv = environment()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -41,8 +41,10 @@ def served(model: Path, name: str, log: Path) -> Iterator[str]:
     command = [
         str(venv / "bin" / "vllm"), "serve", str(model), "--served-model-name", name, "--host", "127.0.0.1",
         "--port", str(port), "--dtype", "float32", "--enforce-eager", "--max-num-seqs", "32", "--max-logprobs", "5",
+        *flags,
     ]  # fmt: skip
     env = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    env["VLLM_SERVER_DEV_MODE"] = str(int(dev))
     env.pop("PYTHONPATH", None)
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, env=env, start_new_session=True)

@@ -206,7 +206,7 @@ class RemoteModel:
                 on_replies(row, done[row])
 
         try:
-            await _together([one(row) for row in range(len(prompts))])
+            await together([one(row) for row in range(len(prompts))])
         except OutOfBudget as error:
             error.replies = done
             raise
@@ -220,7 +220,7 @@ class RemoteModel:
             async def single(k: int) -> None:
                 parts[k] = await self._replies(prompt, replace(sampling, n=1))
 
-            await _together([single(k) for k in range(sampling.n)])
+            await together([single(k) for k in range(sampling.n)])
             return tuple(reply for part in parts for reply in part)
         replies: list[Reply] = []
         while len(replies) < sampling.n:
@@ -251,7 +251,7 @@ class RemoteModel:
                 raise _too_long(prompts, i, error) from None
             out[i] = list(values)
 
-        await _together([one(i) for i, texts in enumerate(continuations) if texts])
+        await together([one(i) for i, texts in enumerate(continuations) if texts])
         return out
 
     async def _call(self, ask: Callable[[float], Awaitable[T]], usage: Callable[[T], Usage | None], worst: Spend) -> T:
@@ -321,7 +321,7 @@ def _too_long(prompts: Sequence[Prompt], row: int, error: TooLong) -> TooLong:
     return TooLong(f"prompt {row}: {why}. Shorten it.", [(prompts[row], why)])
 
 
-async def _together(jobs: Sequence[Coroutine[Any, Any, None]]) -> None:
+async def together(jobs: Sequence[Coroutine[Any, Any, None]]) -> None:
     """Run all; on the first error cancel the rest, wait for them to end, and raise it."""
     tasks = [asyncio.ensure_future(job) for job in jobs]
     try:
