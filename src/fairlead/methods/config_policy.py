@@ -76,7 +76,7 @@ class PolicyConfig(Training):
     nash_mix, nash_tau     of nash: the opponent's share of the reference, and the weight of the KL
 
     cost_budget        safe RLHF: mean cost that the multiplier holds (objectives with role cost); None for none
-    cost_rate, cost_start   of the multiplier: its rate, and where it starts
+    cost_rate, cost_start   of the multiplier: its rate, and where it starts; cost_highest is where it ends
 
     asynchronous       the next step's replies are drawn while this one is learnt from, by weights one step older
     kl_burst           stop where the KL exceeds this many nats per drawn token (mean of the step)
@@ -144,6 +144,7 @@ class PolicyConfig(Training):
     cost_budget: Annotated[float, Field(allow_inf_nan=False)] | None = None
     cost_rate: Positive = 0.1
     cost_start: Positive = 1.0
+    cost_highest: Positive = 10.0
 
     asynchronous: bool = False
     kl_burst: Positive = 1.0
@@ -213,6 +214,7 @@ def _problems(c: PolicyConfig) -> list[str]:
         c.asynchronous and c.resample and "resample draws again on the spot: it has no place beside asynchronous",
         c.shard and c.reference != "start" and "shard leaves the reference whole: only reference: start goes with it",
         c.shard and c.lora is not None and "shard splits weights that train, and lora trains few: take one of the two",
+        c.cost_start > c.cost_highest and f"cost_start {c.cost_start} lies above cost_highest {c.cost_highest}",
         c.cost_budget is not None and c.advantage not in ("group", "rloo", "gae")
         and f"cost_budget belongs to advantage: group, rloo or gae, not {c.advantage}",
     ]  # fmt: skip

@@ -327,7 +327,11 @@ class Loop:
             extra["kl"] = adapted_kl(self.now.kl, max(step.told["kl"], 0.0), target=config.kl_target)
         if config.cost_budget is not None and math.isfinite(step.told["cost"]):
             extra["log_multiplier"] = ascended(
-                math.log(self.now.multiplier), step.told["cost"], budget=config.cost_budget, rate=config.cost_rate
+                math.log(self.now.multiplier),
+                step.told["cost"],
+                budget=config.cost_budget,
+                rate=config.cost_rate,
+                high=config.cost_highest,
             )
         if self.reference is not None:
             self.reference.follow(self.learner.policy, self.updates.done // config.updates)
