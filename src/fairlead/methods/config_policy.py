@@ -76,7 +76,8 @@ class PolicyConfig(Training):
     nash_mix, nash_tau     of nash: the opponent's share of the reference, and the weight of the KL
 
     cost_budget        safe RLHF: mean cost that the multiplier holds (objectives with role cost); None for none
-    cost_rate, cost_start   of the multiplier: its rate, and where it starts; cost_highest is where it ends
+    cost_rate          of the multiplier: how fast it follows the cost
+    cost_start, cost_highest   where the multiplier starts, and the highest it may be
 
     asynchronous       the next step's replies are drawn while this one is learnt from, by weights one step older
     kl_burst           stop where the KL exceeds this many nats per drawn token (mean of the step)
