@@ -105,12 +105,10 @@ def test_the_folder_that_comes_out_loads_and_holds_what_was_done(
     assert main(train("grpo", model, *given)) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("tasks.jsonl: prompt (JSON Lines; ") and said[0].endswith("6 tasks")
-    assert re.fullmatch(r"step 1 of 3: reward [\d.]+, KL (0|-?\d\S*) nats per reply, \d tokens, \d+% ended", said[1]), (
-        said[1]
-    )
+    assert re.fullmatch(r"step 1 of 3: reward [\d.]+, KL 0.00 nats per reply, \d tokens, \d+% ended", said[1]), said[1]
     assert said[-4] == "36 replies to 6 prompts, 3 steps (6 updates)"
     assert re.match(r"reward [\d.]+ ± [\d.]+ in the first step, [\d.]+ ± [\d.]+ in the last; vowels ", said[-3])
-    assert "; mentions 0 to 0; KL to the reference " in said[-3]
+    assert re.search(r"; mentions \S+ to \S+; KL to the reference \S+ nats per reply; ", said[-3])
     assert said[-2:] == ["no score is missing", "out"]
 
     report, steps = found(), steps_of()
@@ -222,10 +220,6 @@ def test_the_apprentice_learns_in_its_world(capsys: pytest.CaptureFixture[str]) 
     error = refused(capsys, train("grpo", "apprentice", "--reward", "exact", prompts="world:charm", out="no"))
     assert "world:charm: the harbour has no cases for 'charm'; it has: " in error and "sums" in error
     error = refused(
-        capsys, train("grpo", "apprentice", "--reward", "exact", "--n", "99999", prompts="world:sums", out="no")
-    )
-    assert "different prompts of sum; 99999 were asked" in error
-    error = refused(
         capsys, train("grpo", "apprentice", "--reward", "mentions", prompts="world:harmful_compliance", out="no")
     )
     assert "not one of 500 prompts brings" in error
@@ -272,7 +266,13 @@ def test_a_stopped_training_goes_on_where_it_was(
     @contextmanager
     def stopping(self: Any, what: str) -> Any:
         with shown(self, what) as advance:
-            yield lambda done, total: advance(done, total) if done < 5 else os.kill(os.getpid(), signal.SIGINT)
+
+            def stop_at_5(done: int, total: int) -> None:
+                advance(done, total)
+                if done == 5:
+                    raise KeyboardInterrupt
+
+            yield stop_at_5
 
     monkeypatch.setattr(terminal.Terminal, "progress", stopping)
     assert main(train("grpo", model, *given)) == 130
@@ -502,9 +502,11 @@ def test_a_critic_that_is_none(model: Path, judge: Path, capsys: pytest.CaptureF
     from fairlead.judges.reward_ensemble import RewardEnsemble
 
     made = reward(1)
-    words: Any = made.model.tokenizer
-    words.add_tokens(["harbour"])
     made.save("foreign")
+    words = json.loads(Path("foreign/model/tokenizer.json").read_text())
+    ids = words["model"]["vocab"]
+    ids["a"], ids["b"] = ids["b"], ids["a"]
+    Path("foreign/model/tokenizer.json").write_text(json.dumps(words))
     assert "--critic foreign: reads other tokens" in refused(
         capsys, train("ppo", model, "--critic", "foreign", out="no")
     )

@@ -129,7 +129,7 @@ def test_packed_json_and_parquet(tmp_path: Path) -> None:
         (ASKED | {"meta": {"reference": []}}, "'meta.reference' is list"),
         (ASKED | {"reference": "11", "answer": "12"}, "both give the reference, and differ"),
         (ASKED | {"reference": "11", "meta": {"reference": "12"}}, "both give the reference, and differ"),
-        ({"messages": [{"role": "assistant", "content": "b"}]}, "ends with an assistant turn"),
+        ({"messages": [{"role": "user", "content": "b"}]}, "no prompt text"),  # the file's rows are of one format
         ([1], "not list"),
     ],
 )
@@ -139,6 +139,12 @@ def test_bad_rows_are_named_or_counted(tmp_path: Path, row: Any, says: str) -> N
     found = read(tmp_path, ASKED, row, ASKED, skip_bad_rows=True)
     assert len(found) == 2 and found.places[1].endswith(":3")
     assert any("1 bad rows skipped, the first at" in line for line in found.report.lines())
+
+
+def test_a_conversation_that_is_answered_already_asks_nothing(tmp_path: Path) -> None:
+    asked, answered = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+    with pytest.raises(InputError, match=r"tasks.jsonl:2: 'messages' ends with an assistant turn"):
+        read(tmp_path, {"messages": [asked]}, {"messages": [asked, answered]})
 
 
 def test_a_file_of_something_else(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def test_wrong_names_say_what_exists(spec: str, says: str) -> None:
 
 def test_the_truth_needs_to_be_asked_for() -> None:
     right = Exchange(SAID.messages, SAID.reply, {"kind": "sum", "truth": "11"})
-    assert open_judge("gold:sums", oracle=True).judge([right])[0].raw == 1.0
+    assert open_judge("gold:sums", oracle=True).judge([right])[0].score == 1.0
     with pytest.raises(InputError, match=r"gold:charm: .*it knows: .*sums"):
         open_judge("gold:charm", oracle=True)
 

@@ -16,7 +16,7 @@ from tests.stack import single_policy_jobs as jobs  # noqa: E402
 from fairlead.methods.config_policy import ALGORITHMS  # noqa: E402
 from fairlead.methods.loop import StepRecord  # noqa: E402
 from fairlead.stack import reinforce  # noqa: E402
-from fairlead.stack.reinforce import line_of, means_of  # noqa: E402
+from fairlead.stack.reinforce import line_of, means_of, nats  # noqa: E402
 from fairlead.stack.voice import Quiet  # noqa: E402
 from support import ranks, tiny  # noqa: E402
 
@@ -30,7 +30,8 @@ def test_means_leave_out_what_is_no_number_and_errors_shrink_with_the_steps() ->
 
 
 def test_a_step_in_words() -> None:
-    assert line_of(TOLD, 3, 40) == "step 3 of 40: reward 0.25, KL 1.5 nats per reply, 12 tokens, 50% ended"
+    assert line_of(TOLD, 3, 40) == "step 3 of 40: reward 0.25, KL 1.50 nats per reply, 12 tokens, 50% ended"
+    assert [nats(v) for v in (-3e-7, 0.0, -1.234)] == ["0.00", "0.00", "-1.23"]
     more = TOLD | {"cost": 2.0, "multiplier": 0.5, "missing": 1000.0}
     del more["kl"]
     assert line_of(more, 3, 40) == (

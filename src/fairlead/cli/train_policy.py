@@ -134,6 +134,16 @@ def _common() -> Mapping[str, tuple[Any, Any]]:
 SAID_OTHERWISE = {
     "steps": "Sets of fresh replies, in place of epochs.",
     "epochs": "Passes over the prompts; a fraction will do.",
+    "reference_every": "Of reference reset: steps between two resets.",
+    "reference_rate": "Of reference ema: how far it moves to the policy at each step.",
+    "gamma": "Of advantage gae: the discount of what comes later.",
+    "lam": "Of advantage gae: how far to trust rewards over the value function.",
+    "pair_beta": "Of advantage pair: DPO's beta.",
+    "pair_soft": "Of advantage pair: label by the sigmoid of the rewards' difference, in the place of 1.",
+    "nash_mix": "Of advantage nash: the opponent's share of the reference.",
+    "nash_tau": "Of advantage nash: weight of the KL.",
+    "cost_rate": "Learning rate of the multiplier that holds the cost.",
+    "cost_start": "Where that multiplier starts.",
     "clip_low": "How far below 1 a ratio of policies may be.",
     "clip_high": "How far above 1 a ratio of policies may be.",
     "clip_ceiling": "Bound of the ratio where the advantage is negative; CISPO's bound.",
@@ -254,6 +264,8 @@ def told(found: Mapping[str, Any]) -> list[str]:
 
 def _moved(found: Mapping[str, Any]) -> str:
     """From the first tenth of the steps to the last, with standard errors."""
+    from fairlead.stack.reinforce import nats
+
     first, last, averaged = found["start"], found["metrics"], found["averaged"]
     steps = f"{averaged:,} steps" if averaged > 1 else "step"
     parts = [f"reward {_with_error(first)} in the first {steps}, {_with_error(last)} in the last"]
@@ -262,7 +274,7 @@ def _moved(found: Mapping[str, Any]) -> str:
         column = f"{one['role']}.{one['name']}"
         parts.append(f"{one['name']} {first[column]:.3g} to {last[column]:.3g}")
     if "kl" in last:
-        parts.append(f"KL to the reference {last['kl']:.3g} nats per reply")
+        parts.append(f"KL to the reference {nats(last['kl'])} nats per reply")
     parts.append(f"replies of {first['length']:.0f} tokens, then {last['length']:.0f}")
     return "; ".join(parts)
 

@@ -123,13 +123,13 @@ def _rule(argument: str) -> Judge:
 
 
 def _gold(spec: str, measure: str, oracle: bool) -> Judge:
-    from fairlead.judges.gold import gold
-
     if not oracle:
         raise InputError(
             f"{spec}: the truth itself as a judge is not to be had outside the apprentice's world; say --oracle if "
             "that is what you want to see"
         )
+    from fairlead.judges.gold import gold
+
     try:
         return gold(measure)
     except ValueError as error:

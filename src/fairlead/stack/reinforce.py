@@ -362,13 +362,18 @@ def means_of(told: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return found
 
 
+def nats(value: float) -> str:
+    """Two decimals, and no sign of what is nothing but rounding."""
+    return f"{round(value, 2) + 0.0:.2f}"
+
+
 def line_of(told: Mapping[str, float], step: int, steps: int) -> str:
     """One step in words."""
     parts = [f"reward {told['reward']:.3g}"]
     if "cost" in told:
         parts.append(f"cost {told['cost']:.3g} (multiplier {told['multiplier']:.3g})")
     if "kl" in told:
-        parts.append(f"KL {told['kl']:.3g} nats per reply")
+        parts.append(f"KL {nats(told['kl'])} nats per reply")
     parts.append(f"{told['length']:.0f} tokens, {told['ended']:.0%} ended")
     if told["missing"]:
         parts.append(f"{told['missing']:,.0f} of {told['replies']:,.0f} replies without a reward")
