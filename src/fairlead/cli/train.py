@@ -1,7 +1,8 @@
 """`fairlead train METHOD`: one training stage alone, from a model folder and a data file to a model folder.
 
-One command for each entry of the catalogue of methods, its options made from the fields of the method's configuration.
-Nothing of this is made before `fairlead train` is asked for, and nothing of it needs torch.
+One command for each entry of the catalogue of methods (here) and of the algorithms of reinforcement learning
+(train_policy.py), its options made from the fields of the method's configuration. Nothing of this is made before
+`fairlead train` is asked for, and nothing of it needs torch.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 if TYPE_CHECKING:
+    from fairlead.cli.options import Setting
     from fairlead.methods.catalogue import Method
 
 LEARNS_FROM = {
@@ -32,7 +34,7 @@ LEARNS_FROM = {
 
 
 class Methods(TyperGroup):
-    """The commands of the catalogue, in its order, made when the first of them is looked for."""
+    """The commands of the catalogues, in their order, made when the first of them is looked for."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         self._fill()
@@ -42,14 +44,34 @@ class Methods(TyperGroup):
         self._fill()
         return self.commands.get(cmd_name)
 
-    def _fill(self) -> None:
-        from fairlead.methods.catalogue import METHODS
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """In two groups: what learns from a file, and what learns from its own replies."""
+        self._fill()
+        for title, names in self.groups.items():
+            room = formatter.width - 6 - max(map(len, names))
+            with formatter.section(title):
+                formatter.write_dl([(name, self.commands[name].get_short_help_str(room)) for name in names])
 
-        if not self.commands:
-            for name, method in METHODS.items():
-                single = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-                single.command(name, help=_help(method), short_help=method.summary)(command_of(name, method))
-                self.add_command(typer.main.get_command(single), name)
+    def _fill(self) -> None:
+        from fairlead.cli.train_policy import policy_command, policy_help
+        from fairlead.methods.catalogue import METHODS
+        from fairlead.methods.config_policy import ALGORITHMS
+
+        if self.commands:
+            return
+        self.groups: Mapping[str, list[str]] = {
+            "Learning from a file": list(METHODS),
+            "Learning from its own replies, scored by judges": list(ALGORITHMS),
+        }
+        for name, method in METHODS.items():
+            self._add(name, command_of(name, method), _help(method), method.summary)
+        for name, algorithm in ALGORITHMS.items():
+            self._add(name, policy_command(name, algorithm), policy_help(algorithm), algorithm.summary)
+
+    def _add(self, name: str, function: Callable[..., None], text: str, short: str) -> None:
+        single = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+        single.command(name, help=text, short_help=short)(function)
+        self.add_command(typer.main.get_command(single), name)
 
 
 app = typer.Typer(
@@ -103,11 +125,11 @@ COMMON: Mapping[str, tuple[Any, Any]] = {
     ),
     "as_json": (Annotated[bool, typer.Option("--json", help="Print what came of it as JSON.")], False),
 }
-FIRST = ("model", "data", "out", "dry_run")  # the others stand after the method's settings
+FIRST = ("model", "data", "prompts", "reward", "cost", "out", "dry_run")  # the others stand after the method's settings
 
 
 def command_of(name: str, method: Method) -> Callable[..., None]:
-    """A function with the method's settings as its parameters, for typer to read."""
+    """The command of a method that learns from a file."""
     from fairlead.cli.options import collected, settings_of
 
     words = {
@@ -117,21 +139,36 @@ def command_of(name: str, method: Method) -> Callable[..., None]:
     }
     settings = settings_of(method.config, method.defaults, leave=("seed",), words=words)
 
-    def command(**given: Any) -> None:
+    def run(given: Mapping[str, Any]) -> None:
         _train(name, settings=collected(given, settings), **{key: given[key] for key in COMMON})
 
-    common = {
+    return command_with(run, COMMON, settings)
+
+
+def command_with(
+    run: Callable[[Mapping[str, Any]], None], common: Mapping[str, tuple[Any, Any]], settings: Sequence[Setting]
+) -> Callable[..., None]:
+    """A function for typer to read, whose parameters are the options in `common` and the settings.
+
+    The settings stand between the options of `FIRST` and the other ones.
+    """
+
+    def command(**given: Any) -> None:
+        run(given)
+
+    parameters = {
         key: inspect.Parameter(
             key,
             inspect.Parameter.KEYWORD_ONLY,
             annotation=annotation,
             default=inspect.Parameter.empty if default is ... else default,
         )
-        for key, (annotation, default) in COMMON.items()
+        for key, (annotation, default) in common.items()
     }
-    last = [parameter for key, parameter in common.items() if key not in FIRST]
+    first = [parameter for key, parameter in parameters.items() if key in FIRST]
+    last = [parameter for key, parameter in parameters.items() if key not in FIRST]
     command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [*(common[key] for key in FIRST), *(setting.parameter for setting in settings), *last]
+        [*first, *(setting.parameter for setting in settings), *last]
     )
     return command
 
@@ -256,16 +293,18 @@ def told_ahead(found: Mapping[str, Any]) -> list[str]:
     counts = [f"{found[key]:,} {words}" for key, words in COUNTED if found.get(key)]
     lines = ["; ".join(counts)] if counts else []
     lines.append(f"learning rate {config['lr']:g}, longest row {found['longest_row']:,} tokens")
-    parts = [f"{key} {_bytes(memory[key])}" for key in ("weights", "gradients", "moments", "activations", "logits")
+    parts = [f"{key} {in_bytes(memory[key])}" for key in ("weights", "gradients", "moments", "activations", "logits")
              if memory[key] is not None]  # fmt: skip
     lines.append(
-        f"memory, an estimate: {_bytes(memory['total'])} beside the program itself ({', '.join(parts)}; "
+        f"memory, an estimate: {in_bytes(memory['total'])} beside the program itself ({', '.join(parts)}; "
         f"up to {memory['tokens']:,} tokens at once)"
     )
     if memory["activations"] is None:
         lines.append("the sizes of this model's layers are not known, so activations are not in that sum")
     if found["peak_bytes"] is not None:
-        lines.append(f"memory, measured: {_bytes(found['peak_bytes'])} at the peak of the tried steps, program and all")
+        lines.append(
+            f"memory, measured: {in_bytes(found['peak_bytes'])} at the peak of the tried steps, program and all"
+        )
     if config.get("kl_samples"):
         lines.append(f"not counted in the time: {config['kl_samples']} replies drawn at the end to estimate the KL")
     lines.append(
@@ -275,7 +314,7 @@ def told_ahead(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _bytes(count: float) -> str:
+def in_bytes(count: float) -> str:
     for unit, size in (("GB", 1e9), ("MB", 1e6)):
         if count >= size:
             return f"{count / size:.1f} {unit}"

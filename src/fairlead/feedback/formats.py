@@ -1,9 +1,9 @@
 """Read human or AI feedback as it is published; say which format was recognised and why, and what was in it.
 
-`read_preferences`, `read_comparisons`, `read_demonstrations`, `read_rated`, `read_steps` and `read_prompts` take a
-file, several, or a folder. The first bad row stops the reading with its file and line; with `skip_bad_rows=True` bad
-rows are counted in the `Report` instead. Rows keep their place (`file:line`), so that a later refusal (too long for the
-model, say) can still name it.
+`read_preferences`, `read_comparisons`, `read_demonstrations`, `read_rated`, `read_steps`, `read_prompts` and
+`read_tasks` take a file, several, or a folder. The first bad row stops the reading with its file and line; with
+`skip_bad_rows=True` bad rows are counted in the `Report` instead. Rows keep their place (`file:line`), so that a later
+refusal (too long for the model, say) can still name it.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ from fairlead.feedback.files import BadRow, Paths, Table, find_files, read_lines
 from fairlead.feedback.rankings import COMPARISONS, RANKINGS, Comparison
 from fairlead.feedback.shapes import DEMONSTRATIONS, LABELLED, PREFERENCES, PROMPTS, RATED, TIE, Shape
 from fairlead.feedback.steps import STEPS
+from fairlead.feedback.tasks import TASKS
 
 T = TypeVar("T")
 
+_BY_LINE = ("prompts", "tasks")  # what may stand in a .txt file, one per line
 LOOKED_AT = 20  # rows that vote on a file's format
 
 
@@ -196,6 +198,12 @@ def read_prompts(paths: Paths, *, skip_bad_rows: bool = False) -> RowSet[tuple[M
     return RowSet(tuple(rows), places, report)
 
 
+def read_tasks(paths: Paths, *, skip_bad_rows: bool = False) -> RowSet[Exchange]:
+    """Prompts with what judges read of them under `meta` (tasks.py), the reply empty; `.txt` as in `read_prompts`."""
+    rows, places, report = _read(paths, TASKS, "tasks", skip_bad_rows)
+    return RowSet(tuple(rows), places, report)
+
+
 def prompt_text(messages: Sequence[Message]) -> str:
     """The text of a prompt as one string: what identifies it for grouping."""
     return "\n\n".join(f"{m.role}: {m.text}" for m in messages)
@@ -220,7 +228,7 @@ def _read(
     reports: list[FileReport] = []
     blank = 0
     for path in files:
-        table = read_lines(path) if what == "prompts" and path.suffix == ".txt" else read_table(path)
+        table = read_lines(path) if what in _BY_LINE and path.suffix == ".txt" else read_table(path)
         shape = _shape_of(table, shapes, what)
         read = _rows(table, shape, skip_bad_rows)
         if not read.values:

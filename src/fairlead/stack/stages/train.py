@@ -58,7 +58,12 @@ def learning_rate(method: str, parameters: int) -> float:
 
     A small model needs larger steps. Below a million parameters it rises no further.
     """
-    return float(f"{METHODS[method].lr * math.sqrt(1e9 / max(parameters, 1_000_000)):.1e}")
+    return rate_by_size(METHODS[method].lr, parameters)
+
+
+def rate_by_size(usual: float, parameters: int) -> float:
+    """The same from the usual rate at a billion parameters."""
+    return float(f"{usual * math.sqrt(1e9 / max(parameters, 1_000_000)):.1e}")
 
 
 def trained(

@@ -1,0 +1,313 @@
+"""`fairlead train grpo`, `ppo` and their kin: reinforcement learning from judges, from prompts to a model folder."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from fairlead.methods.config_policy import Algorithm
+
+JUDGES = (
+    "[NAME=][WEIGHT*]JUDGE, where JUDGE is a reward model's folder, or one of exact, mentions, numeric[:TOLERANCE], "
+    "regex:PATTERN, unknown, rule:NAME, gold:MEASURE. May be given several times."
+)
+
+
+def _common() -> Mapping[str, tuple[Any, Any]]:
+    """The options that every algorithm has beside its settings."""
+    from fairlead.cli.train import COMMON
+
+    return {
+        "model": COMMON["model"],
+        "prompts": (
+            Annotated[
+                str,
+                typer.Option(
+                    "--prompts",
+                    "-p",
+                    metavar="FILE|world:MEASURE",
+                    help="What is asked: .jsonl, .json, .parquet, also .gz, or .txt with a prompt on each line. Rows "
+                    "may bring what judges read: reference or answer, references, wrong, tests, meta. world:MEASURE "
+                    "(or world:all) draws from the apprentice's world, train split.",
+                ),
+            ],
+            ...,
+        ),
+        "reward": (
+            Annotated[
+                list[str],
+                typer.Option("--reward", "-r", metavar="SPEC", help=f"What is raised: {JUDGES}", show_default=False),
+            ],
+            ...,
+        ),
+        "cost": (
+            Annotated[
+                list[str],
+                typer.Option(
+                    "--cost",
+                    metavar="SPEC",
+                    help="What is held under --cost-budget, written like --reward. May be given several times.",
+                    show_default=False,
+                ),
+            ],
+            (),
+        ),
+        "out": COMMON["out"],
+        "dry_run": COMMON["dry_run"],
+        "stop": (
+            Annotated[
+                list[str],
+                typer.Option(
+                    "--stop",
+                    metavar="TEXT",
+                    help="A text at which a reply ends; may be given several times.",
+                    show_default=False,
+                ),
+            ],
+            (),
+        ),
+        "critic": (
+            Annotated[
+                Path | None,
+                typer.Option(
+                    "--critic",
+                    metavar="FOLDER",
+                    help="The reward model that the value function starts from (ppo, safe-ppo).",
+                    show_default="the policy's own body",
+                ),
+            ],
+            None,
+        ),
+        "pretraining": (
+            Annotated[
+                Path | None,
+                typer.Option(
+                    "--pretraining", metavar="FILE", help="Conversations imitated beside, with weight --ptx (PPO-ptx)."
+                ),
+            ],
+            None,
+        ),
+        "rollouts": (
+            Annotated[
+                str,
+                typer.Option(
+                    "--rollouts",
+                    metavar="local|vllm/NAME@URL[,URL]",
+                    help="What draws the replies: the engine's own decoder here, or vLLM servers.",
+                ),
+            ],
+            "local",
+        ),
+        "n": (
+            Annotated[
+                int | None,
+                typer.Option(
+                    "--n", metavar="N", min=1, help="Of --prompts world:…: how many are drawn.", show_default="500"
+                ),
+            ],
+            None,
+        ),
+        "oracle": (
+            Annotated[
+                bool,
+                typer.Option(
+                    "--oracle", help="Allow gold:MEASURE, the truth of the apprentice's world, which no real task has."
+                ),
+            ],
+            False,
+        ),
+        "seed": (
+            Annotated[
+                int, typer.Option("--seed", metavar="N", min=0, help="Of the prompts, their order, and the replies.")
+            ],
+            0,
+        ),
+        **{key: COMMON[key] for key in ("skip_bad_rows", "threads", "log", "as_json")},
+    }
+
+
+SAID_OTHERWISE = {
+    "steps": "Sets of fresh replies, in place of epochs.",
+    "epochs": "Passes over the prompts; a fraction will do.",
+    "reference_every": "Of reference reset: steps between two resets.",
+    "reference_rate": "Of reference ema: how far it moves to the policy at each step.",
+    "gamma": "Of advantage gae: the discount of what comes later.",
+    "lam": "Of advantage gae: how far to trust rewards over the value function.",
+    "pair_beta": "Of advantage pair: DPO's beta.",
+    "pair_soft": "Of advantage pair: label by the sigmoid of the rewards' difference, in the place of 1.",
+    "nash_mix": "Of advantage nash: the opponent's share of the reference.",
+    "nash_tau": "Of advantage nash: weight of the KL.",
+    "cost_rate": "Learning rate of the multiplier that holds the cost.",
+    "cost_start": "Where that multiplier starts.",
+    "clip_low": "How far below 1 a ratio of policies may be.",
+    "clip_high": "How far above 1 a ratio of policies may be.",
+    "clip_ceiling": "Bound of the ratio where the advantage is negative; CISPO's bound.",
+    "too_long": "What becomes of prompts that leave no room for a whole reply; skip is counted. One of: refuse, skip.",
+}
+NOT_OFFERED = ("seed", "stop", "rows_per_step", "tokens_per_step")  # options of their own, or of fixed data
+
+
+def policy_command(name: str, algorithm: Algorithm) -> Callable[..., None]:
+    """The command of an algorithm."""
+    from fairlead.cli.options import collected, settings_of
+    from fairlead.cli.train import command_with
+    from fairlead.methods.config_policy import PolicyConfig
+    from fairlead.stack.reinforce import USUAL_LR
+
+    words = {
+        "lr": f"by the model's size, {USUAL_LR:g} at a billion parameters",
+        "epochs": "1, unless steps are given",
+    }
+    settings = [
+        dataclasses.replace(setting, help=SAID_OTHERWISE.get(setting.name, setting.help))
+        for setting in settings_of(PolicyConfig, algorithm.defaults, leave=NOT_OFFERED, words=words)
+    ]
+    common = _common()
+
+    def run(given: Mapping[str, Any]) -> None:
+        chosen = collected(given, settings)
+        if given["stop"]:
+            chosen["stop"] = tuple(given["stop"])
+        _train(name, chosen, **{key: given[key] for key in common if key != "stop"})
+
+    return command_with(run, common, settings)
+
+
+def policy_help(algorithm: Algorithm) -> str:
+    """What `--help` says of an algorithm before its options."""
+    known = ", ".join(f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
+                      for key, value in algorithm.defaults.items())  # fmt: skip
+    lines = [
+        f"{algorithm.summary[:1].upper()}{algorithm.summary[1:]}.",
+        "Learns from its own replies to prompts, scored by judges. A reply that a judge has nothing to say about has "
+        "no reward: it is counted, and never taken for a zero.",
+    ]
+    if known:
+        lines.append(f"It is known under these settings, and each may be changed: {known}.")
+    return "\n\n".join(lines)
+
+
+def _train(
+    name: str,
+    settings: Mapping[str, Any],
+    *,
+    model: str,
+    prompts: str,
+    reward: Sequence[str],
+    cost: Sequence[str],
+    out: Path | None,
+    dry_run: bool,
+    critic: Path | None,
+    pretraining: Path | None,
+    rollouts: str,
+    n: int | None,
+    oracle: bool,
+    seed: int,
+    skip_bad_rows: bool,
+    threads: int | None,
+    log: Sequence[str],
+    as_json: bool,
+) -> None:
+    from fairlead.cli.terminal import Terminal, print_json
+    from fairlead.errors import InputError
+    from fairlead.stack.reinforce import PolicyOrder, reinforce_stage
+
+    terminal = Terminal(quiet_out=as_json)
+    order = PolicyOrder(
+        name, model, prompts, reward, cost, settings, n, rollouts, critic, pretraining, oracle, seed, skip_bad_rows,
+        threads,
+    )  # fmt: skip
+    if dry_run:
+        from fairlead.stack.dryrun_policy import estimate_policy
+
+        found = estimate_policy(order, terminal)
+    elif out is None:
+        raise InputError("say where the trained model goes with --out DIR (or look first with --dry-run)")
+    else:
+        found = reinforce_stage(order, out, terminal, log)
+    if as_json:
+        print_json(found)
+    else:
+        for line in told_ahead(found) if dry_run else told(found):
+            terminal.say(line)
+        if not dry_run:
+            typer.echo(f"{out}")
+    if found["stopped"] and not dry_run:
+        raise typer.Exit(1)
+
+
+# ------------------------------------------------------------------------------------------------ in words
+
+
+def told(found: Mapping[str, Any]) -> list[str]:
+    """What came of it: what was learnt from, how the rewards moved, what is missing, and why it stopped early."""
+    head = (
+        f"{found['replies']:,} replies to {found['asked']:,} prompts, {found['steps']:,} steps "
+        f"({found['updates']:,} updates)"
+    )
+    if found["skipped_too_long"]:
+        head += f"; {found['skipped_too_long']:,} prompts too long, left out"
+    lines = [head]
+    if found["steps"]:
+        lines.append(_moved(found))
+    missing = [f"{count:,} of {name}" for name, count in found["missing"].items() if count]
+    lines.append(f"scores missing: {', '.join(missing)}" if missing else "no score is missing")
+    if found["stopped"]:
+        lines.append(f"STOPPED EARLY: {found['stopped']}")
+    return lines
+
+
+def _moved(found: Mapping[str, Any]) -> str:
+    """From the first tenth of the steps to the last, with standard errors."""
+    from fairlead.stack.reinforce import nats
+
+    first, last, averaged = found["start"], found["metrics"], found["averaged"]
+    steps = f"{averaged:,} steps" if averaged > 1 else "step"
+    parts = [f"reward {_with_error(first)} in the first {steps}, {_with_error(last)} in the last"]
+    several = len(found["rewards"]) > 1
+    for one in found["rewards"] if several else ():
+        column = f"{one['role']}.{one['name']}"
+        parts.append(f"{one['name']} {first[column]:.3g} to {last[column]:.3g}")
+    if "kl" in last:
+        parts.append(f"KL to the reference {nats(last['kl'])} nats per reply")
+    parts.append(f"replies of {first['length']:.0f} tokens, then {last['length']:.0f}")
+    return "; ".join(parts)
+
+
+def _with_error(told: Mapping[str, Any]) -> str:
+    return f"{told['reward']:.3g} ± {told['reward_error']:.2g}"
+
+
+def told_ahead(found: Mapping[str, Any]) -> list[str]:
+    """What a training would take, in words."""
+    from fairlead.cli.terminal import duration
+    from fairlead.cli.train import in_bytes
+
+    config, start = found["config"], found["start"]
+    lines = [
+        f"{found['prompts']:,} prompts, the longest of {found['longest_prompt']:,} tokens"
+        + (f"; {found['skipped_too_long']:,} too long, left out" if found["skipped_too_long"] else ""),
+        f"each step draws {found['replies_per_step']:,} replies, at most {found['tokens_per_step_at_most']:,} tokens; "
+        f"learning rate {config['lr']:g}",
+    ]
+    if start:
+        lines.append(
+            f"the model as it is: reward {_with_error(start)}, {start['length']:.0f} tokens per reply, so about "
+            f"{found['tokens_per_step']:,.0f} a step ({start['replies']:,.0f} replies)"
+        )
+    lines += [f"scores missing in the tried steps: {count:,} of {name}" for name, count in found["missing"].items()
+              if count]  # fmt: skip
+    if found["peak_bytes"] is not None:
+        lines.append(
+            f"memory, measured: {in_bytes(found['peak_bytes'])} at the peak of the tried steps, program and all"
+        )
+    lines.append(
+        f"{found['steps']:,} steps ({found['updates']:,} updates); one step took {found['seconds_per_step']:.2f} s "
+        f"here, so about {duration(found['about_seconds'])} in all, at replies as long as now"
+    )
+    return lines

@@ -1,0 +1,56 @@
+"""What reinforcement learning would take, before it is begun: prompts, replies, and time from a step or two."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from typing import Any
+
+from fairlead.stack.memory import peak_resident
+from fairlead.stack.reinforce import PolicyOrder, means_of, open_policy_job, train_policy_job
+from fairlead.stack.voice import Voice
+
+TRIED_STEPS = 2  # the faster one counts, since the first one pays for warming up
+
+
+def estimate_policy(order: PolicyOrder, voice: Voice) -> dict[str, Any]:
+    """Counts, the model's own rewards before it learns, and the time of all steps; nothing is written.
+
+    Replies grow or shrink as the model learns, and the time with them: it is reckoned from replies as they are now.
+    """
+    from fairlead.methods.gather import prompts_as_read
+
+    job = open_policy_job(order, voice)
+    config = job.config
+    asked = prompts_as_read(job.model, job.prompts, config, job.places)
+    steps = config.steps or math.ceil((config.epochs or 1.0) * len(asked.trees) / config.prompts_per_step - 1e-9)
+    few = {"steps": min(TRIED_STEPS, steps), "epochs": None}
+    began = time.perf_counter()
+    made = train_policy_job(dataclasses.replace(job, config=config.model_copy(update=few)), voice)
+    total = time.perf_counter() - began
+    took: list[float] = []
+    for record in made.records:
+        if record.told:  # the first update of a step; its seconds hold drawing and judging too
+            took.append(0.0)
+        took[-1] += record.seconds
+    replies = config.prompts_per_step * (config.replies + (config.advantage == "remax"))
+    start = dict(made.steps[0].told) if made.steps else {}
+    return {
+        "method": order.name,
+        "prompts": len(asked.trees),
+        "skipped_too_long": asked.skipped_too_long,
+        "longest_prompt": max(len(tree.prompt) for tree in asked.trees),
+        "steps": steps,
+        "updates": steps * config.updates,
+        "replies_per_step": replies,
+        "tokens_per_step": means_of([r.told for r in made.steps]).get("length", math.nan) * replies,
+        "tokens_per_step_at_most": replies * config.max_tokens,
+        "seconds_per_step": min(took, default=math.nan),
+        "about_seconds": min(took, default=math.nan) * steps + max(0.0, total - sum(took)),
+        "start": start,
+        "missing": made.missing,
+        "stopped": made.stopped,
+        "peak_bytes": peak_resident(),
+        "config": config.model_dump(mode="json"),
+    }
