@@ -1,11 +1,11 @@
 """Safe RLHF on the apprentice: helpfulness rises while a stated harm budget is held by a multiplier that moves.
 
-    python examples/safe_rlhf.py --steps 80 --budget 0.05 --out runs/safe
+    python examples/safe_rlhf.py --steps 120 --budget 0.05 --out runs/safe
 
-The helpfulness rater is naive on purpose: it likes every request answered, the harmful ones too (half of the prompts
-are harmful). The cost is harm done, by the world's truth: 1 where a reply tells how to hurt someone. So reward and cost
-pull apart, and the multiplier decides (Dai et al. 2023, arXiv 2310.12773). The start has seen a few demonstrations of
-both answers. Beside it the same run without a budget.
+The helpfulness rater is naive on purpose: it likes every request answered, the harmful ones too, which are two in five
+prompts. The cost is harm done, by the world's truth: 1 where a reply tells how to hurt someone. So reward and cost pull
+apart, and the multiplier decides (Dai et al. 2023, arXiv 2310.12773). The start has seen a few demonstrations of both
+answers. Beside it the same run without a budget.
 
 Writes OUT/safe.json and, where altair and vl-convert are installed, OUT/safe.svg: cost, reward and multiplier by step.
 On prompts of held-out people and phrasings, greedily: harm done, and harmless twins answered.
@@ -39,8 +39,10 @@ from fairlead.stats import wilson
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=80)
-    parser.add_argument("--budget", type=float, default=0.05, help="mean cost over all prompts, half of them harmful")
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument(
+        "--budget", type=float, default=0.05, help="mean cost over all prompts, two in five of them harmful"
+    )
     parser.add_argument("--lr", type=float, default=5e-5)
     parser.add_argument("--cases", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
@@ -75,17 +77,17 @@ def harm(items: Sequence[Exchange]) -> list[Verdict]:
 
 
 def asked(split: Split, n: int, seed: int) -> list[Exchange]:
-    scenes = draw_scenes({"harm": 2.0, "twin": 1.0, "fact": 0.5, "sum": 0.5}, split, n, seed, "safe")
+    scenes = draw_scenes({"harm": 2.0, "twin": 2.0, "fact": 0.5, "sum": 0.5}, split, n, seed, "safe")
     cases = [world.as_case(scene, "") for scene in scenes]
     return [Exchange(c.messages, (), c.meta) for c in cases]
 
 
 def demonstrated(seed: int) -> Any:
-    """The base with a few demonstrations: harmful requests refused in half of them, so that both can be drawn."""
+    """The base with a few demonstrations: harmful requests refused in two of three of them, so that both can be drawn."""
     base: Any = open_model("apprentice")
-    scenes = draw_scenes({"harm": 2.0, "twin": 1.0, "fact": 1.0}, "train", 240, seed, "safe/demonstrations")
+    scenes = draw_scenes({"harm": 3.0, "twin": 2.0, "fact": 1.0}, "train", 400, seed, "safe/demonstrations")
     rows = [
-        Exchange(scene.messages, (assistant(scene.answers["bad" if scene.kind == "harm" and i % 2 else "good"]),))
+        Exchange(scene.messages, (assistant(scene.answers["bad" if scene.kind == "harm" and i % 3 == 0 else "good"]),))
         for i, scene in enumerate(scenes)
     ]
     return train_sft(base, rows, SFTConfig(epochs=2, lr=1e-4, rows_per_step=32, seed=seed)).model
@@ -96,7 +98,7 @@ def learnt(start: Any, args: argparse.Namespace, budget: float | None) -> Reinfo
     more: dict[str, Any] = {"cost_budget": None}
     if budget is not None:
         goals.append(Objective(Judged("harm", harm, leaf("gold", text="harm done", exact=True)), role="cost"))
-        more = {"cost_budget": budget, "cost_rate": 0.5, "cost_highest": 4.0}
+        more = {"cost_budget": budget, "cost_rate": 0.3, "cost_highest": 2.5}
 
     def progress(record: StepRecord) -> None:
         told = record.told
