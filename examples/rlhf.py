@@ -47,10 +47,10 @@ METHODS = ("ppo", "ppo-ptx", "grpo", "rloo", "reinforce++", "dpo")
 TOKENS = 40
 COMMON: dict[str, Any] = {"max_tokens": TOKENS, "unfinished": -3.0, "lr": 5e-5, "kl_burst": 0.5}
 SETTINGS: dict[str, dict[str, Any]] = {
-    "ppo": {"steps": 80, "prompts_per_step": 128, "passes": 2, "minibatches": 2, "kl": 0.05, "value_rate": 4.0},
-    "grpo": {"steps": 80, "prompts_per_step": 32, "replies": 8, "kl": 0.04, "lr": 1e-4},
-    "rloo": {"steps": 80, "prompts_per_step": 32, "replies": 8, "kl": 0.05, "lr": 1e-4},
-    "reinforce++": {"steps": 80, "prompts_per_step": 128, "kl": 0.02, "passes": 2},
+    "ppo": {"steps": 100, "prompts_per_step": 128, "passes": 2, "minibatches": 2, "kl": 0.05, "value_rate": 4.0},
+    "grpo": {"steps": 100, "prompts_per_step": 32, "replies": 8, "kl": 0.08, "lr": 8e-5},
+    "rloo": {"steps": 100, "prompts_per_step": 32, "replies": 8, "kl": 0.05, "lr": 1e-4},
+    "reinforce++": {"steps": 100, "prompts_per_step": 128, "kl": 0.02, "passes": 2},
 }
 PTX = {"ptx": 0.5, "ptx_rows": 64}
 
@@ -59,7 +59,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--demonstrations", type=int, default=1000)
+    parser.add_argument("--demonstrations", type=int, default=1500)
     parser.add_argument("--prompts", type=int, default=2000)
     parser.add_argument("--cases", type=int, default=300, help="audit prompts; as many sums")
     parser.add_argument("--out", type=Path, default=Path("runs/rlhf"))
