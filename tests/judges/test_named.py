@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fairlead.errors import InputError
-from fairlead.exchange import Exchange, exchange
+from fairlead.exchange import Exchange, assistant, exchange, user
 from fairlead.judges import rules, verifiers
 from fairlead.judges.lineage import lineage_hash
 from fairlead.judges.named import JUDGES, RULES, Named, open_judge, parsed
@@ -143,3 +143,18 @@ def test_a_folder_is_the_reward_model_in_it(tmp_path: Path, monkeypatch: pytest.
     Path("empty").mkdir()
     with pytest.raises(InputError, match="empty/reward.json: missing"):
         open_judge("empty")
+
+
+def test_code_form_and_language_have_names() -> None:
+    asked = (user("write f"),)
+    with_tests = {"tests": ["assert f(2) == 3", "assert f(3) == 5"]}
+    reply = Exchange(asked, (assistant("```python\ndef f(x):\n    return x + 1\n```"),), with_tests)
+    whole, part = open_judge("code").judge([reply])[0], open_judge("code:share").judge([reply])[0]
+    if whole.score is not None:  # where this machine has no sandbox the verdict is missing, with its reason
+        assert (whole.score, part.raw) == (0.0, 0.5)
+    thought = Exchange(asked, (assistant("<think>two</think>\n<answer>4</answer>"),))
+    assert open_judge("format").judge([thought])[0].score in (0.0, 1.0)
+    assert open_judge("format:yes.*").judge([Exchange(asked, (assistant("yes, so it is"),))])[0].score == 1.0
+    assert open_judge("language").judge([Exchange(asked, (assistant("this is what it is"),))])[0].score == 1.0
+    with pytest.raises(InputError, match="code:all.*code:share"):
+        open_judge("code:all")

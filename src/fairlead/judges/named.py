@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fairlead.errors import InputError
-from fairlead.judges import rules, verifiers
+from fairlead.judges import code, formats, rules, verifiers
 from fairlead.judges.protocol import Judge
 
 _NAMED = re.compile(r"^([A-Za-z_][\w-]*)=(.+)$", re.DOTALL)
@@ -106,6 +106,17 @@ def _regex(argument: str) -> Judge:
         raise InputError(f"regex:{argument}: not a regular expression: {error}") from error
 
 
+def _code(argument: str) -> Judge:
+    """The reply's code against the case's tests, in a sandbox."""
+    if argument not in ("", "share"):
+        raise InputError(f"code:{argument}: write code (all tests pass) or code:share (the share that does)")
+    return code.passes_tests(share=argument == "share")
+
+
+def _format(argument: str) -> Judge:
+    return formats.formatted(argument) if argument else formats.formatted()
+
+
 def _length(argument: str) -> Judge:
     if argument and not (argument.isdigit() and int(argument)):
         raise InputError(f"rule:length:{argument}: the bound is a number of words, at least 1")
@@ -155,7 +166,13 @@ JUDGES: Mapping[str, Callable[[str], Judge]] = {
     "numeric": _numeric,
     "regex": _regex,
     "unknown": _plain(verifiers.admits_unknown),
+    "code": _code,
+    "format": _format,
+    "language": lambda argument: formats.language_consistent(argument or None),
     "rule": _rule,
 }
-_ARGUMENTS = {"numeric": "numeric[:TOLERANCE]", "regex": "regex:PATTERN"}
+_ARGUMENTS = {
+    "numeric": "numeric[:TOLERANCE]", "regex": "regex:PATTERN", "code": "code[:share]", "format": "format[:PATTERN]",
+    "language": "language[:LANGUAGE]",
+}  # fmt: skip
 _SHOWN = [_ARGUMENTS.get(name, name) for name in JUDGES if name != "rule"]
