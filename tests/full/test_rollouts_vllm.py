@@ -23,6 +23,7 @@ from fairlead.exchange import Exchange  # noqa: E402
 from fairlead.methods.rollouts import Asked, Drawing, Drawn, LocalSampler  # noqa: E402
 from fairlead.methods.rollouts_vllm import VllmSampler  # noqa: E402
 from fairlead.methods.rollouts_vllm_server import VllmServer  # noqa: E402
+from fairlead.methods.rollouts_vllm_weights import start_folder  # noqa: E402
 from fairlead.models import open_model  # noqa: E402
 from fairlead.models.remote import Limits  # noqa: E402
 from fairlead.models.render import render_prompt  # noqa: E402
@@ -57,11 +58,12 @@ def model() -> Any:
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     where = tmp_path_factory.mktemp("vllm")
     found = Pair([], [ExitStack(), ExitStack()])
+    apart = start_folder(model().module, model().tokenizer, where / "start")
     with found.ends[0], found.ends[1]:
         for stack, mode in zip(found.ends, ("processed_logprobs", "raw_logprobs"), strict=True):
-            serving = served(
-                apprentice.path().resolve(), "apprentice", where / f"{mode}.log", "--logprobs-mode", mode, dev=True
-            )
+            # The processed one is started from the folder that CPU needs, the other from the model's own, tied.
+            folder = apart if mode == "processed_logprobs" else apprentice.path().resolve()
+            serving = served(folder, "apprentice", where / f"{mode}.log", "--logprobs-mode", mode, dev=True)
             found.urls.append(stack.enter_context(serving))
         yield found
 
@@ -116,7 +118,8 @@ def test_the_temperature_enters_the_log_probs_or_the_draw_is_refused(pair: Pair,
         other.draw(asked, warm)
     nucleus = Drawing(n=4, max_tokens=24, seed=7, top_p=0.8, top_k=50)
     assert far(base, asked, other.draw(asked, nucleus)) < EXACT
-    with pytest.raises(MissingResource, match="no server is left"):  # two runs on one server see each other
+    pair.sampler(tmp_path / "second run", PROCESSED).refresh(base, 0)
+    with pytest.raises(MissingResource, match="another run uses it"):  # two runs on one server see each other
         ours.draw(asked, warm)
 
 
@@ -169,6 +172,14 @@ def test_adapters_are_folded_in(pair: Pair, base: Any, tmp_path: Path) -> None:
     assert far(adapted, asked, groups) < EXACT < 0.01 < far(base, asked, groups)
 
 
+def test_a_tied_head_that_the_cpu_build_leaves_behind_is_noticed(pair: Pair, base: Any, tmp_path: Path) -> None:
+    ours = pair.sampler(tmp_path, RAW)
+    ours.refresh(base, 0)
+    with pytest.raises(MissingResource, match="kept its old LM head.*start_folder"):
+        ours.refresh(moved(base, 1e-3), 1)
+    ours.refresh(base, 2)
+
+
 def test_a_server_that_cannot_load_says_why_and_lives_on(pair: Pair, base: Any, tmp_path: Path) -> None:
     ours, asked = pair.sampler(tmp_path, PROCESSED), prompts(2)
     blind = VllmSampler("apprentice", ours.servers[0].url.split(), model().tokenizer, seen_as="/nowhere", limits=LIMITS)
@@ -189,7 +200,9 @@ def test_a_replica_that_ends_is_done_without(
         after = ours.draw(asked, HOW)
     assert pair.urls[1] in caplog.text
     assert [[d.tokens for d in group] for group in after] == [[d.tokens for d in group] for group in before]
-    ours.refresh(moved(base, 0.1), 1)
+    policy = moved(base, 0.1)
+    ours.refresh(policy, 1)
+    assert far(policy, asked, ours.draw(asked, HOW)) < EXACT
     pair.ends[0].close()
     with pytest.raises(MissingResource) as caught:
         ours.draw(asked, HOW)

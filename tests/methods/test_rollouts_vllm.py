@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from fairlead.exchange import Exchange, user  # noqa: E402
 from fairlead.methods import rollouts_vllm_server as wire  # noqa: E402
 from fairlead.methods.rollouts import Asked, Drawing, LocalSampler  # noqa: E402
 from fairlead.methods.rollouts_vllm import VllmSampler, sampler_of, unfit  # noqa: E402
+from fairlead.methods.rollouts_vllm_weights import start_folder  # noqa: E402
 from fairlead.models.access import Transient  # noqa: E402
 from fairlead.models.remote import Limits  # noqa: E402
 from support import ranks, tiny  # noqa: E402
@@ -321,7 +323,7 @@ def test_a_prefix_cache_that_stays_is_refused(
     assert not list(tmp_path.glob("*step1"))
 
 
-@pytest.mark.parametrize(("by", "words"), [(0.1, "does not compute what the trainer does"), (1e-4, "is as before")])
+@pytest.mark.parametrize(("by", "words"), [(0.1, "does not compute what the trainer does"), (1e-6, "is as before")])
 def test_weights_that_are_not_taken_up_are_noticed(
     serve: Fakes, base: Any, tmp_path: Path, by: float, words: str
 ) -> None:
@@ -351,6 +353,37 @@ def test_adapters_are_folded_in_and_tied_heads_go_along(serve: Fakes, tmp_path: 
         groups = ours.draw(asked, HOW)
     assert far(adapted, asked, groups) < 1e-5 and far(tied, asked, groups) > 0.01
     assert hasattr(adapted, "get_base_model")  # the trainer's module is as it was
+
+
+def test_a_tied_head_that_stays_behind_is_noticed_and_one_apart_is_sent(serve: Fakes, tmp_path: Path) -> None:
+    tie = tiny.llama(len(WORDS), tie=True, seed=3)
+    policy, asked = moved(tie, 1e-4), prompts(3)
+    with FakeVllm(tie, WORDS) as fake:
+        fake.stuck_head = True
+        ours = sampler([fake], tmp_path)
+        ours.refresh(tie, 0)
+        with pytest.raises(MissingResource, match="kept its old LM head.*start_folder"):
+            ours.refresh(policy, 1)
+    folder = start_folder(tie, WORDS, tmp_path / "start")
+    loaded = type(tie).from_pretrained(folder)
+    assert loaded.lm_head.weight is not loaded.get_input_embeddings().weight
+    with FakeVllm(loaded, WORDS) as fake:
+        ours = sampler([fake], tmp_path)
+        for version, module in enumerate((tie, moved(tie, 0.1))):
+            ours.refresh(module, version)
+            assert far(module, asked, ours.draw(asked, HOW)) < 1e-5
+    assert tie.lm_head.weight is tie.get_input_embeddings().weight  # the trainer's own stays tied
+
+
+def test_weights_that_are_stale_in_part_are_noticed_below_the_bound(serve: Fakes, base: Any, tmp_path: Path) -> None:
+    [fake] = serve()
+    ours = sampler([fake], tmp_path)
+    ours.refresh(base, 0)
+    fake.stuck_head = True
+    with pytest.raises(MissingResource, match="does not compute what the trainer does") as caught:
+        ours.refresh(moved(base, 3e-3), 1)
+    off = float(re.search(r"differ by ([\d.e-]+) nats", str(caught.value))[1])  # type: ignore[index]
+    assert 1e-4 < off < ours.bound
 
 
 def test_a_server_without_its_own_paths_says_what_to_do(serve: Fakes, base: Any, tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ class FakeVllm(ThreadingHTTPServer):
         self.tokenizer, self.mode, self.dev = tokenizer, mode, dev
         self.plan: Plan = lambda path, i: None
         self.deaf = False  # says that it has loaded weights, and has not
+        self.stuck_head = False  # keeps its LM head when it loads, as vLLM's CPU build does where it is tied
         self.held = False  # does not let go of its prefix cache
         self.counts: dict[str, int] = {}
         self.drawn: list[dict[str, Any]] = []  # bodies of the requests that were answered with replies
@@ -82,12 +83,14 @@ class FakeVllm(ThreadingHTTPServer):
             missing = fresh.load_state_dict(state, strict=False).missing_keys
             assert set(missing) <= {"lm_head.weight"}, missing
             fresh.tie_weights()
+            if self.stuck_head:
+                fresh.lm_head.weight = torch.nn.Parameter(self.module.lm_head.weight.detach().clone())
             self.module = fresh
 
     def digests(self) -> dict[str, str]:
         return {
             f"dp0:pp0:pcp0:tp0:{name}": hashlib.sha256(p.detach().numpy().tobytes()).hexdigest()
-            for name, p in self.module.named_parameters()
+            for name, p in self.module.named_parameters(remove_duplicate=not self.stuck_head)
         }
 
     def complete(self, body: dict[str, Any]) -> dict[str, Any]:

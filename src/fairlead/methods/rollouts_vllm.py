@@ -8,7 +8,6 @@ at, or is refused; which of both log-probs vLLM tells depends on how it was star
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import secrets
@@ -16,7 +15,7 @@ import shutil
 import tempfile
 import threading
 import weakref
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,13 +24,12 @@ import torch
 from fairlead.engine import parallel
 from fairlead.engine.checkpoint import save_model
 from fairlead.engine.counter import streams
-from fairlead.engine.forward import context_of, vocabulary_of
-from fairlead.engine.layout import Tokens, Tree
-from fairlead.engine.logprobs import score
+from fairlead.engine.layout import Tokens
 from fairlead.errors import InputError, MissingResource
 from fairlead.methods.adapters import merged
 from fairlead.methods.rollouts import Asked, Drawing, Drawn, LocalSampler, Sampler, drawn_of
 from fairlead.methods.rollouts_vllm_server import Choice, Gone, Seen, VllmServer, add_place
+from fairlead.methods.rollouts_vllm_weights import BOUND, has_head, probe_of, shown, untied, verify
 from fairlead.models import is_remote
 from fairlead.models.access import key_from
 from fairlead.models.remote import Limits, run, together
@@ -39,13 +37,8 @@ from fairlead.models.render import frame
 
 log = logging.getLogger(__name__)
 
-BOUND = 0.05
-"""Mean |server - trainer| of the probe's log-probs, in nats, above which the weights do not count as in use. Float32
-agrees to about 1e-6, bfloat16 servers to about 0.01; weights of other training runs are off by tenths and more."""
 ROLLOUT_LIMITS = Limits(concurrency=64, attempts=5, timeout=900.0, deadline=1800.0)
 """Per server. One request draws a whole group, so a try may take minutes."""
-PROBE = {"prompt": 40, "reply": 16, "n": 2}
-HOT = 2.0  # the probe's temperature: away from 1 the two kinds of log-probs differ, above 1 for peaked models too
 COLDEST = 0.01  # vLLM draws at this temperature when asked for a lower one
 
 
@@ -123,11 +116,12 @@ class VllmSampler:
         tag = f"fairlead-{self._run}-{self._count}-step{version}"
         folder = self._folder() / tag
         try:
-            save_model(plain, None, folder)
+            apart = self._run_all(self._heads())
+            save_model(untied(plain) if apart else plain, None, folder)
             probe = probe_of(plain, len(self.tokenizer))
             there = f"{self._seen_as.rstrip('/')}/{tag}" if self._seen_as is not None else str(folder.resolve())
-            drawn = self._run_all(self._load(there, probe))
-            self._verify(plain, probe, drawn, version)
+            found = self._run_all(self._load(there, probe))
+            verify(found, plain, probe, name=self.name, version=version, bound=self.bound)
             self._run_all(self._call_them(tag))
         except BaseException as error:
             shutil.rmtree(folder, ignore_errors=True)
@@ -138,55 +132,35 @@ class VllmSampler:
             shutil.rmtree(self._kept, ignore_errors=True)
         self._tag, self._kept = tag, folder
 
-    async def _load(self, folder: str, probe: Tokens) -> dict[int, Seen]:
-        """What each server that took the weights up shows of them."""
-        found: dict[int, Seen] = {}
-        hot = {"max_tokens": PROBE["reply"], "temperature": HOT, "top_p": 1.0, "top_k": 0, "seed": 0}
-        hot["ignore_eos"] = True
+    async def _heads(self) -> bool:
+        """Whether a server keeps an LM head beside its embeddings. Those that do not answer are out."""
 
-        async def one(i: int, server: VllmServer) -> None:
+        async def one(server: VllmServer) -> None:
             server.down = None
             try:
-                await server.load(folder)
-                found[i] = Seen(await server.digests(), tuple(await server.draw(probe, PROBE["n"], hot)))
+                if server.head is None:
+                    server.head = has_head(await server.digests())
             except Gone as gone:
                 self._out(server, str(gone))
 
-        await together([one(i, server) for i, server in enumerate(self.servers)])
+        await together([one(server) for server in self.servers])
+        self._some()
+        return any(server.head for server in self._live())
+
+    async def _load(self, folder: str, probe: Tokens) -> dict[VllmServer, Seen]:
+        """What each server that took the weights up shows of them."""
+        found: dict[VllmServer, Seen] = {}
+
+        async def one(server: VllmServer) -> None:
+            try:
+                await server.load(folder)
+                found[server] = await shown(server, probe)
+            except Gone as gone:
+                self._out(server, str(gone))
+
+        await together([one(server) for server in self._live()])
         self._some()
         return found
-
-    def _verify(self, plain: Any, probe: Tokens, found: Mapping[int, Seen], version: int) -> None:
-        """That each server computes what the trainer does; which kind of log-probs it tells is seen on the way."""
-        rows = sorted(found)
-        trees = [Tree(probe, tuple(choice.tokens for choice in found[i].probe)) for i in rows]
-        hot, plainly = (score(plain, trees, temperature=t).logp_N.double() for t in (HOT, 1.0))
-        said = torch.tensor([x for i in rows for c in found[i].probe for x in c.logprobs], dtype=torch.float64)
-        sizes = [sum(len(c.tokens) for c in found[i].probe) for i in rows]
-        apart = [torch.split((said - ours).abs(), sizes) for ours in (hot, plainly)]
-        mark = rounded(plain)
-        for i, far_hot, far_plain in zip(rows, *apart, strict=True):
-            server = self.servers[i]
-            processed, raw = float(far_hot.mean()), float(far_plain.mean())
-            near = min(processed, raw)
-            if not near <= self.bound:
-                raise MissingResource(
-                    f"{self.name}: {server.url} does not compute what the trainer does after step {version}: the "
-                    f"log-probs of a probe differ by {near:.3g} nats on average; at most {self.bound:g} is allowed. "
-                    "Does it serve this model, unquantised, without --logprobs-mode raw_logits or processed_logits?"
-                )
-            if max(processed, raw) <= 3 * near:
-                raise MissingResource(
-                    f"{self.name}: {server.url}: it cannot be told from a probe whether its log-probs are raw or "
-                    f"processed ({raw:.3g} and {processed:.3g} nats from the trainer's): the model is all but uniform"
-                )
-            if server.taken is not None and server.taken[0] != mark and server.taken[1] == found[i]:
-                raise MissingResource(
-                    f"{self.name}: {server.url} was told to load the weights of step {version}, and all that can be "
-                    "seen of its own is as before. Restart it; if it stays so, this vLLM cannot reload this model"
-                )
-            server.mode, server.taken = "processed" if processed < raw else "raw", (mark, found[i])
-            log.debug("%s: %s: %.3g nats from the trainer, %s log-probs", self.name, server.url, near, server.mode)
 
     async def _call_them(self, tag: str) -> None:
         async def one(server: VllmServer) -> None:
@@ -300,22 +274,6 @@ class VllmSampler:
             self._weights = Path(tempfile.mkdtemp(prefix="fairlead-weights-"))
             weakref.finalize(self, shutil.rmtree, self._weights, ignore_errors=True)
         return self._weights
-
-
-def probe_of(module: Any, words: int) -> Tokens:
-    """A fixed prompt of ids from all over the vocabulary; shorter where the model's positions end early."""
-    size = min(words, vocabulary_of(module))
-    room = (context_of(module) or 10**9) - PROBE["reply"]
-    return tuple((7919 * (k + 1)) % size for k in range(max(1, min(PROBE["prompt"], room))))
-
-
-def rounded(module: torch.nn.Module) -> str:
-    """A hash of the weights as bfloat16: where it changed, a server's weights change in any usual dtype."""
-    total = hashlib.sha256()
-    for parameter in module.parameters():
-        small = parameter.detach().to(torch.bfloat16).contiguous().cpu()
-        total.update(small.reshape(-1).view(torch.uint8).numpy().data)
-    return total.hexdigest()
 
 
 def unfit(how: Drawing, mode: Literal["raw", "processed"] | None) -> str | None:

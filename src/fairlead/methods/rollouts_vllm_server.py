@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 DEV = "start it with VLLM_SERVER_DEV_MODE=1 in its environment (vLLM 0.32 or newer)"
 
 CACHE_WAITS = (0.1, 0.5, 2.0, 5.0)
-"""Seconds after each try to reset the prefix cache, which is refused while requests run, such as one just broken off."""
+"""Seconds after each try to reset the prefix cache: refused while requests run, such as one just broken off."""
 
 T = TypeVar("T")
 
@@ -64,6 +64,8 @@ class VllmServer:
               until it was found out
     taken     traces of the weights it holds, to tell whether it takes up the next ones: the trainer's hash of them, and
               what the server's own checksums and its probe were
+    head      whether it lists an LM head beside its embeddings; None until it was asked
+    calm      the least its probe was ever off, in nats
     retried   tries beyond the first
     """
 
@@ -72,6 +74,8 @@ class VllmServer:
         self.down: str | None = None
         self.mode: Literal["raw", "processed"] | None = None
         self.taken: tuple[str, Seen] | None = None
+        self.head: bool | None = None
+        self.calm = math.inf
         self.retried = 0
         self._who, self._key = Who(name, model, url, "VLLM_API_KEY"), key
         self._root = url.rstrip("/").removesuffix("/v1")
