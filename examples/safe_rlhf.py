@@ -83,7 +83,7 @@ def asked(split: Split, n: int, seed: int) -> list[Exchange]:
 
 
 def demonstrated(seed: int) -> Any:
-    """The base with a few demonstrations: harmful requests refused in two of three of them, so that both can be drawn."""
+    """The base with a few demonstrations: two in three harmful requests refused, so that both can be drawn."""
     base: Any = open_model("apprentice")
     scenes = draw_scenes({"harm": 3.0, "twin": 2.0, "fact": 1.0}, "train", 400, seed, "safe/demonstrations")
     rows = [

@@ -155,6 +155,9 @@ def test_code_form_and_language_have_names() -> None:
     thought = Exchange(asked, (assistant("<think>two</think>\n<answer>4</answer>"),))
     assert open_judge("format").judge([thought])[0].score in (0.0, 1.0)
     assert open_judge("format:yes.*").judge([Exchange(asked, (assistant("yes, so it is"),))])[0].score == 1.0
-    assert open_judge("language").judge([Exchange(asked, (assistant("this is what it is"),))])[0].score == 1.0
+    told = Exchange(
+        (user("tell me what the boat is and where it lies"),), (assistant("it is blue and lies at the dock"),)
+    )
+    assert open_judge("language").judge([told])[0].score == 1.0
     with pytest.raises(InputError, match="code:all.*code:share"):
         open_judge("code:all")
