@@ -143,17 +143,22 @@ def test_limits_hold(sandbox: None) -> None:
     assert {name: v.reason for name, v in got.items() if rows[name][2] not in v.reason} == {}
 
 
+def children() -> set[str]:
+    """The processes that this one started and that still are."""
+    with open(f"/proc/{os.getpid()}/task/{os.getpid()}/children") as file:
+        return set(file.read().split())
+
+
 def test_the_wall_clock_ends_what_sleeps_and_all_it_started(sandbox: None) -> None:
     limits = Limits(seconds=1.5, cpu_seconds=1)
     sleeps = "import os, time\nif os.fork() == 0: os.setsid()\ntime.sleep(600)"
-    start = time.monotonic()
+    start, before = time.monotonic(), children()
     got = verdicts([(sleeps, [("", "")]), (sleeps, ADD)], limits=limits)
     assert [(v.score, v.reason) for v in got] == [
         (0.0, "test 0: not done in 1.5 seconds"), (0.0, "test 0: not done in 1.5 seconds")
     ]  # fmt: skip
     assert time.monotonic() - start < 300
-    with open(f"/proc/{os.getpid()}/task/{os.getpid()}/children") as file:
-        assert not file.read().strip(), "a child of ours is left"
+    assert children() <= before, "a child of ours is left"  # other tests of this process may have left some before
 
 
 def test_what_was_passed_before_the_time_ran_out_counts_in_the_share(sandbox: None) -> None:
