@@ -153,8 +153,6 @@ def test_it_is_what_the_loop_does(model: Path) -> None:
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_algorithm_trains(name: str, model: Path) -> None:
-    if name == "nash-md" and not hasattr(rollouts, "MixtureSampler"):
-        pytest.skip("what draws from a mixture of policy and reference is not there yet")
     assert main(train(name, model)) == 0
     report = found()
     assert (report["method"], report["steps"]) == (name, 3)

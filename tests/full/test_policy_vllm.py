@@ -11,7 +11,6 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from fairlead import apprentice  # noqa: E402
 from fairlead.apprentice import cases  # noqa: E402
 from fairlead.exchange import Exchange  # noqa: E402
 from fairlead.judges.gold import gold  # noqa: E402
@@ -20,6 +19,7 @@ from fairlead.methods.loop import Run, StepRecord  # noqa: E402
 from fairlead.methods.policy import train_policy  # noqa: E402
 from fairlead.methods.rewards import Objective  # noqa: E402
 from fairlead.methods.rollouts_vllm import VllmSampler  # noqa: E402
+from fairlead.methods.rollouts_vllm_weights import start_folder  # noqa: E402
 from fairlead.models import open_model  # noqa: E402
 from fairlead.models.remote import Limits  # noqa: E402
 from support.vllm import served  # noqa: E402
@@ -34,14 +34,15 @@ class Killed(Exception):
 
 @pytest.fixture(scope="module")
 def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
-    """Two replicas."""
+    """Two replicas, of a folder whose LM head is apart from the embeddings (see docs/rollouts-vllm.md)."""
     where = tmp_path_factory.mktemp("vllm")
+    model: Any = open_model("apprentice", torch=True)
+    start = start_folder(model.module, model.tokenizer, where / "start")
     with ExitStack() as stack:
         yield [
             stack.enter_context(
                 served(
-                    apprentice.path().resolve(), "apprentice", where / f"{i}.log",
-                    "--logprobs-mode", "processed_logprobs", dev=True,
+                    start, "apprentice", where / f"{i}.log", "--logprobs-mode", "processed_logprobs", dev=True
                 )
             )
             for i in range(2)

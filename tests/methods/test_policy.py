@@ -209,12 +209,13 @@ def test_groups_with_nothing_to_learn_are_skipped_only_without_a_kl_in_the_loss(
 # ------------------------------------------------------------------------------------------------- rewards
 
 
-def test_a_reward_that_is_missing_is_counted_and_pulls_nowhere(model: Tiny) -> None:
+def test_a_reward_that_is_missing_is_counted_and_pulls_nowhere(model: Tiny, caplog: Any) -> None:
     def forgetful(item: Exchange) -> float | None:
         return None if letters(item) < 0.3 else letters(item)
 
     made = train_policy(model, prompts(), [Objective(judge(forgetful, "forgetful"))], settings("grpo", kl=0.0, steps=1))
     told = made.steps[0].told
+    assert caplog.text.count("forgetful has no score for some replies; the first because: silent") == 1
     assert 0 < told["missing"] < told["replies"] and made.missing == {"forgetful": told["missing.forgetful"]}
     assert told["reward"] > 0.3, "a missing reward is no zero in the mean"
 
@@ -250,6 +251,9 @@ def test_settings_and_objectives_must_belong_together(model: Tiny) -> None:
     ):
         with pytest.raises(InputError, match=message):
             train_policy(model, prompts(), some, settings(name))
+    with pytest.raises(InputError, match="a critic is given"):
+        train_policy(model, prompts(), objectives(), settings("grpo"), critic=object())  # type: ignore[arg-type]
+    assert loop.Reinforced(model, (), 0, "KL burst", {}).metrics() == {}
     with pytest.raises(InputError, match="ptx"):
         train_policy(model, prompts(), objectives(), settings("grpo", ptx=0.1))
     with pytest.raises(InputError, match="leave no room for replies of 120 tokens"):
@@ -266,6 +270,7 @@ def test_settings_and_objectives_must_belong_together(model: Tiny) -> None:
         ("grpo", {"rows_per_step": 4}, "prompts_per_step x replies"),
         ("grpo", {"kl_in": "reward"}, "put it in the loss"),
         ("grpo", {"minibatches": 9}, "never split"),
+        ("grpo", {"too_long": "cut"}, "never cut"),
     ],
 )
 def test_settings_that_cannot_learn_are_refused(name: str, wrong: dict[str, Any], message: str) -> None:

@@ -184,6 +184,7 @@ def _problems(c: PolicyConfig) -> list[str]:
     found = [
         ("rows_per_step" in given or "tokens_per_step" in given)
         and "a step's size is prompts_per_step x replies; rows_per_step and tokens_per_step belong to fixed data",
+        c.too_long == "cut" and "too_long: cut: a prompt is never cut; refuse, or skip (counted)",
         comparing and c.replies < 2
         and f"advantage: {c.advantage} compares the replies of a prompt; replies is {c.replies}, give at least 2",
         c.advantage == "best" and c.keep >= c.replies

@@ -103,6 +103,7 @@ class Source:
         self.prompts, self.asked, self.objectives, self.config = prompts, asked, objectives, config
         self.updates = updates
         self._copy: torch.nn.Module | None = None
+        self._silent: set[str] = set()  # objectives whose first missing score was told
         self._pool = ThreadPoolExecutor(1) if config.asynchronous else None
         self._ahead: dict[int, tuple[Future[Batch], int]] = {}
         if (config.top_p is not None or config.top_k is not None) and config.updates > 1:
@@ -136,6 +137,10 @@ class Source:
             version = self._refresh()
             batch = self._draw(step, self._mine(asked))
         made = self._together(asked, batch, version, start + len(asked))
+        for name, reason in batch.reasons.items():
+            if name not in self._silent:
+                log.warning("objective %s has no score for some replies; the first because: %s", name, reason)
+                self._silent.add(name)
         rounds = 0
         while config.resample > rounds and (made_more := self._resampled(step, made, rounds, version)) is not None:
             made, rounds = made_more, rounds + 1

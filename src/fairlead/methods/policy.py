@@ -78,7 +78,9 @@ class Reinforced:
         return [record for record in self.records if record.told]
 
     def metrics(self) -> dict[str, float]:
-        """Means over the last tenth of the steps, of everything that was told of each."""
+        """Means over the last tenth of the steps, of everything that was told of each; nothing before the first."""
+        if not self.steps:
+            return {}
         last = self.steps[-max(1, len(self.steps) // 10) :]
         told = {
             name: [r.told[name] for r in last if math.isfinite(r.told.get(name, math.nan))] for name in last[-1].told
@@ -111,6 +113,8 @@ def train_policy(
     run = run or Run()
     objectives = checked(objectives)
     _fitting(objectives, config, pretraining)
+    if critic is not None and config.advantage != "gae":
+        raise InputError(f"a critic is given, but advantage: {config.advantage} reads no values; leave it out")
     model = starting_point(model, config)
     asked = prompts_as_read(model, prompts, config, places)
     ptx = exchange_rows(model, pretraining, too_long=config.too_long) if config.ptx else None
