@@ -175,17 +175,20 @@ def test_adapters_are_folded_in(pair: Pair, base: Any, tmp_path: Path) -> None:
 def test_a_tied_head_that_the_cpu_build_leaves_behind_is_noticed(pair: Pair, base: Any, tmp_path: Path) -> None:
     ours = pair.sampler(tmp_path, RAW)
     ours.refresh(base, 0)
-    with pytest.raises(MissingResource, match="kept its old LM head.*start_folder"):
+    with pytest.raises(MissingResource, match="trainer does after step 1: .*start_folder"):
         ours.refresh(moved(base, 1e-3), 1)
     ours.refresh(base, 2)
 
 
-def test_a_server_that_cannot_load_says_why_and_lives_on(pair: Pair, base: Any, tmp_path: Path) -> None:
+def test_a_server_that_cannot_load_says_why_and_takes_up_the_next(pair: Pair, base: Any, tmp_path: Path) -> None:
     ours, asked = pair.sampler(tmp_path, PROCESSED), prompts(2)
-    blind = VllmSampler("apprentice", ours.servers[0].url.split(), model().tokenizer, seen_as="/nowhere", limits=LIMITS)
+    ours.refresh(base, 0)
+    blind = VllmSampler("apprentice", pair.urls[PROCESSED], model().tokenizer, seen_as="/nowhere", limits=LIMITS)
     with pytest.raises(MissingResource, match="/nowhere/.*seen_as"):
         blind.refresh(base, 0)
-    ours.refresh(base, 0)
+    with pytest.raises(MissingResource, match="being loaded"):  # it holds no weights now
+        ours.draw(asked, HOW)
+    ours.refresh(base, 1)
     assert far(base, asked, ours.draw(asked, HOW)) < EXACT
 
 
@@ -201,7 +204,7 @@ def test_a_replica_that_ends_is_done_without(
     assert pair.urls[1] in caplog.text
     assert [[d.tokens for d in group] for group in after] == [[d.tokens for d in group] for group in before]
     policy = moved(base, 0.1)
-    ours.refresh(policy, 1)
+    ours.refresh(policy, 1)  # the other is still gone, and one is enough
     assert far(policy, asked, ours.draw(asked, HOW)) < EXACT
     pair.ends[0].close()
     with pytest.raises(MissingResource) as caught:

@@ -357,12 +357,12 @@ def test_adapters_are_folded_in_and_tied_heads_go_along(serve: Fakes, tmp_path: 
 
 def test_a_tied_head_that_stays_behind_is_noticed_and_one_apart_is_sent(serve: Fakes, tmp_path: Path) -> None:
     tie = tiny.llama(len(WORDS), tie=True, seed=3)
-    policy, asked = moved(tie, 1e-4), prompts(3)
+    policy, asked = moved(tie, 1e-3), prompts(3)
     with FakeVllm(tie, WORDS) as fake:
         fake.stuck_head = True
         ours = sampler([fake], tmp_path)
         ours.refresh(tie, 0)
-        with pytest.raises(MissingResource, match="kept its old LM head.*start_folder"):
+        with pytest.raises(MissingResource, match="trainer does after step 1: .*start_folder"):
             ours.refresh(policy, 1)
     folder = start_folder(tie, WORDS, tmp_path / "start")
     loaded = type(tie).from_pretrained(folder)
@@ -397,6 +397,16 @@ def test_a_server_that_does_not_see_the_folder_says_so(serve: Fakes, base: Any, 
     other = tmp_path / "there"
     other.symlink_to(tmp_path / "here")
     sampler(serve(), tmp_path / "here", seen_as=str(other)).refresh(base, 0)
+
+
+def test_a_server_whose_load_failed_is_not_taken_for_what_it_was(serve: Fakes, base: Any, tmp_path: Path) -> None:
+    fakes, asked = serve(), prompts(2)
+    ours = sampler(fakes, tmp_path)
+    ours.refresh(base, 0)
+    with pytest.raises(MissingResource, match="holds no weights now"):
+        sampler(fakes, tmp_path / "2", seen_as="/elsewhere").refresh(base, 0)
+    with pytest.raises(MissingResource, match="being loaded"):
+        ours.draw(asked, HOW)
 
 
 def test_without_a_folder_the_weights_lie_in_one_that_goes_with_the_sampler(serve: Fakes, base: Any) -> None:

@@ -90,7 +90,7 @@ class FakeVllm(ThreadingHTTPServer):
     def digests(self) -> dict[str, str]:
         return {
             f"dp0:pp0:pcp0:tp0:{name}": hashlib.sha256(p.detach().numpy().tobytes()).hexdigest()
-            for name, p in self.module.named_parameters(remove_duplicate=not self.stuck_head)
+            for name, p in self.module.named_parameters()
         }
 
     def complete(self, body: dict[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from fairlead.errors import InputError, MissingResource
 from fairlead.methods.adapters import merged
 from fairlead.methods.rollouts import Asked, Drawing, Drawn, LocalSampler, Sampler, drawn_of
 from fairlead.methods.rollouts_vllm_server import Choice, Gone, Seen, VllmServer, add_place
-from fairlead.methods.rollouts_vllm_weights import BOUND, has_head, probe_of, shown, untied, verify
+from fairlead.methods.rollouts_vllm_weights import BOUND, has_head, probe_of, shown, tied, untied, verify
 from fairlead.models import is_remote
 from fairlead.models.access import key_from
 from fairlead.models.remote import Limits, run, together
@@ -116,7 +116,9 @@ class VllmSampler:
         tag = f"fairlead-{self._run}-{self._count}-step{version}"
         folder = self._folder() / tag
         try:
-            apart = self._run_all(self._heads())
+            for server in self.servers:
+                server.down = None  # another chance
+            apart = tied(plain) and self._run_all(self._heads())
             save_model(untied(plain) if apart else plain, None, folder)
             probe = probe_of(plain, len(self.tokenizer))
             there = f"{self._seen_as.rstrip('/')}/{tag}" if self._seen_as is not None else str(folder.resolve())
@@ -136,7 +138,6 @@ class VllmSampler:
         """Whether a server keeps an LM head beside its embeddings. Those that do not answer are out."""
 
         async def one(server: VllmServer) -> None:
-            server.down = None
             try:
                 if server.head is None:
                     server.head = has_head(await server.digests())

@@ -122,12 +122,15 @@ class VllmServer:
     async def load(self, folder: str) -> None:
         """Take up the weights in a folder that the server sees, and forget what it had computed with the old ones."""
         body = {"method": "reload_weights", "kwargs": {"weights_path": folder}}
+        # vLLM drops the old weights before it reads the new ones: if that fails, nobody may take it for what it was.
+        await self.call_it("being loaded")
         try:
             await self._own("POST", "/collective_rpc", body, fatal=True)
         except MissingResource as error:
             raise MissingResource(
                 f"{error}. It was to load {folder}: the server must see that folder, and hold a model of this shape. "
-                "Give `weights` a folder that both sides see, and `seen_as` where the server has it under another path."
+                "Give `weights` a folder that both sides see, and `seen_as` where its path there is another. "
+                "It holds no weights now: restart it if the next refresh fails too."
             ) from None
         for wait in CACHE_WAITS:
             if (await self._own("POST", "/reset_prefix_cache")).get("success") is True:
