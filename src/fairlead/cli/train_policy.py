@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -131,24 +130,6 @@ def _common() -> Mapping[str, tuple[Any, Any]]:
     }
 
 
-SAID_OTHERWISE = {
-    "steps": "Sets of fresh replies, in place of epochs.",
-    "epochs": "Passes over the prompts; a fraction will do.",
-    "reference_every": "Of reference reset: steps between two resets.",
-    "reference_rate": "Of reference ema: how far it moves to the policy at each step.",
-    "gamma": "Of advantage gae: the discount of what comes later.",
-    "lam": "Of advantage gae: how far to trust rewards over the value function.",
-    "pair_beta": "Of advantage pair: DPO's beta.",
-    "pair_soft": "Of advantage pair: label by the sigmoid of the rewards' difference, in the place of 1.",
-    "nash_mix": "Of advantage nash: the opponent's share of the reference.",
-    "nash_tau": "Of advantage nash: weight of the KL.",
-    "cost_rate": "Learning rate of the multiplier that holds the cost.",
-    "cost_start": "Where that multiplier starts.",
-    "clip_low": "How far below 1 a ratio of policies may be.",
-    "clip_high": "How far above 1 a ratio of policies may be.",
-    "clip_ceiling": "Bound of the ratio where the advantage is negative; CISPO's bound.",
-    "too_long": "What becomes of prompts that leave no room for a whole reply; skip is counted. One of: refuse, skip.",
-}
 NOT_OFFERED = ("seed", "stop", "rows_per_step", "tokens_per_step")  # options of their own, or of fixed data
 
 
@@ -163,10 +144,7 @@ def policy_command(name: str, algorithm: Algorithm) -> Callable[..., None]:
         "lr": f"by the model's size, {USUAL_LR:g} at a billion parameters",
         "epochs": "1, unless steps are given",
     }
-    settings = [
-        dataclasses.replace(setting, help=SAID_OTHERWISE.get(setting.name, setting.help))
-        for setting in settings_of(PolicyConfig, algorithm.defaults, leave=NOT_OFFERED, words=words)
-    ]
+    settings = settings_of(PolicyConfig, algorithm.defaults, leave=NOT_OFFERED, words=words)
     common = _common()
 
     def run(given: Mapping[str, Any]) -> None:

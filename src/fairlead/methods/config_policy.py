@@ -24,6 +24,9 @@ class PolicyConfig(Training):
 
     Give `steps` (sets of fresh replies), or `epochs` (passes over the prompts).
 
+    steps              sets of fresh replies, in place of epochs
+    epochs             passes over the prompts; a fraction will do
+    too_long           what becomes of prompts that leave no room for a whole reply; skip is counted, cut is refused
     prompts_per_step   prompts of a step
     replies            replies drawn to each of them: the group
     max_tokens         longest reply
@@ -42,8 +45,9 @@ class PolicyConfig(Training):
     keep               of best: how many of a group are kept
     loss               clipped, clipped_reply (GSPO), clipped_reply_token, cispo, reinforce, reinforce_reply
     share              what the mean runs over: tokens, replies (their means), reply_sums, constant (max_tokens)
-    clip_low, clip_high    how far below and above 1 a ratio may be; clip_ceiling bounds it where the advantage is
-                       negative, and is CISPO's bound
+    clip_low           how far below 1 a ratio of policies may be
+    clip_high          how far above 1 it may be
+    clip_ceiling       bound of the ratio where the advantage is negative; CISPO's bound
 
     kl                 coefficient of the KL to the reference; 0 for none
     kl_in              loss, or reward (k1 then)
@@ -52,10 +56,13 @@ class PolicyConfig(Training):
     kl_target          nats per reply that an adaptive coefficient steers to; None for a fixed one
     watch_kl           measure the KL every step also where nothing needs it (a pass of the reference)
     entropy            weight of an entropy bonus
-    reference          start: the model as it comes in, for good. reset: the policy anew every `reference_every` steps.
-                       ema: drawn after the policy by `reference_rate` per step
+    reference          start: the model as it comes in, for good. reset: the policy anew, every so many steps. ema: it
+                       is drawn after the policy
+    reference_every    of reference: reset: steps between two resets
+    reference_rate     of reference: ema: how far it moves to the policy at each step
 
-    gamma, lam         of gae
+    gamma              of gae: the discount of what comes later
+    lam                of gae: how far to trust rewards over the value function
     whiten             of gae: advantages to mean 0 and variance 1 over the step's tokens
     value_rate         the critic's learning rate over the policy's
     value_clip         range of a value around its old one; None for none
@@ -71,13 +78,16 @@ class PolicyConfig(Training):
                        this ratio. None for none
     mismatch_bound     mean |difference| of log-probs, nats, above which that correction is made; 0 for always
 
-    pair_beta, pair_soft   of pair: DPO's beta; label by sigmoid of the rewards' difference in the place of 1
+    pair_beta          of pair: DPO's beta
+    pair_soft          of pair: label by the sigmoid of the rewards' difference, in the place of 1
     explore            of pair: XPO's alpha. The second reply is then the reference's
-    nash_mix, nash_tau     of nash: the opponent's share of the reference, and the weight of the KL
+    nash_mix           of nash: the opponent's share of the reference
+    nash_tau           of nash: weight of the KL
 
     cost_budget        safe RLHF: mean cost that the multiplier holds (objectives with role cost); None for none
     cost_rate          of the multiplier: how fast it follows the cost
-    cost_start, cost_highest   where the multiplier starts, and the highest it may be
+    cost_start         where the multiplier starts
+    cost_highest       the highest that it may be
 
     asynchronous       the next step's replies are drawn while this one is learnt from, by weights one step older
     kl_burst           stop where the KL exceeds this many nats per drawn token (mean of the step)
@@ -213,6 +223,8 @@ def _problems(c: PolicyConfig) -> list[str]:
         c.advantage == "pair" and c.updates > 1 and c.kl_in == "reward" and "kl_in: reward has no place beside pairs",
         c.advantage == "gdpo" and (c.unfinished is not None or c.overlong is not None or c.reward_clip is not None)
         and "advantage: gdpo normalises each objective by itself: unfinished, overlong and reward_clip shape their sum",
+        c.asynchronous and (c.advantage == "nash" or c.explore)
+        and "asynchronous: the opponent's weights would move while it draws; nash and explore draw on the spot",
         c.asynchronous and c.resample and "resample draws again on the spot: it has no place beside asynchronous",
         c.shard and c.reference != "start" and "shard leaves the reference whole: only reference: start goes with it",
         c.shard and c.lora is not None and "shard splits weights that train, and lora trains few: take one of the two",

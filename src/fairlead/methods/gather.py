@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Self
 
@@ -308,7 +309,12 @@ def _replaced(made: Experience, fresh: Experience, places: dict[int, int]) -> Ex
 def place_of(seed: int, rows: int, place: int) -> int:
     """The row at a place of the endless stream of shuffled epochs."""
     epoch, at = divmod(place, rows)
-    return int(np.random.default_rng([seed % 2**63, rows, epoch]).permutation(rows)[at])
+    return int(_shuffled(seed, rows, epoch)[at])
+
+
+@lru_cache(maxsize=4)  # neighbours ask for the same epoch, of prompts and of pretraining rows
+def _shuffled(seed: int, rows: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed % 2**63, rows, epoch]).permutation(rows)
 
 
 def _packed(batch: Batch) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 import torch
 
 from fairlead.engine import adapters
-from fairlead.engine.decode import generate
+from fairlead.engine.decode import Completion, generate
 from fairlead.engine.layout import Tokens
 from fairlead.engine.mixture import generate_mixture
 from fairlead.exchange import Exchange, Message, assistant
@@ -137,10 +137,7 @@ class LocalSampler:
             rows=self.rows,
             keys=[one.key for one in asked],
         )
-        return [
-            [drawn_of(self.tokenizer, tuple(c.tokens), tuple(c.logprobs), c.finish, how.stop) for c in group]
-            for group in groups
-        ]
+        return _drawn(self.tokenizer, groups, how)
 
 
 class MixtureSampler:
@@ -173,10 +170,11 @@ class MixtureSampler:
             seed=how.seed,
             keys=[one.key for one in asked],
         )
-        return [
-            [drawn_of(self.tokenizer, tuple(c.tokens), tuple(c.logprobs), c.finish, how.stop) for c in group]
-            for group in groups
-        ]
+        return _drawn(self.tokenizer, groups, how)
+
+
+def _drawn(tokenizer: Any, groups: Sequence[Sequence[Completion]], how: Drawing) -> list[list[Drawn]]:
+    return [[drawn_of(tokenizer, c.tokens, c.logprobs, c.finish, how.stop) for c in group] for group in groups]
 
 
 def drawn_of(
