@@ -39,14 +39,16 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# everything that is measured here for speed: the main job, cost by tokens, and the ratios to TRL (about half an hour)
+# everything that is measured here for speed: the main job, cost by tokens, decoding beside transformers, and the ratios
+# to TRL (about 50 minutes)
 bench: $(STAMP)
 	$(BIN)/python bench/align.py $(ARGS)
 	$(BIN)/python bench/linear.py
+	$(BIN)/python bench/decode.py
 	$(MAKE) bench-trl ARGS=
 
-# METHODS="dpo,reward,sft"; the last lines give the ratios of rates, ours over TRL's
-METHODS ?= dpo,reward,sft
+# METHODS="dpo,reward,sft,grpo"; the last lines give the ratios of rates, ours over TRL's
+METHODS ?= dpo,reward,sft,grpo
 bench-trl: $(STAMP)
 	$(BIN)/python -m pip install -q -e '.[bench]'
 	$(BIN)/python bench/vs_trl.py --methods $(METHODS) $(ARGS)
