@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -86,7 +87,8 @@ def test_the_first_ratio_is_one_to_the_bit(monkeypatch: pytest.MonkeyPatch, name
 
     monkeypatch.setattr(loop, "policy_loss", watched)
     small = {"tokens_per_batch": 80} if name not in ("online-dpo", "xpo", "nash-md") else {}
-    config = settings(name, steps=1, passes=1, minibatches=1, old_logprobs="recompute", **small)
+    warm = {"temperature": 0.8, "kl_burst": 1e3}
+    config = settings(name, steps=1, passes=1, minibatches=1, old_logprobs="recompute", **small, **warm)
     train_policy(tiny_model(dtype), prompts(), objectives(name), config)
     assert len(seen) > 1 or not small
     for now, old in seen:
@@ -385,6 +387,31 @@ def test_the_multiplier_rises_while_the_cost_is_over_its_budget(model: Tiny) -> 
         assert (found[-1] > found[0]) == rises
 
 
+@pytest.mark.parametrize("name", ["safe-grpo", "safe-ppo"])
+def test_a_cost_over_its_budget_is_pushed_down_against_the_reward(name: str) -> None:
+    """Reward and cost are the same thing here: what the multiplier says decides which way it goes."""
+    both = [Objective(judge(share_of("e"), "reward")), Objective(judge(share_of("e"), "cost"), role="cost")]
+    more: dict[str, Any] = {"prompts_per_step": 4, "replies": 8} if name == "safe-grpo" else {"prompts_per_step": 32}
+    ends = {}
+    for start in (1e-3, 10.0):
+        config = settings(name, steps=16, lr=5e-3, max_tokens=6, kl=1e-3, cost_start=start, cost_rate=1e-9, **more)
+        steps = train_policy(tiny_model(torch.float32), prompts(), both, config).steps
+        ends[start] = float(np.mean([record.told["cost"] for record in steps[-3:]]))
+    assert ends[10.0] < ends[1e-3] - 0.03, ends
+
+
+def test_every_prompt_is_asked_once_an_epoch_and_in_another_order_in_the_next(model: Tiny) -> None:
+    asked: list[str] = []
+
+    def listening(item: Exchange) -> float:
+        asked.append(item.messages[0].text)
+        return letters(item)
+
+    train_policy(model, prompts(), [Objective(judge(listening))], settings("grpo", steps=4, lr=1e-9))
+    one, two = (list(dict.fromkeys(asked[i : i + 24])) for i in (0, 24))
+    assert set(one) == set(two) == {p.messages[0].text for p in prompts()} and one != two
+
+
 def test_the_reference_is_reset_or_follows(model: Tiny) -> None:
     still = train_policy(model, prompts(), objectives(), settings("grpo", steps=4, lr=1e-2)).steps
     for how in ({"reference": "reset", "reference_every": 3}, {"reference": "ema", "reference_rate": 0.9}):
@@ -499,6 +526,30 @@ def test_replies_drawn_ahead_are_of_weights_one_step_older(model: Tiny) -> None:
     made = train_policy(model, prompts(), objectives(), settings("grpo", steps=4, asynchronous=True))
     assert [record.told["staleness"] for record in made.steps] == [0, 1, 1, 1]
     assert made.steps[0].told["mismatch_mean"] < 1e-9 < made.steps[2].told["mismatch_mean"]
+
+
+def test_what_is_drawn_ahead_is_drawn_with_the_weights_of_then_however_late(monkeypatch: Any, model: Tiny) -> None:
+    """The sampler waits until the update is over, and still draws what the weights before it would have."""
+    updated = threading.Event()
+
+    class Late(LocalSampler):
+        asks = 0
+
+        def draw(self, asked: Any, how: Any) -> Any:
+            self.asks += 1
+            assert self.asks != 2 or updated.wait(60)
+            return super().draw(asked, how)
+
+    config = settings("grpo", steps=2, lr=0.05, asynchronous=True)
+    run = Run(progress=lambda record: updated.set())
+    seen: list[Any] = []
+    plain = loop.Loop.learn
+    monkeypatch.setattr(loop.Loop, "learn", lambda self, step, number: seen.append(step) or plain(self, step, number))
+    train_policy(model, prompts(), objectives(), config, run, sampler=Late(model.tokenizer, copy=True))
+    from fairlead.engine.logprobs import score
+
+    then = score(model.module, seen[1].trees).logp_N
+    assert torch.allclose(seen[1].sampler_N, then, rtol=0, atol=1e-9)
 
 
 def test_an_asynchronous_run_that_is_killed_asks_no_judge_twice(model: Tiny, tmp_path: Path) -> None:
