@@ -200,7 +200,7 @@ def measured(model: Any, audit: Sequence[Case], sums: Sequence[Case]) -> dict[st
     utility = [gold_utility(e) for e in said]
     return {
         "gold": sum(utility) / len(utility),
-        "sums": sum(r or 0.0 for r in right) / len(right),
+        "sums": sum(r == 1.0 for r in right) / len(right),
         "length": sum(len(e.reply_text.split()) for e in said) / len(said),
     }
 
@@ -217,11 +217,11 @@ def agreement(reward: RewardModel, start: Any, audit: Sequence[Case]) -> dict[st
         metas=[c.meta for c in audit],
     )
     pairs = [f.exchanges for f in drawn if len(f.exchanges) == 2]
-    raws = [v.raw or 0.0 for v in reward.judge([e for pair in pairs for e in pair])]
+    raws = [v.raw for v in reward.judge([e for pair in pairs for e in pair])]
     hits = [
         float((a > b) == (gold_utility(x) > gold_utility(y)))
         for (x, y), a, b in zip(pairs, raws[::2], raws[1::2], strict=True)
-        if gold_utility(x) != gold_utility(y)
+        if gold_utility(x) != gold_utility(y) and a is not None and b is not None
     ]
     return {"accuracy": sum(hits) / len(hits), "pairs": float(len(hits))}
 

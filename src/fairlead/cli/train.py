@@ -174,9 +174,15 @@ def command_with(
 
 
 def _help(method: Method) -> str:
-    known = ", ".join(f"{key} {value}" for key, value in method.defaults.items())
-    lines = [f"{method.summary[:1].upper()}{method.summary[1:]}.", LEARNS_FROM[method.data]]
-    if known:
+    return help_of(method.summary, LEARNS_FROM[method.data], method.defaults)
+
+
+def help_of(summary: str, learns_from: str, defaults: Mapping[str, Any]) -> str:
+    """What `--help` says before the options: what it is, what it learns from, the settings that its name stands for."""
+    lines = [f"{summary[:1].upper()}{summary[1:]}.", learns_from]
+    if defaults:
+        known = ", ".join(f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
+                          for key, value in defaults.items())  # fmt: skip
         lines.append(f"It is known under these settings, and each may be changed: {known}.")
     return "\n\n".join(lines)
 

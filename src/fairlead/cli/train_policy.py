@@ -158,16 +158,14 @@ def policy_command(name: str, algorithm: Algorithm) -> Callable[..., None]:
 
 def policy_help(algorithm: Algorithm) -> str:
     """What `--help` says of an algorithm before its options."""
-    known = ", ".join(f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
-                      for key, value in algorithm.defaults.items())  # fmt: skip
-    lines = [
-        f"{algorithm.summary[:1].upper()}{algorithm.summary[1:]}.",
+    from fairlead.cli.train import help_of
+
+    return help_of(
+        algorithm.summary,
         "Learns from its own replies to prompts, scored by judges. A reply that a judge has nothing to say about has "
         "no reward: it is counted, and never taken for a zero.",
-    ]
-    if known:
-        lines.append(f"It is known under these settings, and each may be changed: {known}.")
-    return "\n\n".join(lines)
+        algorithm.defaults,
+    )
 
 
 def _train(
