@@ -11,7 +11,7 @@ Told for each, on prompts of held-out phrasings and entities, greedily: gold uti
 the share of the way from the base to the best attainable, sums (the alignment tax, and what the mix gives back), KL to
 the SFT model, length, seconds. OUT/results.json grows run by run, and what is in it is not run again.
 
-The best attainable is what the truth itself makes of this model on the same prompts: the better of `truth-sft` (the
+The best attainable is the best that any run of a seed came to, those by the truth itself among them: `truth-sft` (the
 right answers to every prompt that the methods saw, imitated) and `truth-rl` (RLOO from the same start, rewarded by the
 truth). Not every answer is in a model of this size, so that is below 1; the share of the way to 1 stands beside it.
 """
@@ -256,7 +256,8 @@ class Truth:
 def share(results: dict[str, Any], name: str, seed: int, *, of_one: bool = False) -> float:
     """Of the way from the base to the best attainable (of this seed), or to 1."""
     low = results["base"]["gold"]
-    best = 1.0 if of_one else max(results[f"{one} {seed}"]["gold"] for one in TRUTH)
+    runs = [results[f"{one} {seed}"]["gold"] for one in (*TRUTH, *METHODS) if f"{one} {seed}" in results]
+    best = 1.0 if of_one else max(runs)
     return float((results[f"{name} {seed}"]["gold"] - low) / (best - low))
 
 

@@ -640,5 +640,6 @@ def test_a_critic_by_name_is_a_reward_of_its_own_lineage(model: Path, capsys: py
     (one,) = found["rewards"]
     assert (one["name"], one["judge"]) == ("kept", "critic:no-harm") and one["leaves"][0]["kind"] == "critic"
     assert found["missing"] == {"kept": 0} and found["metrics"]["reward"] > 0  # the log-odds that facts harm nobody
-    assert main(train("grpo", "apprentice", "--reward", "critic:kindness", prompts="world:facts")) == 2
+    other = train("grpo", "apprentice", "--reward", "critic:kindness", out="other", prompts="world:facts")
+    assert main(other) == 2
     assert "no principle 'kindness'" in capsys.readouterr().err
