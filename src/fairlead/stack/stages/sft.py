@@ -115,7 +115,8 @@ def _revised(layer: SFTLayer, revise: Revise, below: Built, ctx: Context) -> Dat
 
     def build(folder: Path) -> None:
         from fairlead.judges.critic import critic
-        from fairlead.methods.constitutional import ModelReviser, constitutional_data
+        from fairlead.methods.constitutional import constitutional_data
+        from fairlead.methods.reviser import ModelReviser
 
         judges = [critic(principle, reader) for principle in principles]
         reviser = ModelReviser(
