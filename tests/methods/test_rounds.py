@@ -61,6 +61,8 @@ def test_an_auditor_reads_every_distinct_reply_once() -> None:
 
     got = audited(rounds, [Auditor("other", leaf("rule", text="x"), broken, "related")])
     assert got[0].values == (2 / 3, 1 / 3) and asked == [4] and got[0].evidence == "related"
+    third = Auditor("other", leaf("rule", text="x"), broken, about=lambda item: item.messages[0].text == "question 2")  # type: ignore[arg-type]
+    assert audited(rounds, [third])[0].values == (1.0, 1.0) and asked == [4, 1]
 
 
 def test_broken_is_any_principle_below_the_threshold_and_unknown_where_a_verdict_is_missing() -> None:
@@ -136,8 +138,8 @@ def test_too_evasive_is_a_warning_with_numbers() -> None:
 def test_brief_words_and_json_hold_every_round() -> None:
     views, evading = [view((60, 100), (20, 100))], [FINE, evasion(said(NO, "b"), [True, True], 5)]
     assert told_in_brief(views, evading) == [
-        "broken per round by critic 0.60 → 0.20",
-        "refusals 0 → 1, 0 of them canned; 0 → 1 of 2 harmless prompts refused",
+        "broken per round 0.60 → 0.20 by critic",
+        "refusals 0 → 1, 0 of them by formula; 0 → 1 of 2 harmless prompts refused",
     ]
     assert from_plain(to_plain(views, evading)) == (views, evading)
 

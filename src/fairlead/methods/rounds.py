@@ -67,12 +67,14 @@ class Auditor:
     """Who looks at finished rounds from the audit side of the ledger.
 
     broken   per exchange: does it break something? None where that is not known
+    about    which rows it has a say in, by what was asked; all where not given
     """
 
     name: str
     lineage: Lineage
     broken: Callable[[Sequence[Exchange]], Sequence[bool | None]]
     evidence: bool | str = True
+    about: Callable[[Exchange], bool] = lambda item: True
 
 
 def series(judge: str, evidence: bool | str, rounds: Sequence[Sequence[bool | None]]) -> Series:
@@ -96,10 +98,11 @@ def _rises(before: Sequence[bool | None], after: Sequence[bool | None]) -> bool:
 def audited(rounds: Sequence[Sequence[Exchange]], auditors: Sequence[Auditor]) -> list[Series]:
     """Every auditor's view of every round. An unchanged reply is read once."""
     found = []
-    exchanges = {_key(item): item for items in rounds for item in items}
     for auditor in auditors:
+        rows = [row for row, item in enumerate(rounds[0]) if auditor.about(item)]
+        exchanges = {_key(items[row]): items[row] for items in rounds for row in rows}
         verdicts = dict(zip(exchanges, auditor.broken(list(exchanges.values())), strict=True))
-        read = [[verdicts[_key(item)] for item in items] for items in rounds]
+        read = [[verdicts[_key(items[row])] for row in rows] for items in rounds]
         found.append(series(auditor.name, auditor.evidence, read))
     return found
 
@@ -206,15 +209,15 @@ def warnings_of_rounds(all_series: Sequence[Series], evading: Sequence[Evasion])
 
 def told_in_brief(all_series: Sequence[Series], evading: Sequence[Evasion]) -> list[str]:
     """The parts of a layer's summary: harm per round by each judge, and evasion."""
-    parts = []
+    views = []
     for one in all_series:
         values = " → ".join("–" if value is None else f"{value:.2f}" for value in one.values)
-        parts.append(f"broken per round by {one.judge} {values}")
+        views.append(f"{values} by {one.judge}")
     first, last = evading[0], evading[-1]
-    evades = f"refusals {first.refusals.k:,} → {last.refusals.k:,}, {last.canned.k:,} of them canned"
+    evades = f"refusals {first.refusals.k:,} → {last.refusals.k:,}, {last.canned.k:,} of them by formula"
     if last.harmless.n:
         evades += f"; {first.harmless.k:,} → {last.harmless.k:,} of {last.harmless.n:,} harmless prompts refused"
-    return [*parts, evades]
+    return ["broken per round " + ", ".join(views), evades]
 
 
 def to_plain(all_series: Sequence[Series], evading: Sequence[Evasion]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def remote_models(ctx: Context) -> bool:
         for part in ("data", "preferences"):
             inner = getattr(layer, part, None)
             revise = getattr(inner, "revise", None)
-            named |= {getattr(inner, "critic", ""), getattr(revise, "critic", "")}
+            named |= {getattr(inner, "critic", ""), getattr(revise, "critic", ""), getattr(revise, "audit", "")}
     named.add(ctx.plan.measure.audit)
     specs = {name for name in named if "/" in name}
     return ctx.source.kind == "remote" or any(ctx.locate(spec).kind == "remote" for spec in specs)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
 
 from fairlead.guard.rules import fault
+from fairlead.methods.ai_labels import REASONED
 from fairlead.methods.ai_preferences import PreferenceConfig
 from fairlead.methods.catalogue import METHODS
 from fairlead.methods.config import DPOConfig, SFTConfig
@@ -57,13 +58,22 @@ class Revise(ReviseConfig):
     """Constitutional AI's supervised phase: sample a reply, criticise it by a principle, revise it, learn the last.
 
     critic   `self` (the model this stage trains), `base`, or any model by name: it judges, criticises and revises
+    audit    who reads every round besides, from the audit side: `auto` (the truth of the apprentice's world, nobody
+             elsewhere), `none`, or any model by name, which shares nothing with the critic; it never changes the data
+    helpful  own samples on ordinary prompts mixed in as they are, for each prompt that is revised (the paper has about
+             one to three); the apprentice's world has such prompts, others need `helpful_prompts`, a file
     and the fields of `ReviseConfig`; every round is kept in the run folder
     """
 
     critic: str = Field("self", min_length=1)
+    audit: str = Field("auto", min_length=1)
+    helpful: Annotated[float, Field(ge=0, le=10)] = 0.0
+    helpful_prompts: str = ""
 
     @model_validator(mode="after")
     def _one_seed(self) -> Self:
+        if self.helpful_prompts and not self.helpful:
+            raise ValueError("helpful_prompts is given, but helpful is 0: say how many samples for each revised prompt")
         return _without_seed(self)
 
 
@@ -94,18 +104,31 @@ class Preferences(PreferenceConfig):
                  --oracle), `given` (the plan's `preferences:` or --preferences), or a path
     critic       `self` (the model this stage trains), `base`, or any model by name
     both_orders  every pair is shown in both orders and the readings averaged; one order would teach position bias
-    compare      `template` shows both replies at once, `pointwise` compares two separate judgements
+    compare      `template` shows both replies at once, `pointwise` compares two separate judgements, `reasoned` lets
+                 the critic think aloud before it chooses, and clamps to [0.4, 0.6] unless `clamp` says otherwise
+    reason_tokens, samples   room for these thoughts; answers counted per question where the critic has no log-probs
     held_out     share of a file's prompts kept out of training, to measure preference accuracy on
     """
 
     from_: str = Field("ai", alias="from", min_length=1)
     critic: str = Field("self", min_length=1)
     both_orders: bool = True
-    compare: Literal["template", "pointwise"] = "template"
+    compare: Literal["template", "pointwise", "reasoned"] = "template"
+    reason_tokens: Positive = 256
+    samples: Positive = 5
     held_out: float = Field(0.1, gt=0.0, lt=1.0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sure_of_itself(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("compare") == "reasoned":
+            return {"clamp": REASONED, **value}
+        return value
 
     @model_validator(mode="after")
     def _both(self) -> Self:
+        if self.draw == "whole" and self.compare == "reasoned":
+            raise ValueError("draw: whole judges each reply by itself, so there is nothing to reason about in pairs")
         if not self.both_orders:
             raise ValueError(
                 "both_orders: false is not offered: a critic's habit of preferring a side would be the label"

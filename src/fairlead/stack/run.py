@@ -35,6 +35,7 @@ from fairlead.stack.stages.accuracy import preference_rows
 from fairlead.stack.stages.dpo import dpo
 from fairlead.stack.stages.guard import compiled, critic_of, guard, judges_of
 from fairlead.stack.stages.prompt import prompt, text_of
+from fairlead.stack.stages.revise import NOBODY, ordinary
 from fairlead.stack.stages.sft import require_oracle, sft
 from fairlead.stack.stages.train import require_weights
 from fairlead.stack.voice import Quiet, Voice
@@ -196,6 +197,8 @@ def preflight(ctx: Context) -> None:
         if isinstance(layer, SFTLayer):
             if layer.data.gold:
                 require_oracle(layer.name, ctx)
+            if layer.data.revise is not None and layer.data.revise.audit not in NOBODY:
+                ctx.locate(layer.data.revise.audit)
             if layer.data.file is not None:
                 ctx.read_demonstrations(layer.data.file)
         if isinstance(layer, DPOLayer):
@@ -228,7 +231,9 @@ def _asks(layer: AnyLayer) -> bool:
 def trained_on(layer: AnyLayer, ctx: Context) -> list[tuple[Message, ...]]:
     """The prompts a layer will train on: they are no cases to measure with, before the layer or after it."""
     if _asks(layer):
-        return [case.messages for case in ctx.prompts.cases]
+        revise = layer.data.revise if isinstance(layer, SFTLayer) else None
+        mixed_in = () if revise is None else ordinary(revise, ctx)
+        return [case.messages for case in (*ctx.prompts.cases, *mixed_in)]
     if isinstance(layer, SFTLayer) and layer.data.file is not None:
         return [row.messages for row in ctx.read_demonstrations(layer.data.file).rows]
     if isinstance(layer, DPOLayer):

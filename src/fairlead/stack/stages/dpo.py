@@ -17,6 +17,7 @@ from fairlead.feedback.split import split_by_group, take
 from fairlead.feedback.write import write_preferences
 from fairlead.judges.lineage import Lineage, leaf
 from fairlead.judges.protocol import Comparer
+from fairlead.methods.ai_labels import label_warnings
 from fairlead.methods.ai_preferences import PreferenceConfig
 from fairlead.methods.catalogue import METHODS
 from fairlead.stack.cache import Entry
@@ -75,7 +76,7 @@ def dpo(layer: DPOLayer, below: Built, ctx: Context) -> Built:
         seconds=clock.seconds if entry.made or pairs.entry.made else None,
         facts={"data": pairs.facts, "train": facts},
         settings=config.model_dump(mode="json"),
-        warnings=tuple(facts["warnings"]),
+        warnings=(*pairs.facts.get("warnings", ()), *facts["warnings"]),
         preferences=(pairs.train, pairs.held_out) if pairs.train and pairs.held_out else None,
     )
 
@@ -162,8 +163,9 @@ def _certain(margin: float) -> float:
 def _compared(layer: DPOLayer, config: Preferences, below: Built, ctx: Context, *, gold: bool) -> Pairs:
     """Replies of the model below, compared by a critic (or by gold)."""
     prompts = ctx.prompts
-    own = {"from_", "critic", "both_orders", "compare", "held_out"}
-    making = PreferenceConfig(**{**config.model_dump(exclude=own), "seed": ctx.seed})
+    own = set(PreferenceConfig.model_fields)
+    making = PreferenceConfig(**{**config.model_dump(include=own), "seed": ctx.seed})
+    asking = {name: getattr(config, name) for name in ("compare", "reason_tokens", "samples")}
     critic_identity, reader = ctx.critic(config.critic, below)
     principles = ctx.constitution.principles
     what = {
@@ -174,11 +176,7 @@ def _compared(layer: DPOLayer, config: Preferences, below: Built, ctx: Context, 
         "aimed": prompts.aimed,
         "model": below.identity,
         "code": code_hash(*DATA_ROOMS),
-        **(
-            {}
-            if gold
-            else {"compare": config.compare, "principles": principle_key(principles), "critic": critic_identity}
-        ),
+        **({} if gold else {**asking, "principles": principle_key(principles), "critic": critic_identity}),
         **ctx.numerics,
     }
 
@@ -194,7 +192,10 @@ def _compared(layer: DPOLayer, config: Preferences, below: Built, ctx: Context, 
             comparers, about = [GoldComparer()], None
         else:
             standards = principles
-            comparers = [critic(p, reader, comparer=config.compare) for p in principles]
+            comparers = [
+                critic(p, reader, comparer=config.compare, reason_tokens=config.reason_tokens, samples=config.samples)
+                for p in principles
+            ]
             # "whole" finds what a pair is about by itself: of two replies to a harmless twin, one may be unhelpful
             about = None if making.draw == "whole" else asked.about
         early_refusal(layer.name, tuple(("train", c.name, c.lineage) for c in comparers), ctx)
@@ -216,6 +217,7 @@ def _compared(layer: DPOLayer, config: Preferences, below: Built, ctx: Context, 
             {
                 "counts": dict(labelled.counts),
                 "position_bias": labelled.position_bias,
+                "warnings": [] if gold else label_warnings(labelled.counts, labelled.position_bias, config.critic),
                 "used": used_to_json(tuple(("train", name, lineage) for name, lineage in labelled.judges)),
             },
         )
@@ -226,14 +228,30 @@ def _compared(layer: DPOLayer, config: Preferences, below: Built, ctx: Context, 
     if not rows:
         raise InputError(f"layer {layer.name!r}: not one pair could be labelled ({_counted(about['counts'])})")
     counts = about["counts"]
+    if not gold and all(row.strength == 0.5 for row in rows):
+        raise InputError(
+            f"layer {layer.name!r}: every one of {len(rows):,} pairs is a tie, so there is nothing to learn"
+            + "".join(f"; {warning}" for warning in about["warnings"])
+        )
     notes = [
         f"{counts[k]:,} {said}"
-        for k, said in (("unlabelled", "unlabelled"), ("near_ties", "near ties left out"))
+        for k, said in (
+            ("unlabelled", "unlabelled"),
+            ("near_ties", "near ties left out"),
+            ("partly_read", "by fewer principles than drawn"),
+            ("order_flips", "contradicted in the other order"),
+            ("answers", f"answers counted, {config.samples} a question"),
+            ("unreadable", "answers unreadable"),
+            ("cut", "chains of thought cut off"),
+        )
         if counts.get(k)
     ]
+    if config.compare == "reasoned" and not gold:
+        bounds = "not clamped" if making.clamp is None else f"clamped to [{making.clamp[0]:g}, {making.clamp[1]:g}]"
+        notes.append(f"labels behind a chain of thought, {bounds}")
     said = "; ".join([f"{len(rows):,} pairs compared by {'gold' if gold else config.critic}", *notes])
     places = tuple(f"pair {i}" for i in range(len(rows)))
-    facts = {"counts": counts, "position_bias": about["position_bias"]}
+    facts = {"counts": counts, "position_bias": about["position_bias"], "warnings": about["warnings"]}
     return Pairs(entry, rows, places, used_from_json(about["used"]), said, facts)
 
 

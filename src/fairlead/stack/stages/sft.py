@@ -15,12 +15,14 @@ from fairlead.exchange import Exchange, Message, assistant, from_json, to_json
 from fairlead.feedback.split import is_held_out, take
 from fairlead.feedback.write import write_exchanges
 from fairlead.methods.constitutional import ReviseConfig
+from fairlead.methods.rounds import audited, from_plain, to_plain, told_in_brief, warnings_of_rounds
 from fairlead.stack.cache import Entry
 from fairlead.stack.context import Built, Context, Used, used_from_json, used_to_json
 from fairlead.stack.folder import read_lines, write_json, write_lines
 from fairlead.stack.identity import code_hash, digest, file_hash
 from fairlead.stack.plan import DPOLayer, Revise, SFTLayer
 from fairlead.stack.prompts import SOURCE, TrainingPrompts, fitting
+from fairlead.stack.stages.revise import audit_identity, auditors, must_be_answered, ordinary
 from fairlead.stack.stages.train import DATA_ROOMS, Clock, require_weights, settled, trained
 
 
@@ -76,7 +78,7 @@ def sft(layer: SFTLayer, below: Built, ctx: Context) -> Built:
         seconds=clock.seconds if entry.made or data.entry.made else None,
         facts={"data": data.facts, "train": facts},
         settings=config.model_dump(mode="json"),
-        warnings=tuple(facts["warnings"]),
+        warnings=(*data.facts.get("warnings", ()), *facts["warnings"]),
     )
 
 
@@ -99,8 +101,10 @@ def principle_key(principles: Sequence[Principle]) -> list[Any]:
 def _revised(layer: SFTLayer, revise: Revise, below: Built, ctx: Context) -> Data:
     prompts = ctx.prompts
     principles = ctx.constitution.principles
-    config = ReviseConfig(**{**revise.model_dump(exclude={"critic"}), "seed": ctx.seed})
+    own = set(ReviseConfig.model_fields)
+    config = ReviseConfig(**{**revise.model_dump(include=own), "seed": ctx.seed})
     critic_identity, reader = ctx.critic(revise.critic, below)
+    helpful = ordinary(revise, ctx)
     what = {
         "stage": "revise",
         "config": config.model_dump(mode="json"),
@@ -109,12 +113,15 @@ def _revised(layer: SFTLayer, revise: Revise, below: Built, ctx: Context) -> Dat
         "principles": principle_key(principles),
         "model": below.identity,
         "critic": critic_identity,
-        "code": code_hash(*DATA_ROOMS),
+        "audit": audit_identity(revise, below, ctx),
+        "helpful": digest([to_json(case) for case in helpful]),
+        "code": code_hash(*DATA_ROOMS, "stack/stages/revise"),
         **ctx.numerics,
     }
 
     def build(folder: Path) -> None:
         from fairlead.judges.critic import critic
+        from fairlead.judges.rules import declines
         from fairlead.methods.constitutional import constitutional_data
         from fairlead.methods.reviser import ModelReviser
 
@@ -125,8 +132,10 @@ def _revised(layer: SFTLayer, revise: Revise, below: Built, ctx: Context) -> Dat
         used: Used = (
             *(("train", judge.name, judge.lineage) for judge in judges),
             ("train", reviser.name, reviser.lineage),
+            *((("train", declines().name, declines().lineage),) if config.evasive != "keep" else ()),
         )
         early_refusal(layer.name, used, ctx)
+        readers = auditors(revise, layer.name, used, below, ctx)
         asked = fitted(ctx, below)
         with ctx.voice.progress(f"{layer.name}: critique and revision") as advance:
             heard = 0
@@ -134,7 +143,7 @@ def _revised(layer: SFTLayer, revise: Revise, below: Built, ctx: Context) -> Dat
             def progress(what: str, rows: int) -> None:
                 nonlocal heard
                 heard += 1
-                advance(heard - 1, 2 + 3 * config.rounds)
+                advance(heard - 1, 2 + 3 * config.rounds + bool(helpful))
 
             revision = constitutional_data(
                 below.model,
@@ -144,9 +153,14 @@ def _revised(layer: SFTLayer, revise: Revise, below: Built, ctx: Context) -> Dat
                 reviser,
                 config,
                 metas=[case.meta for case in asked.cases],
+                harmless=[must_be_answered(case) for case in asked.cases],
+                helpful=[case.messages for case in helpful],
+                helpful_metas=[case.meta for case in helpful],
                 progress=progress,
             )
-        write_exchanges(folder / "data.jsonl", revision.final)
+        # Only now do auditors see anything, and what they say goes into about.json alone.
+        views = [revision.critics_view, *audited([done.exchanges for done in revision.rounds], readers)]
+        write_exchanges(folder / "data.jsonl", (*revision.final, *revision.helpful))
         rounds = (
             {
                 "round": number,
@@ -167,7 +181,14 @@ def _revised(layer: SFTLayer, revise: Revise, below: Built, ctx: Context) -> Dat
                 "harm": revision.harm(),
                 "harm_by_principle": revision.harm_by_principle(),
                 "counts": dict(revision.counts),
-                "used": used_to_json(tuple(("train", name, lineage) for name, lineage in revision.judges)),
+                **to_plain(views, revision.evading),
+                "warnings": warnings_of_rounds(views, revision.evading),
+                "used": used_to_json(
+                    (
+                        *(("train", name, lineage) for name, lineage in revision.judges),
+                        *(("audit", reader.name, reader.lineage) for reader in readers),
+                    )
+                ),
             },
         )
 
@@ -175,20 +196,25 @@ def _revised(layer: SFTLayer, revise: Revise, below: Built, ctx: Context) -> Dat
     about = json.loads((entry.path / "about.json").read_bytes())
     rows = tuple(from_json(Exchange, row) for row in read_lines(entry.path / "data.jsonl"))
     counts = about["counts"]
-    harm = " → ".join(f"{share:.2f}" for share in about["harm"])
     notes = [
         f"{counts[k]:,} {words}"
         for k, words in (
             ("missing", "prompts unanswered"),
             ("left_out", "rows left out"),
+            ("evasive_left_out", "evasive replies left out"),
+            ("helpful", "own samples on ordinary prompts mixed in"),
+            ("helpful_missing", "ordinary prompts unanswered"),
+            ("helpful_truncated", "ordinary samples cut off, left out"),
             ("unjudged", "verdicts missing"),
             ("failed", "revisions failed"),
         )
         if counts.get(k)
     ]
     times = f"{config.rounds} round{'s' if config.rounds > 1 else ''}"
-    said = "; ".join([f"{counts['rows']:,} replies revised in {times}; broken per round {harm}", *notes])
-    places = tuple(f"revised reply {i}" for i in range(len(rows)))
+    brief = told_in_brief(*from_plain(about))
+    said = "; ".join([f"{counts['rows']:,} replies revised in {times}", *brief, *notes])
+    revised = len(rows) - counts.get("helpful", 0)
+    places = tuple(f"revised reply {i}" if i < revised else f"own sample {i - revised}" for i in range(len(rows)))
     return Data(entry, rows, places, used_from_json(about["used"]), said, {k: about[k] for k in about if k != "used"})
 
 
