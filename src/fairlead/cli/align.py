@@ -216,8 +216,10 @@ def _confirm(question: str) -> bool:
 def _report(folder: Path) -> None:
     from fairlead.report.card import write_card
     from fairlead.report.html import write_report
+    from fairlead.report.rounds import write_rounds
 
     write_report(folder)
+    write_rounds(folder)
     if (folder / "model").is_dir():
         write_card(folder)
 

@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from fairlead.constitution.schema import Constitution
 from fairlead.exchange import Exchange, Media, Message, Part, Reasoning, Refusal, Text, ToolCall, ToolResult
-from fairlead.report import words
+from fairlead.report import rounds, words
 from fairlead.report.chart import change_bar, chart
 from fairlead.report.run import Effect, PrincipleText, Run, Told, read_run
 from fairlead.report.visible import visible
@@ -67,6 +67,7 @@ def render(run: Run, *, constitution: Constitution | None = None, hide_text: boo
         cards=[_card(run, measure) for measure in run.measures],
         steps=_steps(run),
         accuracy=_accuracy(run),
+        revisions=rounds.shown(run),
         slipped=[_slipped(run, measure, hide_text) for measure in run.measures],
         clean=_clean(run),
         unread=not run.told,

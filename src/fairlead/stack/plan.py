@@ -105,7 +105,7 @@ class Preferences(PreferenceConfig):
     critic       `self` (the model this stage trains), `base`, or any model by name
     both_orders  every pair is shown in both orders and the readings averaged; one order would teach position bias
     compare      `template` shows both replies at once, `pointwise` compares two separate judgements, `reasoned` lets
-                 the critic think aloud before it chooses, and clamps to [0.4, 0.6] unless `clamp` says otherwise
+                 the critic think aloud before it chooses; where `clamp` is silent, [0.4, 0.6] (write [0, 1] for none)
     reason_tokens, samples   room for these thoughts; answers counted per question where the critic has no log-probs
     held_out     share of a file's prompts kept out of training, to measure preference accuracy on
     """
@@ -121,8 +121,8 @@ class Preferences(PreferenceConfig):
     @model_validator(mode="before")
     @classmethod
     def _sure_of_itself(cls, value: Any) -> Any:
-        if isinstance(value, dict) and value.get("compare") == "reasoned":
-            return {"clamp": REASONED, **value}
+        if isinstance(value, dict) and value.get("compare") == "reasoned" and value.get("clamp") is None:
+            return {**value, "clamp": REASONED}
         return value
 
     @model_validator(mode="after")

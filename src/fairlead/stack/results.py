@@ -67,7 +67,16 @@ def results(
         body["guard"] = by_guard
     if accuracy:
         body["preference_accuracy"] = list(accuracy)
+    revisions = [{"layer": layer.name, **rounds} for layer in layers if (rounds := _rounds(layer))]
+    if revisions:
+        body["revisions"] = revisions
     return body
+
+
+def _rounds(layer: Built) -> dict[str, Any]:
+    """Harm and evasion per round of a layer that revised; nothing of any other."""
+    data = layer.facts.get("data") or {}
+    return {key: data[key] for key in ("series", "evasion") if key in data}
 
 
 def uses_gold(ctx: Context) -> bool:
