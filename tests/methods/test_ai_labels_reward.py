@@ -50,14 +50,13 @@ def test_the_loss_is_the_cross_entropy_of_the_label_though_pairs_below_one_half_
     batch = Batch(0, 1, tuple(range(len(trees))), trees, len(trees), 0, True)
     loss, _ = comparison_loss(scorer, batch, [pairs_of(row) for row in rows], config)
     want = 0.0
-    for tree, row, (said, p) in zip(trees, rows, P.items(), strict=True):
+    for tree, row, p in zip(trees, rows, P.values(), strict=True):
         r = {}
         for reply, text in zip(tree.replies, (row.chosen[0].text, row.rejected[0].text), strict=True):
             hidden = scorer.model.base_model(input_ids=torch.tensor([tree.prompt + reply])).last_hidden_state[0, -1]
-            r[text] = float((hidden * scorer.head.weight_D).sum())
+            r[text] = float((hidden * scorer.head.weight_D).sum().detach())
         lead = r["the boat is blue"] - r["no no i keep that one"]  # as the pair was asked, never swapped
         want += p * math.log1p(math.exp(-lead)) + (1 - p) * math.log1p(math.exp(lead))
-        assert said
     assert float(loss.detach()) == pytest.approx(want / 4, rel=1e-6)
 
 

@@ -20,7 +20,7 @@ _JINJA = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=
 def template(name: str) -> str:
     """The text of prompts/`name`.md: one of CRITIC_PROMPTS, or system, system_brief (assistant, principles).
 
-    Variables of the critic's: principle, transcript, reply, critique, first, second; `conclude` has none.
+    Variables of the critic's: principle, transcript, reply, critique, first, second.
     """
     return (files("fairlead.constitution") / "prompts" / f"{name}.md").read_text(encoding="utf-8")
 

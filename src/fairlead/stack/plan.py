@@ -60,8 +60,8 @@ class Revise(ReviseConfig):
     critic   `self` (the model this stage trains), `base`, or any model by name: it judges, criticises and revises
     audit    who reads every round besides, from the audit side: `auto` (the truth of the apprentice's world, nobody
              elsewhere), `none`, or any model by name, which shares nothing with the critic; it never changes the data
-    helpful  own samples on ordinary prompts mixed in as they are, for each prompt that is revised (the paper has about
-             one to three); the apprentice's world has such prompts, others need `helpful_prompts`, a file
+    helpful  own samples on ordinary prompts mixed in as they are, so many for each prompt that is revised; the
+             apprentice's world has such prompts, others need `helpful_prompts`, a file
     and the fields of `ReviseConfig`; every round is kept in the run folder
     """
 
