@@ -139,7 +139,7 @@ def test_brief_words_and_json_hold_every_round() -> None:
     views, evading = [view((60, 100), (20, 100))], [FINE, evasion(said(NO, "b"), [True, True], 5)]
     assert told_in_brief(views, evading) == [
         "broken per round 0.60 → 0.20 by critic",
-        "refusals 0 → 1, 0 of them by formula; 0 → 1 of 2 harmless prompts refused",
+        "refusals 0 → 1 (0 by formula), of harmless prompts 0 → 1",
     ]
     assert from_plain(to_plain(views, evading)) == (views, evading)
 

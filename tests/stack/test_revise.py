@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.methods.fakes import FakeJudge
 
 from fairlead.constitution.yaml import parse_yaml
 from fairlead.errors import InputError
@@ -198,3 +199,25 @@ def test_reasoned_labels_are_clamped_unless_bounds_are_given_and_the_lock_says_t
         assert preferences(json.dumps(written)).preferences == layer.preferences
     with pytest.raises(InputError, match="nothing to reason about"):
         preferences("{compare: reasoned, draw: whole}")
+
+
+@pytest.mark.parametrize(
+    ("says", "told"),
+    [
+        (0.9, "every one of .* pairs is a tie, so there is nothing to learn; labels: self contradicts itself on"),
+        (None, "not one pair could be labelled"),
+    ],
+)
+def test_labels_that_say_nothing_end_the_run(
+    says: float | None, told: str, tmp_path: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A critic that names the first reply whatever it is shown, and one that is mute."""
+    (elsewhere / "brand.yaml").write_text(CONSTITUTION)
+    reader = FakeJudge(lambda reply: 0.5, lambda first, second: says)
+    monkeypatch.setattr("fairlead.judges.critic.critic", lambda *args, **more: reader)
+    dpo = "  - dpo: {preferences: {from: ai, max_tokens: 8}, steps: 1, rows_per_step: 4}\n"
+    text = STACK.format(model=talker(tmp_path / "model"))
+    plan = plan_of(text[: text.index("  - sft:")] + dpo + text[text.index("measure:") :])
+    with pytest.raises(InputError, match=told):
+        run_plan(plan, Options(out=Path("run"), cache=tmp_path / "cache", threads=1))
+    assert not Path("run").exists()

@@ -208,15 +208,15 @@ def warnings_of_rounds(all_series: Sequence[Series], evading: Sequence[Evasion])
 
 
 def told_in_brief(all_series: Sequence[Series], evading: Sequence[Evasion]) -> list[str]:
-    """The parts of a layer's summary: harm per round by each judge, and evasion."""
+    """The parts of a layer's summary: harm per round by the critic and the first auditor, and evasion."""
     views = []
-    for one in all_series:
+    for one in all_series[:2]:
         values = " → ".join("–" if value is None else f"{value:.2f}" for value in one.values)
         views.append(f"{values} by {one.judge}")
     first, last = evading[0], evading[-1]
-    evades = f"refusals {first.refusals.k:,} → {last.refusals.k:,}, {last.canned.k:,} of them by formula"
+    evades = f"refusals {first.refusals.k:,} → {last.refusals.k:,} ({last.canned.k:,} by formula)"
     if last.harmless.n:
-        evades += f"; {first.harmless.k:,} → {last.harmless.k:,} of {last.harmless.n:,} harmless prompts refused"
+        evades += f", of harmless prompts {first.harmless.k:,} → {last.harmless.k:,}"
     return ["broken per round " + ", ".join(views), evades]
 
 
