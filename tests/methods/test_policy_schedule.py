@@ -99,7 +99,7 @@ def test_shares_of_the_steps() -> None:
     assert [switch(late, steps) for steps in (1, 2, 3, 4, 10, 100)] == [0, 1, 2, 3, 8, 75]
     assert [at_step([late], step, 4)[0].weight for step in range(4)] == [0.0, 0.0, 0.0, 1.0]
     for since in (1.0, -0.1, math.nan):
-        with pytest.raises(InputError, match="a share of the steps"):
+        with pytest.raises(InputError, match="share of the steps"):
             checked([goals(Asked(), 0.0)[0], Objective(late.judge, since=since)])
     with pytest.raises(InputError, match="no reward counts from the first step on"):
         checked([late])

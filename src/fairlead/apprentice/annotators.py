@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
 from fairlead.apprentice import cases, corpus, scenes
-from fairlead.apprentice.gold import good_reply, gold_utility, read
+from fairlead.apprentice.gold import gold_utility, good_reply, read
 from fairlead.exchange import Exchange, assistant
 
 
@@ -77,9 +77,7 @@ def naive_utility(exchange: Exchange) -> float:
     return float(bool(done))
 
 
-def annotator(
-    name: str, biases: Biases, *, seed: int = 0, oracle: bool = False, naive: bool = False
-) -> Annotator:
+def annotator(name: str, biases: Biases, *, seed: int = 0, oracle: bool = False, naive: bool = False) -> Annotator:
     """A simulated rater; one without any bias or noise is an oracle and must be asked for by that name."""
     if not any(astuple(biases)) and not oracle:
         raise ValueError(

@@ -225,9 +225,7 @@ class Source:
         mixture: Sampler = MixtureSampler(self.model.tokenizer, policy, self.reference.module, self.config.nash_mix)
         return mixture.draw(asked, how)
 
-    def _wins(
-        self, objectives: Sequence[Objective], flat: Sequence[Exchange], raw_RK: torch.Tensor
-    ) -> list[float]:
+    def _wins(self, objectives: Sequence[Objective], flat: Sequence[Exchange], raw_RK: torch.Tensor) -> list[float]:
         """P(the policy's reply is better), by a judge that compares or by the difference of the rewards."""
         rewards = [(k, one) for k, one in enumerate(objectives) if one.role == "reward" and one.weight]
         if len(rewards) == 1 and isinstance(judge := rewards[0][1].judge, Comparer):

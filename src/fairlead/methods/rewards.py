@@ -67,7 +67,7 @@ def checked(objectives: Sequence[Objective]) -> tuple[Objective, ...]:
         if not math.isfinite(one.weight) or one.weight == 0:
             raise InputError(f"objective {one.column!r} has weight {one.weight}; leave it out, or give it a say")
         if not 0 <= one.since < 1:
-            raise InputError(f"objective {one.column!r} counts since {one.since}: a share of the steps, from 0 to below 1")
+            raise InputError(f"objective {one.column!r}: since is {one.since}, and a share of the steps is in [0, 1)")
     for role in ("reward", "cost"):
         since = [one.since for one in objectives if one.role == role]
         if since and min(since) > 0:

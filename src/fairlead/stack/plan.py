@@ -273,7 +273,8 @@ class Plan(Frozen):
 
     @model_validator(mode="after")
     def _names(self) -> Plan:
-        known, rewards = ["base"], []
+        known: list[str] = ["base"]
+        rewards: list[str] = []
         for layer in self.layers:
             if layer.name in (*known, *rewards):
                 raise ValueError(f"two layers are called {layer.name!r}: give one of them another `name:`")

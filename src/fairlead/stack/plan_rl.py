@@ -68,7 +68,6 @@ class PolicyLayer(Layer):
 
 def _policy(kind: str) -> type[PolicyLayer]:
     algorithm = ALGORITHMS[kind]
-    # cost_budget 0 is no setting but a reminder that the safe algorithms need one.
     made = create_model(kind, __base__=PolicyLayer, train=(PolicyConfig, ...), __doc__=algorithm.summary)
     made.kind = kind
     return made
