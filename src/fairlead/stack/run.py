@@ -51,6 +51,7 @@ class Options:
     confirm  asked before remote calls without a budget: shows the estimate, returns whether to go on; None where
              nobody can be asked
     finish   fills in what stands on the results (the report) while the folder is not yet in its place
+    smoke    the plan was scaled down (smoke.py), and the results say so
     """
 
     out: Path | None = None
@@ -64,6 +65,7 @@ class Options:
     confirm: Callable[[str], bool] | None = None
     finish: Callable[[Path], None] | None = None
     recipe: str = ""
+    smoke: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,8 @@ def _run(ctx: Context, options: Options, place: Path) -> _Done:
         ctx, layers, measured, accuracy.table, work.seconds, comparisons(layers, starts),
         recipe=options.recipe, left_out=left_out(ctx), guarded=work.guarded,
     )  # fmt: skip
+    if options.smoke:
+        body["smoke"] = True
     return _Done(place, body, measured, tuple(layers))
 
 
