@@ -81,8 +81,9 @@ class Tasks(Frozen):
 class Term(Frozen):
     """One judge in a reward; a text alone is `[NAME=][WEIGHT*]JUDGE`.
 
-    judge        the name of a `reward` stage, any judge as `fairlead train grpo --reward` takes it, or
-                 `constitution[:DIMENSION]`: the lowest of what the layer's `reader` says of each principle
+    judge        the name of a `reward` stage, any judge as `fairlead train grpo --reward` takes it (of which
+                 `critic:PRINCIPLE` is what the layer's `reader` says of a principle, in [0, 1]), or
+                 `constitution[:DIMENSION]`: the lowest of what it says of each principle
     weight       of its raw score in the sum
     name         its column in the numbers; the judge's own where none is given
     calibrated   a reward model's place in [0, 1] in the place of its unbounded reward

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, cast
 
 from fairlead.errors import InputError
 from fairlead.exchange import Exchange, Verdict
-from fairlead.judges.lineage import Lineage, lineage_hash, merge
+from fairlead.judges.lineage import Lineage, lineage_hash
 from fairlead.judges.named import open_judge
 from fairlead.judges.protocol import Judge
 from fairlead.stack.context import Built, Context
@@ -17,8 +19,8 @@ from fairlead.stack.plan_data import Term
 from fairlead.stack.stages.asked import ASKED_AS
 from fairlead.stack.stages.data import principle_key
 
-CONSTITUTION = "constitution"
-Role = Literal["reward", "cost"]
+READ = ("constitution", "critic")  # judges that a model reads for: all principles (of a dimension), or one by its id
+Role: TypeAlias = Literal["reward", "cost"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,33 +73,40 @@ def judging(term: Term, role: Role, below: Built, ctx: Context, reader: str = "b
     """What a term means here. Raises InputError for a judge that there is none of, or that needs --oracle."""
     value: Literal["raw", "score", "broken"] = "score" if term.calibrated else "raw"
     reward = ctx.rewards.get(term.judge)
+    opened: Callable[[], Judge]
     if reward is not None:
         lineage, identity = reward.lineage, reward.identity
-
-        def opened() -> Judge:
-            from fairlead.judges.reward_ensemble import open_reward_folder
-
-            ctx.settle_numerics()
-            return open_reward_folder(reward.folder, name=term.judge)
-    elif term.judge.partition(":")[0] == CONSTITUTION:
+        opened = partial(_reward, reward.folder, term.judge, ctx)
+    elif reads(term):
         judge, who = _constitution(term, below, ctx, reader)
         lineage, value = judge.lineage, "broken" if role == "cost" else "score"
         identity = digest([who, principle_key(_principles(term, ctx))])
-        opened = lambda: judge  # noqa: E731
+        opened = partial(_itself, judge)
     else:
         named = open_judge(term.judge, oracle=ctx.oracle)
         lineage, identity = named.lineage, lineage_hash(named.lineage)
-        opened = lambda: named  # noqa: E731
+        opened = partial(_itself, named)
     if value == "raw" and term.on == "all":
         return Judging(term, role, identity, lineage, opened)
     return Judging(term, role, identity, lineage, lambda: cast(Judge, Read(opened(), term.on, value)))
+
+
+def _reward(folder: Path, name: str, ctx: Context) -> Judge:
+    from fairlead.judges.reward_ensemble import open_reward_folder
+
+    ctx.settle_numerics()
+    return open_reward_folder(folder, name=name)
+
+
+def _itself(judge: Judge) -> Judge:
+    return judge
 
 
 def check(term: Term, rewards: Sequence[str], ctx: Context) -> None:
     """Refuse what `judging` would, before any work; `rewards` are the earlier reward stages by name."""
     if term.judge in rewards:
         return
-    if term.judge.partition(":")[0] == CONSTITUTION:
+    if reads(term):
         _principles(term, ctx)
         return
     if term.calibrated:
@@ -109,15 +118,24 @@ def check(term: Term, rewards: Sequence[str], ctx: Context) -> None:
         raise InputError(f"{error}{known}") from None
 
 
+def reads(term: Term) -> bool:
+    """Whether somebody has to read principles for this judge."""
+    return term.judge.partition(":")[0] in READ
+
+
 def _principles(term: Term, ctx: Context) -> Sequence[Any]:
-    """The principles that a `constitution[:DIMENSION]` judge reads."""
-    dimension = term.judge.partition(":")[2]
+    """The principles that `constitution[:DIMENSION]` or `critic:PRINCIPLE` means."""
+    head, _, wanted = term.judge.partition(":")
     every = ctx.constitution.principles
-    found = [p for p in every if not dimension or p.dimension == dimension]
+    if head == "critic":
+        found, known, what = [p for p in every if p.id == wanted], [p.id for p in every], "principle"
+    else:
+        found = [p for p in every if not wanted or p.dimension == wanted]
+        known, what = list(dict.fromkeys(p.dimension for p in every)), "principle of dimension"
     if not found:
         raise InputError(
-            f"judge {term.judge}: the constitution {ctx.constitution.name!r} has no principle of dimension "
-            f"{dimension!r}; it has {', '.join(dict.fromkeys(p.dimension for p in every))}"
+            f"judge {term.judge}: the constitution {ctx.constitution.name!r} has no {what} {wanted!r}; it has "
+            f"{', '.join(known)}"
         )
     return found
 
@@ -130,7 +148,3 @@ def _constitution(term: Term, below: Built, ctx: Context, reader: str) -> tuple[
     who, model = ctx.critic(reader, below)
     critics = [critic(principle, model) for principle in _principles(term, ctx)]
     return minimum(critics, name=term.column), who
-
-
-def lineage_of(judges: Sequence[Judging]) -> Lineage:
-    return merge(one.lineage for one in judges)

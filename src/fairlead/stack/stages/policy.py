@@ -24,7 +24,7 @@ from fairlead.stack.plan_data import CORPUS
 from fairlead.stack.plan_rl import PolicyLayer
 from fairlead.stack.reinforce import PolicyJob, PolicyOrder, critic_of, judgeable, nats, report_of, run_policy_job
 from fairlead.stack.stages.asked import Asked, asked, tasks_of
-from fairlead.stack.stages.judged import Judging, Role, check, judging
+from fairlead.stack.stages.judged import Judging, Role, check, judging, reads
 from fairlead.stack.stages.train import DATA_ROOMS, STATES_EVERY, Clock, require_weights, settled, trained
 
 PRETRAINING_ROWS = 3_000  # of the apprentice's corpus
@@ -227,6 +227,5 @@ def preflight_policy(layer: PolicyLayer, rewards: Mapping[str, str], ctx: Contex
     if layer.prompts.tasks:
         tasks_of(layer.prompts, layer.name, ctx)
     _pretraining(layer, ctx)
-    reading = any(one.judge.partition(":")[0] == "constitution" for one in layer.judges)
-    if reading and layer.reader not in ("base", "self"):
+    if any(map(reads, layer.judges)) and layer.reader not in ("base", "self"):
         ctx.locate(layer.reader)

@@ -92,7 +92,7 @@ def reward(layer: RewardLayer, below: Built, ctx: Context) -> Rewarded:
         seconds=clock.seconds if entry.made or data.entry.made else None,
         facts={"data": data.facts, "train": facts},
         settings=config.model_dump(mode="json"),
-        warnings=tuple(f"{layer.name}: {warning}" for warning in facts["warnings"]),
+        warnings=tuple(f"{layer.name}: {told}" for told in (*data.facts.get("warnings", ()), *facts["warnings"])),
         labels=data.labels,
     )
 
