@@ -9,7 +9,6 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +16,21 @@ import pytest
 
 pytest.importorskip("torch")
 
-from fairlead import apprentice  # noqa: E402
-from fairlead.constitution.yaml import parse_yaml  # noqa: E402
-from fairlead.exchange import Ranking, exchange, from_json  # noqa: E402
-from fairlead.judges.lineage import OptimisedJudge  # noqa: E402
-from fairlead.judges.reward_ensemble import open_reward_folder  # noqa: E402
-from fairlead.judges.rules import Rule  # noqa: E402
-from fairlead.methods import policy as loop  # noqa: E402
-from fairlead.stack import run as runner  # noqa: E402
-from fairlead.stack.folder import read_lines  # noqa: E402
-from fairlead.stack.plan import Plan  # noqa: E402
-from fairlead.stack.read import parse_plan, read_stack  # noqa: E402
-from fairlead.stack.run import Options, run_plan  # noqa: E402
-from fairlead.stack.stages import policy as stage  # noqa: E402
-from fairlead.stack.voice import Advance, Quiet  # noqa: E402
-from support.talker import talker  # noqa: E402
+from fairlead import apprentice
+from fairlead.constitution.yaml import parse_yaml
+from fairlead.exchange import Ranking, exchange, from_json
+from fairlead.judges.lineage import OptimisedJudge
+from fairlead.judges.reward_ensemble import open_reward_folder
+from fairlead.judges.rules import Rule
+from fairlead.methods import policy as loop
+from fairlead.stack import run as runner
+from fairlead.stack.folder import read_lines
+from fairlead.stack.plan import Plan
+from fairlead.stack.read import parse_plan, read_stack
+from fairlead.stack.run import Options, run_plan
+from fairlead.stack.stages import policy as stage
+from fairlead.stack.voice import Advance, Quiet
+from support.talker import talker
 
 STACK = """
 model: {model}
@@ -237,5 +236,3 @@ def test_a_collapse_is_said_in_the_line_and_among_the_warnings(plan: Plan, cache
     assert "STOPPED EARLY, KL burst" in results["stages"][-1]["summary"]
     assert f"warning: {warning}" in voice.lines
     assert len(results["training"]["late"]) < 6
-
-

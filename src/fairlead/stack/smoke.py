@@ -6,11 +6,16 @@ recipe is next to nothing: nobody learns much in a handful of steps.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
 
 from fairlead.methods.config import Training
-from fairlead.stack.plan import AnyLayer, DPOLayer, Plan, PolicyLayer, RewardLayer, SFTLayer
+from fairlead.stack.plan import AnyLayer, DPOLayer, Plan, RewardLayer, SFTLayer
 from fairlead.stack.plan_data import Demonstrations, Rejection, Tasks
+from fairlead.stack.plan_rl import PolicyLayer
+
+M = TypeVar("M", bound=BaseModel)
 
 MOST: dict[str, int] = {
     "per_principle": 16, "cases": 24, "n": 64, "steps": 8, "epochs": 1, "prompts_per_step": 16, "replies": 4,
@@ -74,7 +79,7 @@ def _rejection(config: Rejection | None) -> Rejection | None:
     return None if config is None else config.model_copy(update={"prompts": _tasks(config.prompts)})
 
 
-def _less(config: Any, *names: str) -> Any:
+def _less(config: M, *names: str) -> M:
     """The settings with those named held down to `MOST`, where they have them and give them."""
     held = {
         name: MOST[name] for name in names if (value := getattr(config, name, None)) is not None and value > MOST[name]
