@@ -112,4 +112,4 @@ def test_a_text_stands_for_its_keys() -> None:
     assert term("short=-0.5*rule:length:8") == {"judge": "rule:length:8", "weight": -0.5, "name": "short"}
     assert term({"judge": "exact"}) == {"judge": "exact"}
     with pytest.raises(ValueError, match="names no judge"):
-        term("2*")
+        term("name=")
