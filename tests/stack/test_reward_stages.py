@@ -21,11 +21,12 @@ from fairlead.constitution.yaml import parse_yaml
 from fairlead.exchange import Ranking, exchange, from_json
 from fairlead.judges.lineage import OptimisedJudge
 from fairlead.judges.reward_ensemble import open_reward_folder
-from fairlead.judges.rules import Rule
+from fairlead.judges.rules import Judged, Rule
 from fairlead.methods import policy as loop
 from fairlead.stack import run as runner
 from fairlead.stack.folder import read_lines
 from fairlead.stack.plan import Plan
+from fairlead.stack.plan_data import Term
 from fairlead.stack.read import parse_plan, read_stack
 from fairlead.stack.run import Options, run_plan
 from fairlead.stack.stages import policy as stage
@@ -202,7 +203,10 @@ def test_a_killed_policy_goes_on_without_asking_anything_twice(
     monkeypatch.setattr(Rule, "judge", counting)
     with pytest.raises(Killed):
         run_plan(short, options(own, "killed"), Dying("late", 3))
-    assert not Path("killed").exists() and list((own / "unfinished").glob("training-*/step-*"))
+    assert not Path("killed").exists()
+    states = sorted((own / "unfinished").glob("training-*/step-*"))
+    assert [int(state.name.removeprefix("step-")) for state in states] == [2, 3]
+    shutil.rmtree(states[-1])  # which a process that is killed outright has not written
     before = len(judged)
     voice = Quiet()
     again = run_plan(short, options(own, "killed"), voice).results
@@ -220,8 +224,14 @@ def test_the_reward_that_was_optimised_is_no_evidence_from_there_on(
     run_plan(plan, options(cache))
     judge = open_reward_folder(Path("run/rewards/liked/judge"), name="a name of its own")
     monkeypatch.setattr(runner, "auditors", lambda ctx, bank: {"sums": judge})
+    with pytest.raises(OptimisedJudge, match="known there as simulated rater.* was optimised by layer 'liked'"):
+        run_plan(plan, options(cache, "audited"))
+    weights = frozenset(leaf for leaf in judge.lineage if leaf.kind == "reward")
+    alone: Any = Judged("its weights alone", judge.judge, weights)
+    monkeypatch.setattr(runner, "auditors", lambda ctx, bank: {"sums": alone})
     with pytest.raises(OptimisedJudge, match=r"known there as liked\) was optimised by layer 'ppo'"):
         run_plan(plan, options(cache, "audited"))
+    monkeypatch.setattr(runner, "auditors", lambda ctx, bank: {"sums": judge})
     short = plan.model_copy(update={"layers": plan.layers[:2]})  # before anybody optimised it
     found = run_plan(short, options(cache, "before")).results["measures"]
     assert {row["evidence"] for row in found if row["layer"] in ("base", "sft")} <= {True, "related"}
@@ -230,6 +240,8 @@ def test_the_reward_that_was_optimised_is_no_evidence_from_there_on(
 def test_a_collapse_is_said_in_the_line_and_among_the_warnings(plan: Plan, cache: Path) -> None:
     voice = Quiet()
     short = only(plan, "sft", "liked", "late", steps=6, lr=0.3, kl_burst=1e-3)
+    late = short.layers[-1].model_copy(update={"reward": (Term(judge="liked"),)})
+    short = short.model_copy(update={"layers": (*short.layers[:-1], late)})
     results = run_plan(short, options(cache, "collapsed"), voice).results
     (warning,) = results["warnings"]
     assert warning.startswith("late stopped early: KL burst")

@@ -19,8 +19,8 @@ from fairlead.stack.cache import Cache
 from fairlead.stack.folder import Log
 from fairlead.stack.identity import numerics
 from fairlead.stack.lazy import LazyModel
-from fairlead.stack.plan import Plan
-from fairlead.stack.prompts import TrainingPrompts, training_prompts
+from fairlead.stack.plan import DPOLayer, Plan
+from fairlead.stack.prompts import SOURCE, TrainingPrompts, training_prompts
 from fairlead.stack.remember import Remembering
 from fairlead.stack.source import Source, locate, torch_installed
 from fairlead.stack.voice import Voice
@@ -136,7 +136,8 @@ class Context:
     @cached_property
     def prompts(self) -> TrainingPrompts:
         """The training prompts of the run, drawn once."""
-        given = tuple(p.messages for p in self.preferences.rows) if self.plan.preferences else ()
+        own = self.plan.prompts.from_ == SOURCE and not self.world and self.plan.preferences is not None
+        given = tuple(row.messages for row in self.compared_rows) if own else ()
         prompts = training_prompts(
             self.plan.prompts,
             self.constitution,
@@ -161,6 +162,12 @@ class Context:
     def preferences(self) -> PreferenceSet:
         """The preference data given with the plan, read once and said aloud."""
         return self.read_preferences(self.preferences_path)
+
+    @property
+    def compared_rows(self) -> Sequence[Comparison]:
+        """The rows of that file: pairs where a layer learns from pairs, else whatever a reward learns from."""
+        pairs = any(isinstance(layer, DPOLayer) for layer in self.plan.layers)
+        return self.preferences.rows if pairs else self.read_comparisons(self.preferences_path).rows
 
     def simulates(self, what: str) -> None:
         """Say once that labels are made up by a simulation, and keep it for the report."""
