@@ -16,7 +16,6 @@ import pytest
 
 pytest.importorskip("torch")
 
-from fairlead import apprentice
 from fairlead.constitution.yaml import parse_yaml
 from fairlead.exchange import Ranking, exchange, from_json
 from fairlead.judges.lineage import OptimisedJudge
@@ -31,7 +30,7 @@ from fairlead.stack.read import parse_plan, read_stack
 from fairlead.stack.run import Options, run_plan
 from fairlead.stack.stages import policy as stage
 from fairlead.stack.voice import Advance, Quiet
-from support.talker import talker
+from support.world import descendant
 
 STACK = """
 model: {model}
@@ -63,10 +62,7 @@ BLOCK = "\n      ".join(f"{key}: {value}" for key, value in SETTINGS.items())
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model with the wordings that mark a descendant of the apprentice."""
-    folder = talker(tmp_path_factory.mktemp("world") / "model")
-    shutil.copytree(Path(apprentice.__file__).parent / "prompts", folder / "prompts")
-    return folder
+    return descendant(tmp_path_factory.mktemp("world") / "model")
 
 
 @pytest.fixture(scope="session")

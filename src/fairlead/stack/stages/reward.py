@@ -73,7 +73,10 @@ def reward(layer: RewardLayer, below: Built, ctx: Context) -> Rewarded:
         }
         return made.model, facts, made.records, tuple(warnings_of(made))
 
-    split = {"comparisons": data.entry.key, "held_out": share, "seed": ctx.seed, "name": layer.name}
+    split = {
+        "comparisons": data.entry.key, "held_out": share, "seed": ctx.seed, "name": layer.name,
+        "code": code_hash("judges", "stack/stages/reward"),
+    }  # fmt: skip
     # The entry's own key does not know which of its rows are learnt from.
     source = dataclasses.replace(data.entry, key=digest(split))
     entry, facts = trained(layer.name, layer.kind, config, source, below, ctx, train, into=JUDGE)
