@@ -20,7 +20,7 @@ from fairlead.constitution.yaml import parse_yaml
 from fairlead.exchange import Ranking, exchange, from_json
 from fairlead.judges.lineage import OptimisedJudge
 from fairlead.judges.reward_ensemble import open_reward_folder
-from fairlead.judges.rules import Judged, Rule
+from fairlead.judges.rules import Judged
 from fairlead.methods import policy as loop
 from fairlead.stack import run as runner
 from fairlead.stack.folder import read_lines
@@ -29,6 +29,7 @@ from fairlead.stack.plan_data import Term
 from fairlead.stack.read import parse_plan, read_stack
 from fairlead.stack.run import Options, run_plan
 from fairlead.stack.stages import policy as stage
+from fairlead.stack.stages.judged import Read
 from fairlead.stack.voice import Advance, Quiet
 from support.world import descendant
 
@@ -190,13 +191,13 @@ def test_a_killed_policy_goes_on_without_asking_anything_twice(
         if json.loads((entry / "key.json").read_bytes())["method"] == "grpo":
             shutil.rmtree(entry)
     judged: list[int] = []
-    plain = Rule.judge
+    plain = Read.judge
 
-    def counting(self: Rule, items: Sequence[Any]) -> Any:
+    def counting(self: Read, items: Sequence[Any]) -> Any:
         judged.append(len(items))
         return plain(self, items)
 
-    monkeypatch.setattr(Rule, "judge", counting)
+    monkeypatch.setattr(Read, "judge", counting)
     with pytest.raises(Killed):
         run_plan(short, options(own, "killed"), Dying("late", 3))
     assert not Path("killed").exists()
@@ -210,7 +211,8 @@ def test_a_killed_policy_goes_on_without_asking_anything_twice(
     assert again["training"] == whole["training"]
     one, two = (Path(name, "model", "model.safetensors").read_bytes() for name in ("run", "killed"))
     assert one == two
-    assert before == 3 and len(judged) == 6, "a step's replies are judged once, killed or not"
+    # One judge in every step, and the late one in the last: a step's replies are judged once, killed or not.
+    assert before == 3 and len(judged) == 6 + 1
     assert not [f for f in (own / "unfinished").rglob("*") if f.is_file()]
 
 
