@@ -19,9 +19,10 @@ from fairlead.judges.lineage import OptimisedJudge, leaf
 from fairlead.methods.rounds import Auditor, audited
 from fairlead.stack.context import Context, Used
 from fairlead.stack.plan import DPOLayer, Plan, Revise, SFTLayer
+from fairlead.stack.preflight import trained_on
 from fairlead.stack.read import parse_plan
 from fairlead.stack.results import layer_as_written
-from fairlead.stack.run import Options, context, run_plan, trained_on
+from fairlead.stack.run import Options, context, run_plan
 from fairlead.stack.stages import sft as stage
 from fairlead.stack.stages.revise import auditors, must_be_answered, ordinary
 from fairlead.stack.voice import Quiet
