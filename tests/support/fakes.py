@@ -58,15 +58,20 @@ class Fault:
 class Faulty(Server):
     """A server with a plan: `plan(i, body)` says what happens to the i-th request; None serves it."""
 
-    def __init__(self, model: object, plan: Callable[[int, bytes], Fault | None], **options: object) -> None:
-        super().__init__(model, handler=FaultyHandler, **options)  # type: ignore[arg-type]
-        self.plan = plan
+    def __init__(
+        self, model: object, plan: Callable[[int, bytes], Fault | None], *, hang: float = 3.0, **options: object
+    ) -> None:
+        super().__init__(model, **{"handler": FaultyHandler, **options})  # type: ignore[arg-type]
+        self.plan, self.hang = plan, hang
         self.count = 0
         self.seen: list[bytes] = []
         self.headers_seen: list[dict[str, str]] = []
         self.times: list[float] = []
         self.active = self.most_active = 0
         self.gate = threading.Lock()
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A planned fault, or a client that had waited long enough, closed the connection."""
 
 
 class FaultyHandler(Handler):
@@ -98,7 +103,7 @@ class FaultyHandler(Handler):
     def _fail(self, fault: Fault) -> None:
         self.close_connection = True
         if fault.kind == "hang":
-            time.sleep(3)
+            time.sleep(self.server.hang)
             return
         if fault.kind == "reset":
             self.connection.close()

@@ -22,11 +22,19 @@ from fairlead.models.wire import whole
 
 
 class Transient(Exception):
-    """A try that failed for a reason that may pass. `billed`: the provider may charge for it all the same."""
+    """A try that failed for a reason that may pass.
 
-    def __init__(self, message: str, *, wait: float | None = None, billed: bool = False, dead: bool = False) -> None:
+    wait     seconds the server asks to wait, None where it does not say
+    billed   the provider may charge for it all the same
+    dead     nobody listens there
+    busy     the server asks for fewer calls
+    """
+
+    def __init__(
+        self, message: str, *, wait: float | None = None, billed: bool = False, dead: bool = False, busy: bool = False
+    ) -> None:
         super().__init__(message)
-        self.wait, self.billed, self.dead = wait, billed, dead
+        self.wait, self.billed, self.dead, self.busy = wait, billed, dead, busy
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +63,8 @@ def status_error(
     if status == 402 or code == "insufficient_quota":
         return MissingResource(f"{who.name}: the account behind {who.key_variable} has no credit left ({status}){said}")
     if status in (408, 409, 425, 429) or status >= 500:
-        return Transient(f"{who.url} answered {status}{said}", wait=retry_after(headers))
+        busy = status in BUSY
+        return Transient(f"{who.url} answered {status}{said}", wait=retry_after(headers), busy=busy)
     text = f"{param} {message}".lower()
     for field, names in _FIELD_NAMES.items():
         if status in (400, 422) and any(name in text.replace("`", "").replace("'", "").split() for name in names):
@@ -66,6 +75,9 @@ def status_error(
         return TooLong(refused)
     return InputError(refused)
 
+
+BUSY = (429, 503, 529)
+"""Too many calls; unavailable; overloaded (Anthropic's own)."""
 
 _TOO_LONG_WORDS = ("maximum context length", "prompt is too long")
 

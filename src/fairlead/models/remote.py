@@ -10,26 +10,31 @@ from __future__ import annotations
 
 import asyncio
 import random
-import threading
 import time
-import weakref
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Protocol, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from fairlead.errors import FairleadError, InputError, MissingResource
-from fairlead.exchange import Reasoning, Refusal, Text, ToolCall, ToolResult
 from fairlead.models.access import Transient
+from fairlead.models.background import close_with, run, together
 from fairlead.models.budget import Budget, OutOfBudget, Spend
+from fairlead.models.estimate import Estimate, most_tokens, sizes_of
+from fairlead.models.pace import Pace
 from fairlead.models.prices import Price
 from fairlead.models.protocol import CapabilityError, Prompt, Reply, Sampling, Usage, require
 from fairlead.models.toolong import TooLong
 
 DEFAULT_MAX_TOKENS = 1024
 """Sent where `max_tokens` is not given: no call without an upper bound on its cost."""
+
+__all__ = [
+    "DEFAULT_MAX_TOKENS", "Answer", "Endpoint", "Estimate", "Limits", "OnReplies", "RemoteModel", "close_with",
+    "most_tokens", "run", "together",
+]  # fmt: skip
 
 T = TypeVar("T")
 OnReplies: TypeAlias = Callable[[int, tuple[Reply, ...]], None]
@@ -38,12 +43,15 @@ OnReplies: TypeAlias = Callable[[int, tuple[Reply, ...]], None]
 class Limits(BaseModel):
     """How a remote model is called. Times in seconds.
 
-    `timeout` bounds one try, `deadline` a call with all its tries and waits. Between tries it waits a random time up to
-    `backoff * 2^try` (at most `backoff_cap`), or what the server's retry-after header says.
+    At most `concurrency` calls are in flight, `start` at first (None: as many); a 429 halves that, answers widen it
+    again (pace.py). `timeout` bounds one try, `deadline` a call with all its tries and waits, from its first try on.
+    Between tries it waits a random time up to `backoff * 2^try` (at most `backoff_cap`), or what the server's
+    retry-after header says.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     concurrency: int = Field(default=16, ge=1)
+    start: int | None = Field(default=None, ge=1)
     attempts: int = Field(default=6, ge=1)
     timeout: float = Field(default=120.0, gt=0)
     deadline: float = Field(default=600.0, gt=0)
@@ -57,32 +65,6 @@ class Answer:
 
     replies: tuple[Reply, ...]
     usage: Usage | None
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """What a job will cost: prompt tokens are about right, reply tokens at most that; `usd` None = unknown."""
-
-    calls: int
-    prompt_tokens: int
-    completion_tokens: int
-    usd: float | None
-
-    def __add__(self, other: Estimate) -> Estimate:
-        usd = None if self.usd is None or other.usd is None else self.usd + other.usd
-        return Estimate(
-            self.calls + other.calls,
-            self.prompt_tokens + other.prompt_tokens,
-            self.completion_tokens + other.completion_tokens,
-            usd,
-        )
-
-    def __str__(self) -> str:
-        cost = "price unknown (give a price file)" if self.usd is None else f"at most about ${self.usd:,.2f}"
-        return (
-            f"{self.calls:,} calls, about {self.prompt_tokens:,} prompt tokens, "
-            f"at most {self.completion_tokens:,} reply tokens, {cost}"
-        )
 
 
 class Endpoint(Protocol):
@@ -121,7 +103,7 @@ class RemoteModel:
         self.budget, self.limits = budget, limits or Limits()
         self.spent = Spend(usd=0.0 if price is not None else None)
         self._endpoint = endpoint
-        self._gate: asyncio.Semaphore | None = None
+        self.pace = Pace(self.limits.concurrency, self.limits.start)
         self._answered = False
 
     def __repr__(self) -> str:
@@ -167,7 +149,7 @@ class RemoteModel:
         sampling = self._bounded(sampling)
         per_call = self._endpoint.replies_per_call or sampling.n
         calls_each = -(-sampling.n // per_call)
-        sizes = [_size(prompt) for prompt in prompts]
+        sizes = [sizes_of(prompt) for prompt in prompts]
         about = [sum(sizes[i]) // 4 + 12 * len(prompt) for i, prompt in enumerate(prompts)]
         most = sampling.n * (sampling.max_tokens or DEFAULT_MAX_TOKENS)
         usd = sum(calls_each * self.price.cost(a, 0) + self.price.cost(0, most) for a in about) if self.price else None
@@ -256,48 +238,56 @@ class RemoteModel:
 
     async def _call(self, ask: Callable[[float], Awaitable[T]], usage: Callable[[T], Usage | None], worst: Spend) -> T:
         """One call with its tries. Raises Transient with the last reason when they are used up."""
-        if self._gate is None:
-            self._gate = asyncio.Semaphore(self.limits.concurrency)
-        async with self._gate:
-            started = time.monotonic()
-            for attempt in range(self.limits.attempts):
+        started: float | None = None  # the deadline runs from the first try on, not while the call stands in line
+        for attempt in range(self.limits.attempts):
+            sent = await self.pace.enter(again=attempt > 0)
+            try:
+                started = sent if started is None else started
                 left = self.limits.deadline - (time.monotonic() - started)
-                ticket = await self.budget.reserve(worst) if self.budget is not None else None
-                booked: Spend | None = None  # None books the worst case
-                try:
-                    async with asyncio.timeout(left):  # not wait_for: see _try
-                        result = await self._try(ask, min(self.limits.timeout, left))
-                    booked = self._spend(usage(result))
-                    self._answered = True
-                    return result
-                except TimeoutError:
-                    failure = Transient(f"no answer from {self.url} within {self.limits.deadline:g} s", billed=True)
-                except Transient as error:
-                    failure = error
-                    booked = None if error.billed else self._spend(Usage())
-                except FairleadError:
-                    booked = self._spend(Usage())
-                    raise
-                finally:
-                    self._book(ticket, booked, worst)
-                if failure.dead and not self._answered and attempt >= 2:
-                    raise MissingResource(
-                        f"{self.name}: nothing answers at {self.url} ({failure}). Start the server, or correct the URL."
-                    )
-                wait = self._wait(attempt, failure)
-                if attempt + 1 == self.limits.attempts or time.monotonic() - started + wait >= self.limits.deadline:
-                    raise Transient(f"{failure} (after {attempt + 1} tries)")
-                await asyncio.sleep(wait)
+                failure = await self._tried(ask, usage, worst, left)
+                if not isinstance(failure, Transient):
+                    self.pace.answered()
+                    return failure
+                if failure.busy:
+                    # a wait beyond the deadline is no pause: this call fails, the others find out for themselves
+                    self.pace.refused(sent, failure.wait if (failure.wait or 0.0) < self.limits.deadline else None)
+            finally:
+                self.pace.leave()
+            if failure.dead and not self._answered and attempt >= 2:
+                raise MissingResource(
+                    f"{self.name}: nothing answers at {self.url} ({failure}). Start the server, or correct the URL."
+                )
+            wait = self._wait(attempt, failure)
+            if attempt + 1 == self.limits.attempts or time.monotonic() - started + wait >= self.limits.deadline:
+                raise Transient(f"{failure} (after {attempt + 1} tries)")
+            await asyncio.sleep(wait)
         raise AssertionError("unreachable: the last try returns or raises")
 
-    async def _try(self, ask: Callable[[float], Awaitable[T]], timeout: float) -> T:
-        # wait_for runs what it waits for in a task of its own before Python 3.12. Where that task fails while this one
-        # is being cancelled, nobody asks it how it ended, and asyncio prints so among the user's messages.
+    async def _tried(
+        self, ask: Callable[[float], Awaitable[T]], usage: Callable[[T], Usage | None], worst: Spend, left: float
+    ) -> T | Transient:
+        """One try within `left` seconds, its worst case reserved before and what it used booked after."""
+        ticket = await self.budget.reserve(worst) if self.budget is not None else None
+        booked: Spend | None = None  # None books the worst case
         try:
+            # not wait_for: it runs what it waits for in a task of its own before Python 3.12. Where that task fails
+            # while this one is being cancelled, nobody asks it how it ended, and asyncio prints so among the messages.
+            timeout = max(0.0, min(self.limits.timeout, left))
             async with asyncio.timeout(timeout):
-                return await ask(timeout)
+                result = await ask(timeout)
+            booked = self._spend(usage(result))
+            self._answered = True
+            return result
         except TimeoutError:
-            raise Transient(f"no answer from {self.url} within {timeout:g} s", billed=True) from None
+            return Transient(f"no answer from {self.url} within {timeout:g} s", billed=True)
+        except Transient as error:
+            booked = None if error.billed else self._spend(Usage())
+            return error
+        except FairleadError:
+            booked = self._spend(Usage())
+            raise
+        finally:
+            self._book(ticket, booked, worst)
 
     def _wait(self, attempt: int, failure: Transient) -> float:
         jitter = random.uniform(0, min(self.limits.backoff_cap, self.limits.backoff * 2**attempt))
@@ -319,71 +309,3 @@ def _too_long(prompts: Sequence[Prompt], row: int, error: TooLong) -> TooLong:
     """What an endpoint said of one prompt, with the prompt."""
     why = str(error).rstrip(".")
     return TooLong(f"prompt {row}: {why}. Shorten it.", [(prompts[row], why)])
-
-
-async def together(jobs: Sequence[Coroutine[Any, Any, None]]) -> None:
-    """Run all; on the first error cancel the rest, wait for them to end, and raise it."""
-    tasks = [asyncio.ensure_future(job) for job in jobs]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def most_tokens(prompt: Prompt) -> int:
-    """An upper bound for the tokens of a prompt: as many as bytes, plus the frame of each turn."""
-    return sum(_size(prompt)) + 16 * len(prompt) + 32
-
-
-def _size(prompt: Prompt) -> list[int]:
-    """Bytes of each message."""
-
-    def text(part: Any) -> str:
-        if isinstance(part, Text | Refusal):
-            return part.text
-        if isinstance(part, Reasoning):
-            return (part.text or "") + (part.opaque or "")
-        if isinstance(part, ToolCall):
-            return part.name + part.arguments + part.id
-        if isinstance(part, ToolResult):
-            return part.call_id + "".join(map(text, part.parts))
-        return ""
-
-    return [len("".join(map(text, m.parts)).encode()) for m in prompt]
-
-
-# -------------------------------------------------------------------------------- the background loop
-
-_loop: asyncio.AbstractEventLoop | None = None
-_loop_lock = threading.Lock()
-
-
-def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine on the background loop and wait for it; an interrupt cancels it first."""
-    global _loop
-    with _loop_lock:
-        if _loop is None or _loop.is_closed():
-            _loop = asyncio.new_event_loop()
-            threading.Thread(target=_loop.run_forever, name="fairlead-remote", daemon=True).start()
-    future = asyncio.run_coroutine_threadsafe(work, _loop)
-    try:
-        return future.result()
-    except KeyboardInterrupt:
-        future.cancel()
-        raise
-
-
-def close_with(owner: object, client: Any) -> None:
-    """Close an SDK's async client on the background loop once `owner` is gone.
-
-    A client that is collected while still open closes its sockets twice, the second time after their descriptors belong
-    to somebody else's connection, which then never hears its answer. The finaliser holds the client until it is closed.
-    """
-    weakref.finalize(owner, _close_later, client).atexit = False
-
-
-def _close_later(client: Any) -> None:
-    if _loop is not None and not _loop.is_closed():
-        asyncio.run_coroutine_threadsafe(client.close(), _loop)
