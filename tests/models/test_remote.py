@@ -458,7 +458,7 @@ def test_a_model_that_is_dropped_closes_its_connections_on_the_loop(provider: st
     with Faulty(Echo(), fine) as server:
         model = opened(provider, server)
         model.generate([[user("hi")]])
-        client = model._endpoint._client
+        client = model._endpoint.connection.client
         assert not client.is_closed()
         del model
         gc.collect()

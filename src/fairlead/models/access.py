@@ -1,12 +1,7 @@
-"""Keys, servers' refusals and who a remote model is: what a failed call means for the user.
-
-Keys come from the environment and stay out of every message, log line and repr.
-"""
+"""Servers' refusals and who a remote model is: what a failed call means for the user, told without any key."""
 
 from __future__ import annotations
 
-import ipaddress
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +10,7 @@ from urllib.parse import urlsplit
 
 from fairlead.errors import InputError, MissingResource
 from fairlead.exchange import Message, Refusal
+from fairlead.models.keys import Secret
 from fairlead.models.prices import without_date
 from fairlead.models.protocol import CapabilityError, Reply, Usage
 from fairlead.models.toolong import TooLong
@@ -68,7 +64,9 @@ def status_error(
     text = f"{param} {message}".lower()
     for field, names in _FIELD_NAMES.items():
         if status in (400, 422) and any(name in text.replace("`", "").replace("'", "").split() for name in names):
-            return CapabilityError(f"{who.name} does not take {field!r} ({status}){said}")
+            error = CapabilityError(f"{who.name} does not take {field!r} ({status}){said}")
+            error.capability = field
+            return error
     refused = f"{who.name}: {who.url} refused the request ({status}){said}"
     # OpenAI has a code for it; vLLM and Anthropic say it in these words only.
     if code == "context_length_exceeded" or any(words in text for words in _TOO_LONG_WORDS):
@@ -83,7 +81,7 @@ _TOO_LONG_WORDS = ("maximum context length", "prompt is too long")
 
 _FIELD_NAMES: Mapping[str, tuple[str, ...]] = {
     field: (field, f"{field}:", f"{field}.", f"{field},")
-    for field in ("temperature", "top_p", "top_k", "seed", "stop", "logprobs")
+    for field in ("temperature", "top_p", "top_k", "seed", "stop", "top_logprobs", "logprobs")
 }
 
 
@@ -103,25 +101,6 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         return None
 
 
-def key_from(variable: str, *, url: str, optional: bool, name: str) -> str | None:
-    """The key from the environment. Raises MissingResource where it is needed and not set, or would go in clear."""
-    key = os.environ.get(variable, "").strip() or None
-    if key is None and not optional:
-        raise MissingResource(f"{name}: no key. Set the environment variable {variable}.")
-    parts = urlsplit(url)
-    if key is not None and parts.scheme == "http" and not _near(parts.hostname or ""):
-        raise InputError(f"{name}: {url} is plain http, and {variable} would travel in clear; use https")
-    return key
-
-
-def _near(host: str) -> bool:
-    """Loopback, private networks and names without a dot: where plain http is usual."""
-    try:
-        return ipaddress.ip_address(host).is_private
-    except ValueError:
-        return host == "localhost" or "." not in host or host.endswith((".local", ".internal", ".localhost"))
-
-
 def remote_lineage(provider: str, model: str, url: str, official: str) -> str:
     """`api:…`: the provider and model, or the server and model where it is somebody's own; snapshots' dates removed."""
     parts = urlsplit(url)
@@ -130,9 +109,11 @@ def remote_lineage(provider: str, model: str, url: str, official: str) -> str:
     return f"api:{where}/{without_date(model.lower())}"
 
 
-def scrub(text: str, key: str | None) -> str:
-    """A server's words without the key it may have echoed, printable, and not longer than a line or two."""
-    clean = whole(text.replace(key, "[key]") if key else text)
+def scrub(text: str, *keys: Secret | None) -> str:
+    """A server's words without the keys it may have echoed, printable, and not longer than a line or two."""
+    for key in keys:
+        text = key.taken_out_of(text) if key is not None else text
+    clean = whole(text)
     return " ".join(clean.split())[:300]
 
 

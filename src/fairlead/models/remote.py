@@ -11,10 +11,10 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -22,6 +22,7 @@ from fairlead.errors import FairleadError, InputError, MissingResource
 from fairlead.models.access import Transient
 from fairlead.models.background import close_with, run, together
 from fairlead.models.budget import Budget, OutOfBudget, Spend
+from fairlead.models.cache import Draws, ResponseCache, request_key
 from fairlead.models.estimate import Estimate, most_tokens, sizes_of
 from fairlead.models.pace import Pace
 from fairlead.models.prices import Price
@@ -68,8 +69,12 @@ class Answer:
 
 
 class Endpoint(Protocol):
-    """One provider: what it can do and how one call goes."""
+    """One provider: what it can do and how one call goes.
 
+    identity    all that is the same in every request: provider, URL, version, model, and what is always sent
+    """
+
+    identity: Mapping[str, Any]
     capabilities: frozenset[str]
     replies_per_call: int | None  # None: as many as asked
 
@@ -94,24 +99,28 @@ class RemoteModel:
         price: Price | None,
         budget: Budget | None = None,
         limits: Limits | None = None,
+        cache: ResponseCache | None = None,
     ) -> None:
         if budget is not None and budget.usd is not None and price is None:
             raise InputError(
                 f"{name}: its price is unknown, so {budget} cannot be kept; give a price file or use tokens"
             )
         self.name, self.lineage, self.url, self.price = name, lineage, url, price
-        self.budget, self.limits = budget, limits or Limits()
+        self.budget, self.limits, self.cache = budget, limits or Limits(), cache
         self.spent = Spend(usd=0.0 if price is not None else None)
         self._endpoint = endpoint
         self.pace = Pace(self.limits.concurrency, self.limits.start)
         self._answered = False
+        self._draws = Draws()
+        self._refused: set[str] = set()
 
     def __repr__(self) -> str:
         return f"RemoteModel({self.name!r}, url={self.url!r})"
 
     @property
     def capabilities(self) -> frozenset[str]:
-        return self._endpoint.capabilities
+        """What it can be asked for, less what the server has refused since."""
+        return self._endpoint.capabilities - self._refused
 
     @property
     def context(self) -> int | None:
@@ -174,11 +183,15 @@ class RemoteModel:
         self, prompts: Sequence[Prompt], sampling: Sampling, on_replies: OnReplies | None
     ) -> list[tuple[Reply, ...]]:
         done: list[tuple[Reply, ...]] = [()] * len(prompts)
+        draws = [self._draw(prompt, sampling) for prompt in prompts]  # in the order of the rows, not of the answers
 
         async def one(row: int) -> None:
             try:
-                done[row] = await self._replies(prompts[row], sampling)
-            except CapabilityError:
+                done[row] = await self._replies(prompts[row], sampling, draws[row])
+            except CapabilityError as error:
+                # a server that is asked for top_logprobs may name either of the two parameters that carry them
+                logprobs = error.capability == "logprobs" and "logprobs" not in self._endpoint.capabilities
+                self._refused.add("top_logprobs" if logprobs else error.capability)
                 raise
             except TooLong as error:
                 raise _too_long(prompts, row, error) from None
@@ -194,13 +207,18 @@ class RemoteModel:
             raise
         return done
 
-    async def _replies(self, prompt: Prompt, sampling: Sampling) -> tuple[Reply, ...]:
+    def _draw(self, prompt: Prompt, sampling: Sampling) -> int:
+        if self.cache is None:
+            return 0
+        return self._draws.next(request_key(self._endpoint.identity, prompt, sampling), sampling)
+
+    async def _replies(self, prompt: Prompt, sampling: Sampling, *draw: int) -> tuple[Reply, ...]:
         per_call = self._endpoint.replies_per_call
         if per_call is not None and sampling.n > per_call:
             parts: list[tuple[Reply, ...]] = [()] * sampling.n
 
             async def single(k: int) -> None:
-                parts[k] = await self._replies(prompt, replace(sampling, n=1))
+                parts[k] = await self._replies(prompt, replace(sampling, n=1), *draw, k)
 
             await together([single(k) for k in range(sampling.n)])
             return tuple(reply for part in parts for reply in part)
@@ -209,6 +227,12 @@ class RemoteModel:
             # a server that ignores n answers once: ask again for the rest, with a new seed
             n = sampling.n - len(replies)
             shifted = sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + len(replies))
+            key = None
+            if self.cache is not None:
+                key = request_key(self._endpoint.identity, prompt, replace(shifted, n=n), *draw, len(replies))
+                if kept := self.cache.get(key):
+                    replies += kept[:n]
+                    continue
             ask = partial(self._endpoint.ask, prompt, n, shifted)
             worst = self._worst(prompt, n, sampling.max_tokens or DEFAULT_MAX_TOKENS)
             try:
@@ -217,6 +241,8 @@ class RemoteModel:
                 replies += [Reply((), "error", error=str(error))] * n
             else:
                 replies += answer.replies[:n]
+                if self.cache is not None and key is not None:
+                    self.cache.put(key, answer.replies[:n])
         return tuple(replies)
 
     async def _scores(self, prompts: Sequence[Prompt], continuations: Sequence[Sequence[str]]) -> list[list[float]]:
