@@ -154,6 +154,6 @@ def test_the_deadline_bounds_a_call_with_all_its_tries() -> None:
     assert reply.finish == "error" and "500" in reply.error and time.monotonic() - started < 10
 
 
-@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+@pytest.mark.parametrize("provider", ["openai", "openai-responses", "anthropic"])
 def test_a_hundred_calls_with_faults_none_lost_none_twice_the_budget_kept(provider: str) -> None:
     ask_with_faults(provider, 100)

@@ -62,11 +62,10 @@ def status_error(
         busy = status in BUSY
         return Transient(f"{who.url} answered {status}{said}", wait=retry_after(headers), busy=busy)
     text = f"{param} {message}".lower()
-    for field, names in _FIELD_NAMES.items():
-        if status in (400, 422) and any(name in text.replace("`", "").replace("'", "").split() for name in names):
-            error = CapabilityError(f"{who.name} does not take {field!r} ({status}){said}")
-            error.capability = field
-            return error
+    if status in (400, 422) and (field := _refused_field(text)):
+        error = CapabilityError(f"{who.name} does not take {field!r} ({status}){said}")
+        error.capability = field
+        return error
     refused = f"{who.name}: {who.url} refused the request ({status}){said}"
     # OpenAI has a code for it; vLLM and Anthropic say it in these words only.
     if code == "context_length_exceeded" or any(words in text for words in _TOO_LONG_WORDS):
@@ -79,10 +78,13 @@ BUSY = (429, 503, 529)
 
 _TOO_LONG_WORDS = ("maximum context length", "prompt is too long")
 
-_FIELD_NAMES: Mapping[str, tuple[str, ...]] = {
-    field: (field, f"{field}:", f"{field}.", f"{field},")
-    for field in ("temperature", "top_p", "top_k", "seed", "stop", "top_logprobs", "logprobs")
-}
+_FIELDS = ("temperature", "top_p", "top_k", "seed", "stop", "top_logprobs", "logprobs")
+
+
+def _refused_field(text: str) -> str | None:
+    """The first parameter that a refusal names: those after it may be what the model does take."""
+    words = (word.strip("`'\"():,.;") for word in text.split())
+    return next((word for word in words if word in _FIELDS), None)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

@@ -94,6 +94,7 @@ class ChatCompletions:
 
     def ready(self) -> None:
         self.connection.ready()
+        import openai.types.chat  # noqa: F401  # takes long once
 
     async def ask(self, prompt: Prompt, n: int, sampling: Sampling, timeout: float) -> Answer:
         body: dict[str, Any] = {"model": self._who.model, "messages": wire.to_openai(prompt)}

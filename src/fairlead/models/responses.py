@@ -42,6 +42,7 @@ class Responses:
 
     def ready(self) -> None:
         self.connection.ready()
+        import openai.types.responses  # noqa: F401  # hundreds of types, which take long once
 
     def body(self, prompt: Prompt, sampling: Sampling) -> dict[str, Any]:
         """The request, as it goes out alone or in a batch."""
