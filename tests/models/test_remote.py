@@ -105,10 +105,10 @@ def test_waits_between_tries_grow_to_a_cap_and_are_spread() -> None:
     with Faulty(Echo(), fine) as server:
         model = opened("openai", server, limits=Limits(backoff=0.5, backoff_cap=6.0))
     for attempt, most in enumerate([0.5, 1.0, 2.0, 4.0, 6.0, 6.0]):
-        waits = [model._wait(attempt, Transient("busy")) for _ in range(400)]
+        waits = [model.pause(attempt, Transient("busy")) for _ in range(400)]
         assert 0 <= min(waits) < 0.1 * most and 0.9 * most < max(waits) <= most, attempt
         assert len({round(w / most, 3) for w in waits}) > 250, "many clients do not come back at one time"
-        told = [model._wait(attempt, Transient("busy", wait=3.0)) for _ in range(400)]
+        told = [model.pause(attempt, Transient("busy", wait=3.0)) for _ in range(400)]
         assert min(told) >= 3.0 and max(told) <= 3.0 + min(most, 1.0), "what the server asks for, and a little more"
         assert max(told) - min(told) > 0.3
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from fairlead.errors import InputError, MissingResource
+from fairlead.models.batch import Batch
 from fairlead.models.budget import Budget, OutOfBudget, Spend
 from fairlead.models.cache import ResponseCache
 from fairlead.models.prices import Price, read_prices
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SAMPLING_FIELDS",
+    "Batch",
     "Budget",
     "CapabilityError",
     "Finish",

@@ -14,6 +14,7 @@ from typing import Any
 from fairlead.exchange import Message, Refusal, Text
 from fairlead.models import wire
 from fairlead.models.access import Transient, Who, remote_lineage
+from fairlead.models.batch import BatchEnd
 from fairlead.models.capabilities import capabilities_of
 from fairlead.models.keys import key_from
 from fairlead.models.longest import Longest
@@ -56,13 +57,19 @@ class Messages:
     replies_per_call: int | None = 1
 
     def __init__(
-        self, connection: AnthropicConnection, *, official: bool, records: Path | None, **identity: str
+        self,
+        connection: AnthropicConnection,
+        *,
+        official: bool,
+        records: Path | None,
+        batch: bool = True,
+        **identity: str,
     ) -> None:
         self.connection = connection
         who = self._who = connection.who
         self._longest = Longest(who.model, "/v1/models", official=official)
         self.identity: Mapping[str, Any] = {"api": "messages", "url": who.url, "model": who.model, **identity}
-        has = frozenset({"max_tokens", "stop"})
+        has = frozenset({"max_tokens", "stop", "batch"} if batch else {"max_tokens", "stop"})
         self.capabilities = capabilities_of("messages", who.model, who.url, has, official=official, records=records)
 
     def __repr__(self) -> str:
@@ -97,6 +104,11 @@ class Messages:
             return _reply(message)
         except (AttributeError, TypeError) as error:
             raise Transient(f"{self._who.url} answered in another shape ({error})", billed=True) from None
+
+    def batches(self) -> BatchEnd:
+        from fairlead.models.batch_ends import AnthropicBatches
+
+        return AnthropicBatches(self.connection, self)
 
     async def longest(self) -> int | None:
         """Longest prompt plus reply, where a server of one's own says it."""

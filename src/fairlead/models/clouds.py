@@ -59,7 +59,9 @@ def open_azure(model: str, url: str | None, *, name: str, terms: Terms) -> Remot
             )
 
         connection = OpenAIConnection(who, key, make)
-    endpoint = ChatCompletions(connection, vllm=False, official=True, records=terms.records, version=version)
+    endpoint = ChatCompletions(
+        connection, vllm=False, official=True, records=terms.records, batch=False, version=version
+    )
     lineage = remote_lineage("azure", model, base, "")
     return terms.model(name, endpoint, lineage=lineage, url=base, price=terms.price(model, listed=False))
 
@@ -116,7 +118,7 @@ def open_vertex(model: str, url: str | None, *, name: str, terms: Terms) -> Remo
 
 def _claude(connection: AnthropicConnection, terms: Terms, **identity: str) -> RemoteModel:
     who = connection.who
-    endpoint = Messages(connection, official=True, records=terms.records, **identity)
+    endpoint = Messages(connection, official=True, records=terms.records, batch=False, **identity)
     # who answers is the model, whichever door it stands behind: an auditor behind another door is no other model
     lineage = remote_lineage("anthropic", plain_name(who.model), OFFICIAL, OFFICIAL)
     return terms.model(who.name, endpoint, lineage=lineage, url=who.url, price=terms.price(who.model, listed=False))

@@ -16,6 +16,7 @@ from fairlead.errors import InputError, MissingResource
 from fairlead.exchange import Message, Refusal, Text
 from fairlead.models import wire
 from fairlead.models.access import Transient, Who, filtered, remote_lineage
+from fairlead.models.batch import BatchEnd
 from fairlead.models.capabilities import capabilities_of
 from fairlead.models.keys import key_from
 from fairlead.models.longest import Longest
@@ -71,8 +72,9 @@ class ChatCompletions:
     """
 
     def __init__(
-        self, connection: OpenAIConnection, *, vllm: bool, official: bool, records: Path | None, **identity: str
-    ) -> None:
+        self, connection: OpenAIConnection, *, vllm: bool, official: bool, records: Path | None,
+        batch: bool = True, **identity: str,
+    ) -> None:  # fmt: skip
         self.connection, self._vllm = connection, vllm
         who = self._who = connection.who
         self._longest = Longest(who.model, "/models", official=official)
@@ -84,7 +86,7 @@ class ChatCompletions:
             "api": "chat", "url": who.url, "model": who.model, "vllm": vllm, **identity,
         }  # fmt: skip
         has = frozenset({"max_tokens", "temperature", "top_p", "stop", "seed", "top_logprobs", "n"})
-        has |= {"top_k", "logprobs", "tokens"} if vllm else set()
+        has |= {"top_k", "logprobs", "tokens"} if vllm else {"batch"} if batch else set()
         can = capabilities_of("chat", who.model, who.url, has, official=official, records=records)
         self.replies_per_call: int | None = None if "n" in can else 1
         self.capabilities = can - {"n"}
@@ -96,7 +98,17 @@ class ChatCompletions:
         self.connection.ready()
         import openai.types.chat  # noqa: F401  # takes long once
 
-    async def ask(self, prompt: Prompt, n: int, sampling: Sampling, timeout: float) -> Answer:
+    def body(self, prompt: Prompt, sampling: Sampling) -> dict[str, Any]:
+        """The request, as it goes out in a batch."""
+        body = self._body(prompt, sampling.n, sampling)
+        return body if sampling.max_tokens is None else body | {self._limit_field: sampling.max_tokens}
+
+    def batches(self) -> BatchEnd:
+        from fairlead.models.batch_ends import OpenAIBatches
+
+        return OpenAIBatches(self.connection, "/v1/chat/completions", self)
+
+    def _body(self, prompt: Prompt, n: int, sampling: Sampling) -> dict[str, Any]:
         body: dict[str, Any] = {"model": self._who.model, "messages": wire.to_openai(prompt)}
         for field in ("temperature", "top_p", "seed", "top_k"):
             if getattr(sampling, field) is not None:
@@ -109,6 +121,10 @@ class ChatCompletions:
             body |= {"logprobs": True, "return_token_ids": True}
         if sampling.top_logprobs is not None:
             body |= {"logprobs": True, "top_logprobs": sampling.top_logprobs}
+        return body
+
+    async def ask(self, prompt: Prompt, n: int, sampling: Sampling, timeout: float) -> Answer:
+        body = self._body(prompt, n, sampling)
         room = await self._room(prompt, sampling.max_tokens, timeout)
         try:
             data = await self.connection.post("/chat/completions", body | {self._limit_field: room}, timeout)
@@ -120,9 +136,10 @@ class ChatCompletions:
             data = await self.connection.post("/chat/completions", body | {other: room}, timeout)
         if data is None:
             return Answer((filtered("the provider's content filter refused the prompt", Usage()),) * n, Usage())
-        return self._answer(data)
+        return self.read(data)
 
-    def _answer(self, data: Mapping[str, Any]) -> Answer:
+    def read(self, data: Mapping[str, Any]) -> Answer:
+        """The replies in an answer. Raises Transient for an answer of another shape."""
         from openai.types.chat import ChatCompletion
 
         usage = _usage(data)

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from fairlead.errors import FairleadError, InputError, MissingResource
 from fairlead.models.access import Transient
 from fairlead.models.background import close_with, run, together
+from fairlead.models.batch import Batch, BatchEnd, batched
 from fairlead.models.budget import Budget, OutOfBudget, Spend
 from fairlead.models.cache import Draws, ResponseCache, request_key
 from fairlead.models.estimate import Estimate, most_tokens, sizes_of
@@ -83,6 +84,7 @@ class Endpoint(Protocol):
     async def score(
         self, prompt: Prompt, continuations: Sequence[str], timeout: float
     ) -> tuple[tuple[float, ...], Usage]: ...
+    def batches(self) -> BatchEnd: ...  # where its capabilities name "batch"
     async def longest(self) -> int | None: ...  # longest prompt plus reply in tokens, where the server says it
 
 
@@ -134,8 +136,9 @@ class RemoteModel:
         sampling: Sampling = Sampling(),  # noqa: B008
         *,
         on_replies: OnReplies | None = None,
+        batch: Batch | None = None,
     ) -> list[tuple[Reply, ...]]:
-        """`sampling.n` replies for each prompt, in order.
+        """`sampling.n` replies for each prompt, in order; with `batch`, as a job for the provider's batch endpoint.
 
         `on_replies(row, replies)` hears of each prompt as soon as all its replies are there, in the order in which
         they come and from the background thread: what it keeps is kept whatever happens to the rest.
@@ -145,6 +148,13 @@ class RemoteModel:
         """
         require(self, *sampling.asked())
         self._endpoint.ready()
+        if batch is not None:
+            require(self, "batch")
+            end = self._endpoint.batches()
+            done = run(batched(self, end, prompts, self._bounded(sampling), batch, self._endpoint.replies_per_call))
+            for row, replies in enumerate(done if on_replies is not None else ()):
+                on_replies(row, replies)  # type: ignore[misc]  # not None in this loop
+            return done
         return run(self._all(prompts, self._bounded(sampling), on_replies))
 
     def logprobs(self, prompts: Sequence[Prompt], continuations: Sequence[Sequence[str]]) -> list[list[float]]:
@@ -174,10 +184,12 @@ class RemoteModel:
         prompt_tokens = most_tokens(prompt)
         if after:
             prompt_tokens = sum(prompt_tokens + len(text.encode()) for text in after)
-        reply_tokens = n * max_tokens
-        return Spend(
-            1, prompt_tokens, reply_tokens, self.price.cost(prompt_tokens, reply_tokens) if self.price else None
-        )
+        return self.worst(prompt_tokens, n * max_tokens)
+
+    def worst(self, prompt_tokens: int, reply_tokens: int) -> Spend:
+        """What one call of at most so many tokens may use."""
+        cost = self.price.cost(prompt_tokens, reply_tokens) if self.price else None
+        return Spend(1, prompt_tokens, reply_tokens, cost)
 
     async def _all(
         self, prompts: Sequence[Prompt], sampling: Sampling, on_replies: OnReplies | None
@@ -283,7 +295,7 @@ class RemoteModel:
                 raise MissingResource(
                     f"{self.name}: nothing answers at {self.url} ({failure}). Start the server, or correct the URL."
                 )
-            wait = self._wait(attempt, failure)
+            wait = self.pause(attempt, failure)
             if attempt + 1 == self.limits.attempts or time.monotonic() - started + wait >= self.limits.deadline:
                 raise Transient(f"{failure} (after {attempt + 1} tries)")
             await asyncio.sleep(wait)
@@ -301,31 +313,31 @@ class RemoteModel:
             timeout = max(0.0, min(self.limits.timeout, left))
             async with asyncio.timeout(timeout):
                 result = await ask(timeout)
-            booked = self._spend(usage(result))
+            booked = self.spend(usage(result))
             self._answered = True
             return result
         except TimeoutError:
             return Transient(f"no answer from {self.url} within {timeout:g} s", billed=True)
         except Transient as error:
-            booked = None if error.billed else self._spend(Usage())
+            booked = None if error.billed else self.spend(Usage())
             return error
         except FairleadError:
-            booked = self._spend(Usage())
+            booked = self.spend(Usage())
             raise
         finally:
-            self._book(ticket, booked, worst)
+            self.book(ticket, booked, worst)
 
-    def _wait(self, attempt: int, failure: Transient) -> float:
+    def pause(self, attempt: int, failure: Transient) -> float:
         jitter = random.uniform(0, min(self.limits.backoff_cap, self.limits.backoff * 2**attempt))
         return jitter if failure.wait is None else failure.wait + min(jitter, 1.0)
 
-    def _spend(self, usage: Usage | None) -> Spend | None:
+    def spend(self, usage: Usage | None) -> Spend | None:
         if usage is None:
             return None
         cost = self.price.cost(usage.prompt_tokens, usage.completion_tokens) if self.price else None
         return Spend(1, usage.prompt_tokens, usage.completion_tokens, cost)
 
-    def _book(self, ticket: int | None, actual: Spend | None, worst: Spend) -> None:
+    def book(self, ticket: int | None, actual: Spend | None, worst: Spend) -> None:
         self.spent = self.spent + (actual or replace(worst, unsure=1))
         if ticket is not None and self.budget is not None:
             self.budget.settle(ticket, actual)

@@ -15,6 +15,7 @@ from fairlead.errors import InputError
 from fairlead.exchange import Message, Part, Reasoning, Refusal, Text, ToolCall, ToolResult
 from fairlead.models import wire
 from fairlead.models.access import Transient, filtered
+from fairlead.models.batch import BatchEnd
 from fairlead.models.capabilities import capabilities_of
 from fairlead.models.protocol import CapabilityError, Finish, Prompt, Reply, Sampling, TopLogprobs, Usage
 from fairlead.models.remote import Answer
@@ -34,7 +35,7 @@ class Responses:
         self.connection = connection
         who = self._who = connection.who
         self.identity: Mapping[str, Any] = {"api": "responses", "url": who.url, "model": who.model}
-        has = frozenset({"max_tokens", "temperature", "top_p", "top_logprobs"})
+        has = frozenset({"max_tokens", "temperature", "top_p", "top_logprobs", "batch"})
         self.capabilities = capabilities_of("responses", who.model, who.url, has, official=official, records=records)
 
     def __repr__(self) -> str:
@@ -88,6 +89,11 @@ class Responses:
         if code in _PASSING:
             raise Transient(f"{self._who.url} answered {code}: {words}", billed=True, busy=code == _BUSY)
         raise InputError(f"{self._who.name}: {self._who.url} failed ({code}): {words}")
+
+    def batches(self) -> BatchEnd:
+        from fairlead.models.batch_ends import OpenAIBatches
+
+        return OpenAIBatches(self.connection, "/v1/responses", self)
 
     async def longest(self) -> int | None:
         """OpenAI's list of models does not say it."""
