@@ -18,7 +18,7 @@ from fairlead.exchange import user
 from fairlead.models import Sampling, open_model
 from fairlead.models.keys import Secret, key_from
 from fairlead.models.remote import Limits
-from support.bodies import error_body
+from support.bodies import KINDS, error_body
 from support.fakes import Echo, Fault, Faulty
 
 CANARY = "sk-canary-7f3e9d41b2"
@@ -87,8 +87,10 @@ def _shown(error: BaseException) -> str:
 def _faults(provider: str) -> list[Fault | None]:
     echoed = f"Incorrect API key provided: {CANARY}. Authorization: Bearer {CANARY}"
     statuses = (400, 401, 403, 404, 429, 500)
-    faults: list[Fault | None] = [Fault(s, error_body(provider, echoed, "x", code=CANARY)) for s in statuses]
-    plain = [Fault(400, echoed.encode()), Fault(200, json.dumps({"echo": echoed}).encode())]
+    faults: list[Fault | None] = [
+        Fault(s, error_body(provider, echoed, KINDS.get(s, "api_error"), code=CANARY)) for s in statuses
+    ]
+    plain = [Fault(400, echoed.encode(), free=True), Fault(200, json.dumps({"echo": echoed}).encode(), free=True)]
     return faults + plain + [Fault(kind=k) for k in ("malformed", "cut", "shape", "reset", "hang")] + [None]
 
 

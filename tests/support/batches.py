@@ -46,7 +46,10 @@ class BatchHandler(FaultyHandler):
             self._send(self._anthropic(parts[3]))
         elif parts[:3] == ["v1", "messages", "batches"] and parts[4:] == ["results"]:
             server.fetched += 1
-            self._raw(b"".join(json.dumps(row).encode() + b"\n" for row in self._anthropic_rows(parts[3])))
+            rows = self._anthropic_rows(parts[3])
+            for row in rows:
+                server.held("ROW", self.path, 200, row)
+            self._raw(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
         else:
             super().do_GET()
 
@@ -143,7 +146,7 @@ class BatchHandler(FaultyHandler):
             if "worst" in json.dumps(body):
                 raise HttpError(400, "this row is refused")
             answer = formats.ROUTES[path](self.server.batcher, body, dict(self.headers.items()))
-            assert isinstance(answer, dict)
+            self.server.held("POST", path, 200, answer)
             return 200, answer
         except HttpError as error:
             inner = {"type": error.kind, "message": str(error)}
