@@ -107,8 +107,8 @@ def test_no_error_log_or_cache_holds_the_key(provider: str, monkeypatch, caplog,
                 everything.append(repr(replies))
             except FairleadError as error:
                 everything.append(_shown(error))
-            connection = model._endpoint.connection
-            everything += [repr(x) for x in (model, vars(model), model._endpoint, vars(model._endpoint), connection)]
+            connection = model.endpoint.connection
+            everything += [repr(x) for x in (model, vars(model), model.endpoint, vars(model.endpoint), connection)]
             sent = [v for seen in server.headers_seen for v in seen.values()]
             assert any(CANARY in value for value in sent), "sent where it belongs"
             assert all(CANARY not in body.decode() for body in server.seen), "and in no body"

@@ -146,7 +146,7 @@ def test_a_wrong_key_names_its_variable_and_never_the_key(provider: str, monkeyp
             model.generate([[user("hi")]] * 5)
     shown = "".join(traceback.format_exception(caught.value))
     assert variable in str(caught.value) and caught.value.exit_code == 4
-    everything = [str(caught.value), shown, repr(model), repr(vars(model)), caplog.text, repr(model._endpoint)]
+    everything = [str(caught.value), shown, repr(model), repr(vars(model)), caplog.text, repr(model.endpoint)]
     assert not any(canary in text for text in everything)
     assert any(canary in v for v in server.headers_seen[0].values()), "the key is sent where it belongs"
 
@@ -437,7 +437,7 @@ import sys, time
 from fairlead.models import open_model, Sampling
 from fairlead.exchange import user
 model = open_model(sys.argv[1])
-model._endpoint.ready()
+model.endpoint.ready()
 print("ready", flush=True)
 try:
     model.generate([[user("hi")]] * 40, Sampling(max_tokens=5))
@@ -462,7 +462,7 @@ def test_a_model_that_is_dropped_closes_its_connections_on_the_loop(provider: st
     with Faulty(Echo(), fine) as server:
         model = opened(provider, server)
         model.generate([[user("hi")]])
-        client = model._endpoint.connection.client
+        client = model.endpoint.connection.client
         assert not client.is_closed()
         del model
         gc.collect()

@@ -69,8 +69,10 @@ class Messages:
         who = self._who = connection.who
         self._longest = Longest(who.model, "/v1/models", official=official)
         self.identity: Mapping[str, Any] = {"api": "messages", "url": who.url, "model": who.model, **identity}
-        has = frozenset({"max_tokens", "stop", "batch"} if batch else {"max_tokens", "stop"})
-        self.capabilities = capabilities_of("messages", who.model, who.url, has, official=official, records=records)
+        self.has = frozenset({"max_tokens", "stop", "batch"} if batch else {"max_tokens", "stop"})
+        self.capabilities = capabilities_of(
+            "messages", who.model, who.url, self.has, official=official, records=records
+        )
 
     def __repr__(self) -> str:
         return f"Messages({self._who})"

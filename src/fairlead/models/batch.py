@@ -69,6 +69,7 @@ class BatchEnd(Protocol):
 
     async def submit(self, rows: Sequence[tuple[str, Mapping[str, Any]]], key: str) -> str: ...
     async def find(self, key: str) -> str | None: ...  # the id of a batch handed over before; raises Unknown
+    async def offered(self) -> None: ...  # raises MissingResource or InputError where it is not
     async def look(self, batch: str) -> Look: ...
     async def results(self, batch: str) -> list[dict[str, Any]]: ...  # as they come, each with its custom_id
     def read(self, row: Mapping[str, Any]) -> Answer: ...  # raises Transient or InputError for a row that failed

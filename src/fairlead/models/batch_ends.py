@@ -63,6 +63,9 @@ class OpenAIBatches:
         found: str | None = await self._call(first)
         return found
 
+    async def offered(self) -> None:
+        await self._call(lambda c: c.batches.list(limit=1, timeout=TIMEOUT))
+
     async def look(self, batch: str) -> Look:
         found = await self._call(lambda c: c.batches.retrieve(batch, timeout=TIMEOUT))
         counts = found.request_counts
@@ -117,6 +120,9 @@ class AnthropicBatches:
 
     async def find(self, key: str) -> str | None:
         raise Unknown("this API keeps no mark by which it could be found")
+
+    async def offered(self) -> None:
+        await self._call(lambda c: c.messages.batches.list(limit=1, timeout=TIMEOUT))
 
     async def look(self, batch: str) -> Look:
         found = await self._call(lambda c: c.messages.batches.retrieve(batch, timeout=TIMEOUT))

@@ -81,13 +81,13 @@ class ChatCompletions:
         self._pieces: dict[str, list[int]] = {}
         self._counts = True  # until the server shows that it has no /tokenize
         # OpenAI's newer models know only the second name, many compatible servers only the first
-        self._limit_field = "max_completion_tokens" if official else "max_tokens"
+        self.limit_field = "max_completion_tokens" if official else "max_tokens"
         self.identity: Mapping[str, Any] = {
             "api": "chat", "url": who.url, "model": who.model, "vllm": vllm, **identity,
         }  # fmt: skip
-        has = frozenset({"max_tokens", "temperature", "top_p", "stop", "seed", "top_logprobs", "n"})
-        has |= {"top_k", "logprobs", "tokens"} if vllm else {"batch"} if batch else set()
-        can = capabilities_of("chat", who.model, who.url, has, official=official, records=records)
+        self.has = frozenset({"max_tokens", "temperature", "top_p", "stop", "seed", "top_logprobs", "n"})
+        self.has |= {"top_k", "logprobs", "tokens"} if vllm else {"batch"} if batch else set()
+        can = capabilities_of("chat", who.model, who.url, self.has, official=official, records=records)
         self.replies_per_call: int | None = None if "n" in can else 1
         self.capabilities = can - {"n"}
 
@@ -101,7 +101,7 @@ class ChatCompletions:
     def body(self, prompt: Prompt, sampling: Sampling) -> dict[str, Any]:
         """The request, as it goes out in a batch."""
         body = self._body(prompt, sampling.n, sampling)
-        return body if sampling.max_tokens is None else body | {self._limit_field: sampling.max_tokens}
+        return body if sampling.max_tokens is None else body | {self.limit_field: sampling.max_tokens}
 
     def batches(self) -> BatchEnd:
         from fairlead.models.batch_ends import OpenAIBatches
@@ -127,12 +127,12 @@ class ChatCompletions:
         body = self._body(prompt, n, sampling)
         room = await self._room(prompt, sampling.max_tokens, timeout)
         try:
-            data = await self.connection.post("/chat/completions", body | {self._limit_field: room}, timeout)
+            data = await self.connection.post("/chat/completions", body | {self.limit_field: room}, timeout)
         except InputError as error:
-            other = {"max_tokens": "max_completion_tokens"}.get(self._limit_field)
+            other = {"max_tokens": "max_completion_tokens"}.get(self.limit_field)
             if other is None or other not in str(error):
                 raise
-            self._limit_field = other  # the server said so; remembered for the calls to come
+            self.limit_field = other  # the server said so; remembered for the calls to come
             data = await self.connection.post("/chat/completions", body | {other: room}, timeout)
         if data is None:
             return Answer((filtered("the provider's content filter refused the prompt", Usage()),) * n, Usage())

@@ -73,13 +73,18 @@ class Endpoint(Protocol):
     """One provider: what it can do and how one call goes.
 
     identity    all that is the same in every request: provider, URL, version, model, and what is always sent
+    has, capabilities    what the API has; that less what the model is known to refuse ("n": several replies per call)
+    connection  the SDK's client, with what its failures mean
     """
 
     identity: Mapping[str, Any]
+    has: frozenset[str]
     capabilities: frozenset[str]
+    connection: Any
     replies_per_call: int | None  # None: as many as asked
 
     def ready(self) -> None: ...  # what takes long once (importing the SDK) happens here, outside every deadline
+    def body(self, prompt: Prompt, sampling: Sampling) -> dict[str, Any]: ...  # one request
     async def ask(self, prompt: Prompt, n: int, sampling: Sampling, timeout: float) -> Answer: ...
     async def score(
         self, prompt: Prompt, continuations: Sequence[str], timeout: float
@@ -110,7 +115,7 @@ class RemoteModel:
         self.name, self.lineage, self.url, self.price = name, lineage, url, price
         self.budget, self.limits, self.cache = budget, limits or Limits(), cache
         self.spent = Spend(usd=0.0 if price is not None else None)
-        self._endpoint = endpoint
+        self.endpoint = endpoint
         self.pace = Pace(self.limits.concurrency, self.limits.start)
         self._answered = False
         self._draws = Draws()
@@ -122,13 +127,13 @@ class RemoteModel:
     @property
     def capabilities(self) -> frozenset[str]:
         """What it can be asked for, less what the server has refused since."""
-        return self._endpoint.capabilities - self._refused
+        return self.endpoint.capabilities - self._refused
 
     @property
     def context(self) -> int | None:
         """Longest prompt plus reply in tokens, where the server says it: vLLM and kin, asked once, free of charge."""
-        self._endpoint.ready()
-        return run(self._endpoint.longest())
+        self.endpoint.ready()
+        return run(self.endpoint.longest())
 
     def generate(
         self,
@@ -147,11 +152,11 @@ class RemoteModel:
         API refuses, with its row) and OutOfBudget, which carries what was answered before.
         """
         require(self, *sampling.asked())
-        self._endpoint.ready()
+        self.endpoint.ready()
         if batch is not None:
             require(self, "batch")
-            end = self._endpoint.batches()
-            done = run(batched(self, end, prompts, self._bounded(sampling), batch, self._endpoint.replies_per_call))
+            end = self.endpoint.batches()
+            done = run(batched(self, end, prompts, self._bounded(sampling), batch, self.endpoint.replies_per_call))
             for row, replies in enumerate(done if on_replies is not None else ()):
                 on_replies(row, replies)  # type: ignore[misc]  # not None in this loop
             return done
@@ -160,13 +165,13 @@ class RemoteModel:
     def logprobs(self, prompts: Sequence[Prompt], continuations: Sequence[Sequence[str]]) -> list[list[float]]:
         """Summed log-probs of continuations, where the server tells them (vLLM)."""
         require(self, "logprobs")
-        self._endpoint.ready()
+        self.endpoint.ready()
         return run(self._scores(prompts, continuations))
 
     def estimate(self, prompts: Sequence[Prompt], sampling: Sampling = Sampling()) -> Estimate:  # noqa: B008
         """Calls, tokens and money that `generate` would need, before anything is sent."""
         sampling = self._bounded(sampling)
-        per_call = self._endpoint.replies_per_call or sampling.n
+        per_call = self.endpoint.replies_per_call or sampling.n
         calls_each = -(-sampling.n // per_call)
         sizes = [sizes_of(prompt) for prompt in prompts]
         about = [sum(sizes[i]) // 4 + 12 * len(prompt) for i, prompt in enumerate(prompts)]
@@ -202,7 +207,7 @@ class RemoteModel:
                 done[row] = await self._replies(prompts[row], sampling, draws[row])
             except CapabilityError as error:
                 # a server that is asked for top_logprobs may name either of the two parameters that carry them
-                logprobs = error.capability == "logprobs" and "logprobs" not in self._endpoint.capabilities
+                logprobs = error.capability == "logprobs" and "logprobs" not in self.endpoint.capabilities
                 self._refused.add("top_logprobs" if logprobs else error.capability)
                 raise
             except TooLong as error:
@@ -222,10 +227,10 @@ class RemoteModel:
     def _draw(self, prompt: Prompt, sampling: Sampling) -> int:
         if self.cache is None:
             return 0
-        return self._draws.next(request_key(self._endpoint.identity, prompt, sampling), sampling)
+        return self._draws.next(request_key(self.endpoint.identity, prompt, sampling), sampling)
 
     async def _replies(self, prompt: Prompt, sampling: Sampling, *draw: int) -> tuple[Reply, ...]:
-        per_call = self._endpoint.replies_per_call
+        per_call = self.endpoint.replies_per_call
         if per_call is not None and sampling.n > per_call:
             parts: list[tuple[Reply, ...]] = [()] * sampling.n
 
@@ -241,14 +246,14 @@ class RemoteModel:
             shifted = sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + len(replies))
             key = None
             if self.cache is not None:
-                key = request_key(self._endpoint.identity, prompt, replace(shifted, n=n), *draw, len(replies))
+                key = request_key(self.endpoint.identity, prompt, replace(shifted, n=n), *draw, len(replies))
                 if kept := self.cache.get(key):
                     replies += kept[:n]
                     continue
-            ask = partial(self._endpoint.ask, prompt, n, shifted)
+            ask = partial(self.endpoint.ask, prompt, n, shifted)
             worst = self._worst(prompt, n, sampling.max_tokens or DEFAULT_MAX_TOKENS)
             try:
-                answer = await self._call(ask, lambda a: a.usage, worst)
+                answer = await self.call(ask, lambda a: a.usage, worst)
             except Transient as error:
                 replies += [Reply((), "error", error=str(error))] * n
             else:
@@ -262,9 +267,9 @@ class RemoteModel:
 
         async def one(i: int) -> None:
             worst = self._worst(prompts[i], len(continuations[i]), 1, continuations[i])
-            ask = partial(self._endpoint.score, prompts[i], continuations[i])
+            ask = partial(self.endpoint.score, prompts[i], continuations[i])
             try:
-                values, _ = await self._call(ask, lambda r: r[1], worst)
+                values, _ = await self.call(ask, lambda r: r[1], worst)
             except Transient as error:
                 raise MissingResource(f"{self.name}: no log-probs for prompt {i}: {error}") from None
             except TooLong as error:
@@ -274,7 +279,7 @@ class RemoteModel:
         await together([one(i) for i, texts in enumerate(continuations) if texts])
         return out
 
-    async def _call(self, ask: Callable[[float], Awaitable[T]], usage: Callable[[T], Usage | None], worst: Spend) -> T:
+    async def call(self, ask: Callable[[float], Awaitable[T]], usage: Callable[[T], Usage | None], worst: Spend) -> T:
         """One call with its tries. Raises Transient with the last reason when they are used up."""
         started: float | None = None  # the deadline runs from the first try on, not while the call stands in line
         for attempt in range(self.limits.attempts):

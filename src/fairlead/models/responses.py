@@ -35,8 +35,10 @@ class Responses:
         self.connection = connection
         who = self._who = connection.who
         self.identity: Mapping[str, Any] = {"api": "responses", "url": who.url, "model": who.model}
-        has = frozenset({"max_tokens", "temperature", "top_p", "top_logprobs", "batch"})
-        self.capabilities = capabilities_of("responses", who.model, who.url, has, official=official, records=records)
+        self.has = frozenset({"max_tokens", "temperature", "top_p", "top_logprobs", "batch"})
+        self.capabilities = capabilities_of(
+            "responses", who.model, who.url, self.has, official=official, records=records
+        )
 
     def __repr__(self) -> str:
         return f"Responses({self._who})"
