@@ -55,6 +55,7 @@ class Messages:
     """One server's messages. `official`: a provider's address, which has no list of context lengths."""
 
     replies_per_call: int | None = 1
+    limit_field = "max_tokens"
 
     def __init__(
         self,

@@ -20,9 +20,11 @@ from fairlead.models.background import run
 from fairlead.models.capabilities import Record
 from fairlead.models.estimate import most_tokens
 from fairlead.models.protocol import Prompt, Sampling
-from fairlead.models.remote import Answer, RemoteModel
+from fairlead.models.remote import Answer, Limits, RemoteModel
 
 T = TypeVar("T")
+
+LIMITS = Limits(concurrency=1, attempts=3, timeout=120.0, deadline=240.0)
 
 COUNT: Prompt = (user("Count from one to nine in digits, separated by commas, and say nothing else."),)
 ASK: Prompt = (user("What does the word fairlead mean? Look it up."),)
@@ -80,7 +82,7 @@ async def _all(model: RemoteModel, found: Found) -> None:
     }  # fmt: skip
     if limit := getattr(endpoint, "limit_field", ""):
         found.details["limit"] = limit
-    found.say("max_tokens", await _limited(model))
+    await _try(found, "max_tokens", partial(_limited, model))
     for name in sorted(endpoint.has & set(VALUES)):
         await _try(found, name, partial(_with, model, name))
     if "n" in endpoint.has:

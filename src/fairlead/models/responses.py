@@ -30,6 +30,7 @@ class Responses:
     """One server's responses. `official`: the provider's own address."""
 
     replies_per_call: int | None = 1
+    limit_field = "max_output_tokens"
 
     def __init__(self, connection: OpenAIConnection, *, official: bool, records: Path | None) -> None:
         self.connection = connection
