@@ -24,7 +24,6 @@ def _whole(reply: Reply) -> None:
     """An answer: it has a turn of the model's with a part, and an ending that is none of an error."""
     assert reply.finish in ("stop", "length", "refusal", "filter", "tool_calls") and not reply.error, reply
     assert [m.role for m in reply.messages] == ["assistant"] and reply.messages[0].parts
-    assert reply.text.strip() or reply.finish in ("length", "filter", "tool_calls", "stop"), reply
     if reply.finish in ("refusal", "filter"):
         assert any(isinstance(part, Refusal | Text) for part in reply.messages[0].parts)
 

@@ -159,7 +159,7 @@ def _remote(text: str) -> tuple[str, str, str | None] | None:
     url: str | None = None
     if "@" in rest and (match := re.match(r"(.*?)@(\w+://.*)$", rest)):
         rest, url = match[1], match[2]
-    elif "@" in rest and provider in PROVIDERS:
+    elif "@" in rest and provider in PROVIDERS and not (provider == "vertex" and re.fullmatch(r"[^@]+@\w+", rest)):
         raise InputError(f"{text}: what follows @ must be a URL, such as http://127.0.0.1:8000/v1")
     if slash and provider in PROVIDERS:
         if not rest:
