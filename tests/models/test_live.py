@@ -29,5 +29,5 @@ def test_without_a_key_it_says_so() -> None:
 def test_with_models_it_runs_the_contract() -> None:
     with Server(Echo()) as server:
         done = live(f"openai/echo@{server.url}/v1")
-    assert "contract suite against openai/echo@" in done.stdout and " failed" in done.stdout + done.stderr, done.stdout
-    assert "6 passed" in done.stdout and done.returncode == 1, "an echo does not take all that its format offers"
+    assert "contract suite against openai/echo@" in done.stdout, done.stderr
+    assert "2 failed, 5 passed" in done.stdout and done.returncode == 1, "an echo does not take all that its format offers"
