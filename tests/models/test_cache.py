@@ -14,6 +14,7 @@ import pytest
 from fairlead.exchange import Message, Refusal, Text, ToolCall, assistant, system, user
 from fairlead.models import Reply, ResponseCache, Sampling, Usage, open_model
 from fairlead.models.cache import request_key
+from fairlead.models.protocol import Alternative
 from fairlead.models.remote import Limits
 from support.fakes import Echo, Fault, Faulty
 
@@ -69,8 +70,10 @@ def test_every_part_of_the_request_is_in_the_key() -> None:
 def test_draws_differ_where_luck_is_not_fixed_and_come_back_in_order(tmp_path: Path) -> None:
     class Counting(Echo):
         def generate(self, prompts, sampling=Sampling()):  # noqa: B008
+            start = len(self.asked) + 1
             self.asked += [(p[-1].text, sampling) for p in prompts]
-            return [(Reply((assistant(f"draw {len(self.asked)}"),), "stop", usage=Usage(1, 1)),) for p in prompts]
+            said = [assistant(f"draw {start + i}") for i in range(len(prompts))]
+            return [(Reply((message,), "stop", usage=Usage(1, 1)),) for message in said]
 
     texts = lambda got: sorted(r.text for group in got for r in group)  # noqa: E731
     with Faulty(Counting(), fine) as server:
@@ -113,7 +116,7 @@ def test_a_disk_that_takes_nothing_loses_no_reply(tmp_path: Path, caplog) -> Non
 def test_every_part_of_a_reply_comes_back(tmp_path: Path) -> None:
     reply = Reply(
         (Message("assistant", (Text("a"), ToolCall("1", "f", "{}"), Refusal("no"))),), "refusal", (1, 2), (-0.5, -1.0),
-        Usage(3, 4), mended=1, top_logprobs=((("a", -0.5), ("b", -1.0)), (("c", -0.1),)),
+        Usage(3, 4), mended=1, top_logprobs=((Alternative("a", -0.5), Alternative("b", -1.0)), (Alternative("c", -0.1),)),
     )  # fmt: skip
     cache = ResponseCache(tmp_path)
     cache.put("ab" * 32, [reply])

@@ -15,6 +15,7 @@ import pytest
 from fairlead.exchange import Message, Refusal, Text, ToolCall, user
 from fairlead.models import Reply, Usage, open_model
 from fairlead.models.apprentice import NumpyApprentice
+from fairlead.models.protocol import Alternative
 from support import tiny
 from support.bodies import CLAUDE, drift, error_body, response
 from support.contract import CONTRACT
@@ -46,7 +47,7 @@ def test_parameters_are_taken_or_refused_by_name(provider: str, tmp_path: Path) 
 
     class Taking(Echo):
         def generate(self, prompts, sampling=None):
-            top = ((("a", -0.1), ("b", -2.0)),) if sampling.top_logprobs else None
+            top = ((Alternative("a", -0.1), Alternative("b", -2.0)),) if sampling.top_logprobs else None
             more = {"logprobs": (-0.1,), "top_logprobs": top, "tokens": (1,)}
             said = [Message("assistant", (Text("a"),))]
             return [(Reply(tuple(said), "stop", usage=Usage(3, 1), **more),) * sampling.n for _ in prompts]

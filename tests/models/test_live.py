@@ -30,4 +30,6 @@ def test_with_models_it_runs_the_contract() -> None:
     with Server(Echo()) as server:
         done = live(f"openai/echo@{server.url}/v1")
     assert "contract suite against openai/echo@" in done.stdout, done.stderr
-    assert "2 failed, 5 passed" in done.stdout and done.returncode == 1, "an echo does not take all that its format offers"
+    assert "2 failed, 5 passed" in done.stdout and done.returncode == 1, (
+        "an echo does not take all that its format offers"
+    )

@@ -13,6 +13,7 @@ from fairlead.exchange import assistant, user
 from fairlead.models import Budget, CapabilityError, Reply, Sampling, Usage, open_model
 from fairlead.models.capabilities import Record, capabilities_of, read_record, record_path, write_record
 from fairlead.models.probe import LIMITS, probe
+from fairlead.models.protocol import Alternative
 from support.batches import Batching
 from support.bodies import error_body
 from support.fakes import Echo, Fault, Faulty
@@ -27,7 +28,7 @@ class Counts(Echo):
         text = "1, 2, 3, 4, 5, 6, 7, 8, 9" if "Count" in prompts[0][-1].text else "SUN"
         for stop in sampling.stop or ():
             text = text.partition(stop)[0]
-        top = ((("1", -0.1), ("2", -3.0)),) if sampling.top_logprobs else None
+        top = ((Alternative("1", -0.1), Alternative("2", -3.0)),) if sampling.top_logprobs else None
         more = {"logprobs": (-0.1,), "top_logprobs": top} if top else {}
         reply = Reply((assistant(text),), "stop", usage=Usage(9, 9), **more)
         return [(reply,) * sampling.n for _ in prompts]

@@ -9,6 +9,7 @@ import pytest
 from fairlead.errors import InputError
 from fairlead.exchange import Message, Reasoning, Refusal, Text, ToolCall, ToolResult, assistant, system, user
 from fairlead.models import CapabilityError, Reply, Sampling, open_model
+from fairlead.models.protocol import Alternative
 from fairlead.models.remote import Limits
 from support.bodies import response
 from support.fakes import Echo, Fault, Faulty
@@ -105,11 +106,14 @@ def test_n_replies_are_n_calls_and_what_the_api_lacks_is_named() -> None:
         assert server.count == 3, "refused before it is sent, never dropped"
 
 
+YES_OR_NO = (Alternative("yes", -0.1), Alternative("no", -2.5))
+
+
 class Told(Echo):
     """Tells the log-probs of its tokens, and of those that might have been."""
 
     def generate(self, prompts, sampling=Sampling()):  # noqa: B008
-        top = ((("yes", -0.1), ("no", -2.5)), ((".", -0.01), ("!", -5.0)))[: sampling.top_logprobs or 0]
+        top = (YES_OR_NO, (Alternative(".", -0.01), Alternative("!", -5.0)))[: sampling.top_logprobs or 0]
         return [
             (Reply((assistant("yes ."),), "stop", logprobs=(-0.1, -0.01)[: len(top)], top_logprobs=top or None),)
             for _ in prompts
@@ -122,7 +126,7 @@ def test_log_probs_where_offered(provider: str) -> None:
         model = open_model(f"{provider}/echo@{server.url}/v1", limits=QUICK)
         ((reply,),) = model.generate([[user("hi")]], Sampling(top_logprobs=2))
         ((plain,),) = model.generate([[user("hi")]])
-    assert reply.logprobs == (-0.1, -0.01) and reply.top_logprobs[0] == (("yes", -0.1), ("no", -2.5))
+    assert reply.logprobs == (-0.1, -0.01) and reply.top_logprobs[0] == YES_OR_NO
     assert plain.top_logprobs is None
     with Faulty(Echo(), lambda i, body: None) as server, pytest.raises(CapabilityError, match="top_logprobs"):
         open_model(f"anthropic/echo@{server.url}").generate([[user("hi")]], Sampling(top_logprobs=2))

@@ -65,9 +65,9 @@ class ResponseCache:
             if row["key"] != key or row["sha256"] != _sha(body):
                 raise ValueError("another content than was written")
             replies = tuple(from_json(Reply, reply) for reply in body)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OSError) as error:
             self.broken += 1
             log.warning("%s is not whole (%s): its request is sent again", path, type(error).__name__)
             return None

@@ -89,8 +89,8 @@ def told_tokens(reply: Reply) -> list[dict[str, Any]]:
     top = reply.top_logprobs or ((),) * len(values)
     return [
         {
-            "token": others[0][0] if others else "", "logprob": value, "bytes": [],
-            "top_logprobs": [{"token": text, "logprob": p, "bytes": list(text.encode())} for text, p in others],
+            "token": others[0].token if others else "", "logprob": value, "bytes": [],
+            "top_logprobs": [{"token": o.token, "logprob": o.logprob, "bytes": list(o.token.encode())} for o in others],
         }
         for value, others in zip(values, top, strict=True)
     ]  # fmt: skip

@@ -20,7 +20,7 @@ from fairlead.models.batch import BatchEnd
 from fairlead.models.capabilities import capabilities_of
 from fairlead.models.keys import key_from
 from fairlead.models.longest import Longest
-from fairlead.models.protocol import Finish, Prompt, Reply, Sampling, TopLogprobs, Usage
+from fairlead.models.protocol import Alternative, Finish, Prompt, Reply, Sampling, TopLogprobs, Usage
 from fairlead.models.remote import Answer, Endpoint, RemoteModel, most_tokens
 from fairlead.models.responses import Responses
 from fairlead.models.sdk_openai import OpenAIConnection, connect
@@ -249,7 +249,7 @@ def _reply(choice: Any, raw: Mapping[str, Any], usage: Usage, vllm: bool) -> Rep
     if told is not None:
         logprobs = tuple(float(t.logprob) for t in told)
         if any(t.top_logprobs for t in told):
-            top = tuple(tuple((str(o.token), float(o.logprob)) for o in t.top_logprobs) for t in told)
+            top = tuple(tuple(Alternative(str(o.token), float(o.logprob)) for o in t.top_logprobs) for t in told)
     if vllm:
         ids = raw.get("token_ids")
         tokens = tuple(int(t) for t in ids) if isinstance(ids, list) else None

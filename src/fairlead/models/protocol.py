@@ -18,8 +18,17 @@ Finish: TypeAlias = Literal["stop", "length", "refusal", "filter", "tool_calls",
 
 SAMPLING_FIELDS = ("max_tokens", "temperature", "top_p", "top_k", "stop", "seed", "top_logprobs")
 
-TopLogprobs: TypeAlias = tuple[tuple[tuple[str, float], ...], ...]
-"""For each token of a reply the likeliest tokens in its place, as text, with their log-probs (nats)."""
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """A token that might have stood in a place, as text, with its log-prob (nats)."""
+
+    token: str
+    logprob: float
+
+
+TopLogprobs: TypeAlias = tuple[tuple[Alternative, ...], ...]
+"""For each token of a reply the likeliest tokens in its place, the likeliest first."""
 
 
 @dataclass(frozen=True, slots=True)

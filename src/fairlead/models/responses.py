@@ -17,7 +17,7 @@ from fairlead.models import wire
 from fairlead.models.access import Transient, filtered
 from fairlead.models.batch import BatchEnd
 from fairlead.models.capabilities import capabilities_of
-from fairlead.models.protocol import CapabilityError, Finish, Prompt, Reply, Sampling, TopLogprobs, Usage
+from fairlead.models.protocol import Alternative, CapabilityError, Finish, Prompt, Reply, Sampling, TopLogprobs, Usage
 from fairlead.models.remote import Answer
 from fairlead.models.sdk_openai import FILTER_CODES, OpenAIConnection
 
@@ -155,7 +155,7 @@ def _usage(parsed: Any) -> Usage:
 def _reply(parsed: Any) -> Reply:
     parts: list[Part] = []
     logprobs: list[float] = []
-    top: list[tuple[tuple[str, float], ...]] = []
+    top: list[tuple[Alternative, ...]] = []
     for item in parsed.output:
         if item.type == "message":
             for piece in item.content:
@@ -165,7 +165,7 @@ def _reply(parsed: Any) -> Reply:
                 parts.append(Text(str(piece.text)))
                 for token in piece.logprobs or ():
                     logprobs.append(float(token.logprob))
-                    top.append(tuple((str(o.token), float(o.logprob)) for o in token.top_logprobs))
+                    top.append(tuple(Alternative(str(o.token), float(o.logprob)) for o in token.top_logprobs))
         elif item.type == "function_call":
             parts.append(ToolCall(str(item.call_id), str(item.name), str(item.arguments)))
         elif item.type == "reasoning":
