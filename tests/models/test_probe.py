@@ -151,7 +151,7 @@ def test_the_budget_ends_it_and_what_was_found_is_kept(tmp_path: Path, capsys, m
     monkeypatch.chdir(tmp_path)
     with Batching(Counts(capabilities=ALL)) as server:
         spec = f"openai/echo@{server.url}/v1"
-        assert main(["doctor", "--live", spec, "--budget", "900 tokens", "--json"]) == 5
+        assert main(["doctor", "--live", spec, "--budget", "250 tokens", "--json"]) == 5
         row = json.loads(capsys.readouterr().out)["live"]
         assert 0 < len(row["can"]) < len(ALL) and row["schema"] == 1 and row["date"].startswith("20")
         assert main(["doctor", "--live", spec, "--budget", "100k tokens"]) == 0

@@ -42,6 +42,8 @@ class BatchHandler(FaultyHandler):
         elif parts[:2] == ["v1", "files"]:
             server.fetched += 1
             self._raw(server.files[parts[2]])
+        elif parts == ["v1", "messages", "batches"]:
+            self._send({"data": list(server.batches.values()), "has_more": False, "first_id": None, "last_id": None})
         elif parts[:3] == ["v1", "messages", "batches"] and len(parts) == 4:
             self._send(self._anthropic(parts[3]))
         elif parts[:3] == ["v1", "messages", "batches"] and parts[4:] == ["results"]:

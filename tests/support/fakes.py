@@ -138,7 +138,7 @@ class FaultyHandler(Handler):
             return
         wrong = {"malformed": b'{"choices": [', "shape": b'{"choices": "none", "content": 7, "usage": {}}'}
         body = wrong.get(fault.kind, planned_error(self.path, fault.status) if fault.body is None else fault.body)
-        if fault.kind not in wrong and not fault.free:
+        if fault.kind not in (*wrong, "cut") and not fault.free:
             self.server.held("POST", self.path, fault.status or 200, json.loads(body))
         self.send_response(fault.status or 200)
         self.send_header("Content-Type", "application/json")

@@ -149,7 +149,12 @@ async def _scored(model: RemoteModel) -> str | None:
 
 
 async def _batches(model: RemoteModel) -> str | None:
-    await model.endpoint.batches().offered()
+    try:
+        await model.endpoint.batches().offered()
+    except Transient as error:
+        raise MissingResource(f"{model.name}: {error}") from None
+    except MissingResource as error:  # no such path
+        return str(error)[:200]
     return None
 
 
