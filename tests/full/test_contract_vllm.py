@@ -24,6 +24,6 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("check", CONTRACT, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("provider", ["vllm", "openai", "openai-responses"])
+@pytest.mark.parametrize("provider", ["vllm", "openai"])
 def test_vllm_keeps_the_contract(provider: str, check, url: str, tmp_path: Path) -> None:
     check(open_model(f"{provider}/apprentice@{url}", records=tmp_path))

@@ -297,6 +297,7 @@ def test_cases_are_repeated_and_clustered_where_there_is_no_temperature_0() -> N
     got = run(lucky, chosen(["facts"]), BENCH, {"facts": ALL_RED}, n=9)[0]
     sure = run(always("red"), chosen(["facts"]), BENCH, {"facts": ALL_RED}, n=9)[0]
     assert lucky.batches == [(9, Sampling(n=3, max_tokens=BENCH.max_tokens))] and sure.n == got.n == 9
+    assert "each case asked 3 times" in got.note and "times" not in sure.note
     assert len(got.outcomes) == 27 and len({o.case for o in got.outcomes}) == 27
     assert got.value == pytest.approx(2 / 3) and {o.of_case for o in got.outcomes} == {o.case for o in sure.outcomes}
     clusters: dict[str, set[str]] = {}

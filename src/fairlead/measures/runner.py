@@ -65,7 +65,9 @@ def run(
     drawn = {measure.id: cases_for(measure, bank, n, seed) for measure in measures}
     fresh = {key: [case for case in cases if not ledger.seen(case.messages)] for key, cases in drawn.items()}
     plan = {m.id: (m, fresh[m.id]) for m in measures}
-    outcomes = (ask or ask_all)(model, plan, audit, sampling or greedy(model, bank))
+    sampling = sampling or greedy(model, bank)
+    outcomes = (ask or ask_all)(model, plan, audit, sampling)
+    drawn_often = f"each case asked {sampling.n} times" if sampling.n > 1 else ""
 
     results = []
     for measure in measures:
@@ -87,7 +89,7 @@ def run(
                 judge=judge.name,
                 lineage=lineage_hash(judge.lineage),
                 evidence=evidence[measure.id],
-                note=ledger.note(judge.lineage, layer=layer),
+                note="; ".join(filter(None, (ledger.note(judge.lineage, layer=layer), drawn_often))),
                 title=measure.title,
                 not_asked=rate.not_asked,
                 seen=len(drawn[measure.id]) - len(fresh[measure.id]),
