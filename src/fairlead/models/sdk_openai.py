@@ -54,12 +54,11 @@ class OpenAIConnection:
             dead = reason in ("ConnectError", "ConnectTimeout")
             raise Transient(f"{reason} at {url}", billed=not dead, dead=dead) from None
         except openai.APIStatusError as error:
-            code = error.code or ""
+            code, param, message = (scrub(str(x or ""), self.key) for x in (error.code, error.param, said(error.body)))
             if code in FILTER_CODES:
                 return None
-            message = scrub(said(error.body), self.key)
             raise status_error(
-                self.who, error.status_code, message, error.response.headers, code=code, param=error.param or ""
+                self.who, error.status_code, message, error.response.headers, code=code, param=param
             ) from None
         except (json.JSONDecodeError, UnicodeDecodeError, openai.APIResponseValidationError):
             raise Transient(f"{url} answered something that is not JSON", billed=True) from None
