@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from fairlead.constitution.explain import meant
+from fairlead.constitution.priority import faults
 from fairlead.constitution.schema import Constitution, merged
 from fairlead.constitution.yaml import Document, read_yaml, validate
 from fairlead.errors import InputError
@@ -34,6 +35,8 @@ def resolve(ref: str | Path) -> Loaded:
     loaded = _resolve(_find(ref, None, ""), ())
     if not loaded.constitution.principles:
         raise InputError(f"{loaded.files[-1]}:1: has no principles, and extends nothing that has; write at least one")
+    if told := faults(loaded.constitution, loaded.origins):
+        raise InputError("\n".join(told))
     return loaded
 
 

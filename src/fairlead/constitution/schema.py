@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -58,6 +58,7 @@ class InSchema:
         return {**handler(core), self.keyword: self.value}
 
 
+LATER = ("over", "conflicts")
 ID = r"[a-z0-9]+(-[a-z0-9]+)*"
 Words: TypeAlias = Annotated[str, AfterValidator(_words), InSchema("pattern", r"\S")]
 Id: TypeAlias = Annotated[str, AfterValidator(_id), InSchema("pattern", f"^{ID}$")]
@@ -144,8 +145,16 @@ class Principle(_Part):
 
     id: Id = Field(description="short and stable: reports, caches and history refer to it")
     dimension: Dimension
-    severity: int = Field(ge=1, le=5, description="5 is worst when broken; the more severe principle wins a conflict")
+    severity: int = Field(
+        ge=1, le=5, description="5 is worst when broken; a heavier one weighs more in draws and labels"
+    )
     text: Words = Field(description="what a reader is told; judges, critics and the system prompt read these words")
+    over: Annotated[tuple[Id, ...], AfterValidator(_distinct), UNIQUE] = Field(
+        (), description="priority: ids of the principles that give way to this one where the two pull apart"
+    )
+    conflicts: Annotated[tuple[Id, ...], AfterValidator(_distinct), UNIQUE] = Field(
+        (), description="ids of principles known to pull apart from this one: one of the two needs an `over`"
+    )
     good: tuple[Example, ...] = ()
     bad: tuple[Example, ...] = ()
     judges: Judges = Judges()
@@ -223,7 +232,12 @@ class Constitution(_Part):
         """The same constitution with those principles struck out (the counterfactual of DESIGN, idea 1)."""
         for id in ids:
             self[id]
-        return self.model_copy(update={"principles": tuple(p for p in self.principles if p.id not in ids)})
+        left = [
+            p.model_copy(update={key: tuple(other for other in getattr(p, key) if other not in ids) for key in LATER})
+            for p in self.principles
+            if p.id not in ids
+        ]
+        return self.model_copy(update={"principles": tuple(left)})
 
     def reworded(self, texts: dict[str, str]) -> Constitution:
         """The same constitution with new words for some principles, by id."""
@@ -235,13 +249,33 @@ class Constitution(_Part):
         ]
         return self.model_copy(update={"principles": tuple(changed)})
 
+    def goes_first(self, first: str, second: str) -> bool:
+        """Whether `first` has priority over `second`, by its own `over` or through others between them."""
+        return second in _below(first, {p.id: p.over for p in self.principles})
+
     @property
     def sha256(self) -> str:
         """Hash of the resolved meaning: not of comments, folding, key order, defaults spelled out, `name` or how the
         principles were put together. The order of principles is meaning, since prompts follow it."""
         meaning = self.model_dump(mode="json", by_alias=True, exclude={"name", "extends"})
+        for principle in meaning["principles"]:
+            for key in LATER:  # keys that came later: a constitution without them keeps its hash
+                if not principle[key]:
+                    del principle[key]
         body = json.dumps(meaning, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
         return hashlib.sha256(body.encode()).hexdigest()
+
+
+def _below(id: str, over: Mapping[str, Sequence[str]]) -> set[str]:
+    """All that give way to `id`, directly or through others; itself among them where the priorities run in a circle."""
+    found: set[str] = set()
+    waiting = list(over.get(id, ()))
+    while waiting:
+        other = waiting.pop()
+        if other not in found:
+            found.add(other)
+            waiting += over.get(other, ())
+    return found
 
 
 def merged(own: Constitution, bases: Sequence[Constitution], *, assistant_given: bool) -> Constitution:

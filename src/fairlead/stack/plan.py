@@ -178,10 +178,15 @@ class GuardLayer(Layer):
 
 
 class PromptLayer(Layer):
-    """The constitution (or a text file) as the system prompt of the model below."""
+    """The constitution (or a text file) as the system prompt of the model below.
+
+    budget   tokens it may take; half of the model's context where not given and the context is known. Examples are
+             left out, counted, until it fits; no principle is
+    """
 
     kind: ClassVar[str] = "prompt"
     text: str = FROM_CONSTITUTION
+    budget: Positive | None = None
 
 
 def _learner(kind: str) -> type[DPOLayer]:
