@@ -7,10 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fairlead.cli.constitution_try import try_
+
 if TYPE_CHECKING:
     from fairlead.constitution import Loaded
 
-app = typer.Typer(no_args_is_help=True, help="The written values: check a file, or print the schema for editors.")
+app = typer.Typer(
+    no_args_is_help=True, help="The written values: check a file, try it on a prompt, print the schema for editors."
+)
+app.command("try")(try_)
 
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
 
