@@ -7,15 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fairlead.cli.constitution_diff import diff
 from fairlead.cli.constitution_try import try_
 
 if TYPE_CHECKING:
     from fairlead.constitution import Loaded
 
 app = typer.Typer(
-    no_args_is_help=True, help="The written values: check a file, try it on a prompt, print the schema for editors."
+    no_args_is_help=True,
+    help="The written values: check a file, try it on a prompt, compare two, print the schema for editors.",
 )
 app.command("try")(try_)
+app.command("diff")(diff)
 
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
 
