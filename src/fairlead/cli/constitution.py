@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fairlead.cli.constitution_diff import diff
+from fairlead.cli.constitution_prompts import prompts
 from fairlead.cli.constitution_try import try_
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ app = typer.Typer(
 )
 app.command("try")(try_)
 app.command("diff")(diff)
+app.command("prompts")(prompts)
 
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
 

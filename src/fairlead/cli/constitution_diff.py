@@ -44,8 +44,9 @@ def diff(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
-    """Say what a change of text changes: principle by principle; with a model, in the labels a critic gives under either
-    text; with two run folders, in what was measured.
+    """Say what a change of text changes, principle by principle.
+
+    With a model, also in the labels a critic gives under either text; with two run folders, in what was measured.
 
     Without --model the labels are those of the good and bad replies in the examples.
     """
