@@ -14,7 +14,7 @@ makes two tempting prompts and two twins, which hold the same words.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
@@ -101,7 +101,7 @@ class Splits(_Part):
 
 
 class PromptFile(_Part):
-    """One file of prompts: those of the principles that the pack of the same name adds."""
+    """One file of prompts: those of the principles that the pack of the same name adds, whose ids begin with it."""
 
     pack: Id
     principles: dict[Id, Splits]
@@ -109,6 +109,8 @@ class PromptFile(_Part):
     @model_validator(mode="after")
     def _templates_have_one_place(self) -> PromptFile:
         for id, splits in self.principles.items():
+            if not id.startswith(f"{self.pack}-"):
+                raise ValueError(f"principle {id!r} does not begin with '{self.pack}-', so it is not of this pack")
             seen: dict[str, str] = {}
             for split in SPLITS:
                 for template in getattr(splits, split):
@@ -120,7 +122,7 @@ class PromptFile(_Part):
 
 
 def bank(constitution: Constitution, split: Split, kind: Kind, *, folder: Path = BANKS) -> list[Case]:
-    """The cases of one split and kind for every principle of the constitution that a bank knows by its id.
+    """The cases of one split and kind for every principle of the constitution that a file in `folder` knows by its id.
 
     So `extends` brings a pack's prompts with its principles, a principle that is struck out takes its own away, and one
     that is reworded keeps them. Cases come in the order of the principles, `cluster` is the template, and `meta` holds
@@ -129,7 +131,8 @@ def bank(constitution: Constitution, split: Split, kind: Kind, *, folder: Path =
     for value, known in ((split, SPLITS), (kind, KINDS)):
         if value not in known:
             raise InputError(f"no prompts of {value!r}. {meant(value, known)}")
-    banks = {id: (file.pack, splits) for file in _files(folder) for id, splits in file.principles.items()}
+    found = [_file(path) for path in sorted(folder.glob("*.yaml")) if _concerns(path.stem, constitution)]
+    banks = {id: (file.pack, splits) for file in found for id, splits in file.principles.items()}
     cases: list[Case] = []
     for principle in constitution.principles:
         if principle.id not in banks:
@@ -138,38 +141,28 @@ def bank(constitution: Constitution, split: Split, kind: Kind, *, folder: Path =
         for template in getattr(splits, split):
             cluster = f"{principle.id}/{template.id}"
             for pair, texts in template.rows():
-                meta = {
-                    "pack": pack,
-                    "template": cluster,
-                    "split": split,
-                    "kind": kind,
-                    "pair": f"{cluster}/{pair}",
-                }
-                said = (user(texts[kind]),)
-                cases.append(Case(said, MEASURE[kind], principle.id, cluster=cluster, meta=meta))
+                meta = {"pack": pack, "template": cluster, "split": split, "kind": kind, "pair": f"{cluster}/{pair}"}
+                cases.append(Case((user(texts[kind]),), MEASURE[kind], principle.id, cluster=cluster, meta=meta))
     return cases
 
 
-@lru_cache(maxsize=8)
-def _files(folder: Path) -> Sequence[PromptFile]:
-    files = []
-    owner: dict[str, Path] = {}
-    for path in sorted(folder.glob("*.yaml")):
-        file = load_yaml(path, PromptFile, what="file of prompts")
-        for id in file.principles:
-            if id in owner:
-                raise InputError(f"{path}: principle {id!r} has prompts in {owner[id].name} already")
-            owner[id] = path
-        files.append(file)
-    return tuple(files)
+def _concerns(pack: str, constitution: Constitution) -> bool:
+    return any(id.startswith(f"{pack}-") for id in constitution.ids)
+
+
+@lru_cache(maxsize=32)
+def _file(path: Path) -> PromptFile:
+    file = load_yaml(path, PromptFile, what="file of prompts")
+    if file.pack != path.stem:
+        raise InputError(f"{path}: holds the prompts of pack {file.pack!r}; name the file {file.pack}.yaml")
+    return file
 
 
 def _filled(text: str, kind: Kind, words: Mapping[str, str]) -> str:
     chosen = _EITHER.sub(lambda either: either[KINDS.index(kind) + 1], text)
 
     def word(place: re.Match[str]) -> str:
-        name = place[1]
-        filler = words[name.lower()]
-        return filler[0].upper() + filler[1:] if name.isupper() else filler
+        filler = words[place[1].lower()]
+        return filler[0].upper() + filler[1:] if place[1].isupper() else filler
 
     return " ".join(_PLACE.sub(word, chosen).split())
