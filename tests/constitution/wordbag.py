@@ -41,9 +41,7 @@ def fitted(kernel_NN: Floats, y_N: Floats, penalty: float) -> Floats:
     for _ in range(50):
         p_N = 1.0 / (1.0 + np.exp(-kernel_NN @ a_N))
         curve_N = p_N * (1.0 - p_N)
-        step_N = np.linalg.solve(
-            penalty * np.eye(len(y_N)) + curve_N[:, None] * kernel_NN, y_N - p_N - penalty * a_N
-        )
+        step_N = np.linalg.solve(penalty * np.eye(len(y_N)) + curve_N[:, None] * kernel_NN, y_N - p_N - penalty * a_N)
         a_N = a_N + step_N
         if np.abs(step_N).max() < 1e-9:
             break
@@ -57,7 +55,13 @@ def auroc(scores_N: Floats, y_N: Floats) -> float:
 
 
 def told_apart(
-    texts: Sequence[str], y: Sequence[int], groups: Sequence[str], *, folds: int = 5, seed: int = 0, penalty: float = 1.0
+    texts: Sequence[str],
+    y: Sequence[int],
+    groups: Sequence[str],
+    *,
+    folds: int = 5,
+    seed: int = 0,
+    penalty: float = 1.0,
 ) -> float:
     """AUROC of held-out scores where rows of one group fall into one fold; folds are drawn from `seed`.
 
