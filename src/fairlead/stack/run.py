@@ -242,7 +242,7 @@ def trained_on(layer: AnyLayer, ctx: Context) -> list[tuple[Message, ...]]:
 
 
 def _work(ctx: Context, options: Options) -> tuple[list[Built], _Work]:
-    bank = bank_for(ctx.world)
+    bank = bank_for(ctx.world, ctx.constitution)
     ctx.audit = auditors(ctx, bank)
     measures = measures_for(ctx, ctx.audit)
     for name in ctx.plan.columns:
