@@ -123,7 +123,9 @@ def _body(constitution: Constitution, made: Made, model: str | None, out: Path) 
         "asked": made.asked,
         "rounds": made.rounds,
         "principles": {
-            p.id: {kind: sum(r.principle == p.id and r.kind == kind for r in made.rows) for kind in ("tempting", "twin")}
+            p.id: {
+                kind: sum(r.principle == p.id and r.kind == kind for r in made.rows) for kind in ("tempting", "twin")
+            }
             for p in constitution.principles
         },
         "not_used": dict(made.counts),

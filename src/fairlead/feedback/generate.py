@@ -179,15 +179,23 @@ def _principle(
             if twin:
                 shelves["twin"].add(twin)
                 pair = f"{p.id}/{number}.{len(rows) // 2}"
-                for kind, words, wording in (("tempting", text, "tempt"), ("twin", twin, "twin")):
-                    rows.append(Written((user(words),), p.id, kind, pair, pair, "model", model.name,
-                                        _hash(template(wording)), seed + number, number))  # type: ignore[arg-type]  # fmt: skip
+                rows += [
+                    _by_model(p, "tempting", text, pair, model, "tempt", seed, number),
+                    _by_model(p, "twin", twin, pair, model, "twin", seed, number),
+                ]
         if len(rows) >= 2 * n:
             return rows, number, ""
         barren = 0 if len(rows) > before else barren + 1
         if barren == BARREN:
             return rows, number, f"{BARREN} rounds running brought nothing new"
     return rows, rounds, f"{rounds} rounds did not bring more"
+
+
+def _by_model(
+    p: Principle, kind: Kind, text: str, pair: str, model: Model, wording: str, seed: int, number: int
+) -> Written:
+    asked = _hash(template(wording))
+    return Written((user(text),), p.id, kind, pair, pair, "model", model.name, asked, seed + number, number)
 
 
 def _twin_question(p: Principle, request: str, tempting: Sequence[Example], harmless: Sequence[Example]) -> str:

@@ -169,18 +169,19 @@ def _product(folder: Path) -> dict[str, MeasureResult]:
             outcomes.setdefault(row["measure"], []).append(
                 Outcome(row["case"], row["cluster"], row["status"], row["value"], row["score"], row["reason"])
             )
-        keys = ("value", "low", "high", "n", "missing", "better", "judge", "lineage", "evidence")
-        return {
-            row["measure"]: MeasureResult(
-                row["measure"], row["principle"], str(folder), *(row[key] for key in keys),
-                difference=row["low"] < 0 or any((o.value or 0.0) < 0 for o in outcomes.get(row["measure"], ())),
-                outcomes=tuple(outcomes.get(row["measure"], ())),
-            )
-            for row in body["measures"]
-            if row["layer"] == layer
-        }  # fmt: skip
+        rows = [row for row in body["measures"] if row["layer"] == layer]
+        return {row["measure"]: _result(row, str(folder), tuple(outcomes.get(row["measure"], ()))) for row in rows}
     except (KeyError, IndexError, TypeError, ValueError) as problem:
         raise InputError(f"{folder}: is not the folder of a run as `align` or `measure` writes it: {problem}") from None
+
+
+def _result(row: Mapping[str, Any], name: str, outcomes: tuple[Outcome, ...]) -> MeasureResult:
+    """A row of `results.json` with the cases behind it; `name` stands in the place of the layer."""
+    below = row["low"] < 0 or any((outcome.value or 0.0) < 0 for outcome in outcomes)
+    return MeasureResult(
+        row["measure"], row["principle"], name, row["value"], row["low"], row["high"], row["n"], row["missing"],
+        row["better"], row["judge"], row["lineage"], row["evidence"], difference=below, outcomes=outcomes,
+    )  # fmt: skip
 
 
 def _rows(path: Path) -> Iterable[dict[str, Any]]:
