@@ -8,7 +8,7 @@ says that it could not be told.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,16 +21,12 @@ from fairlead.guard.decision import ALLOW, Check, Decision, most_severe
 from fairlead.guard.guard import Policy
 from fairlead.guard.pieces import redact
 from fairlead.guard.secrets import SecretsCheck, values_of
+from fairlead.judges.conflicts import READ_ANY_REPLY
 from fairlead.judges.critic import critic
-from fairlead.judges.rules import Rule, length, no_emoji, no_flattery, polite
 from fairlead.models.protocol import Model, Sampling
 
 NEAR = 0.35  # below it an example has little more in common with the prompt than its small words
 REPLY_TOKENS = 512
-RULES: Mapping[str, Callable[[], Rule]] = {
-    "length": length, "emoji": no_emoji, "flattery": no_flattery, "polite": polite,
-}  # fmt: skip
-"""Auditors that read any reply by itself; those that ask for a reference or for what should be refused do not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,8 +183,8 @@ def _row(
             decision = dataclasses.replace(decision, outcome="refuse" if policy.on_error == "refuse" else "allow")
     rules = []
     for name in p.judges.audit:
-        if exchange is not None and name in RULES:
-            (verdict,) = RULES[name]().judge([exchange])
+        if exchange is not None and name in READ_ANY_REPLY:
+            (verdict,) = READ_ANY_REPLY[name]().judge([exchange])
             rules.append((name, verdict.score or 0.0, verdict.reason))
     return Row(
         p,
