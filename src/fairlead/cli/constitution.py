@@ -152,6 +152,7 @@ def notes(loaded: Loaded) -> list[str]:
         for dimension in DIMENSIONS
         if dimension != "domain" and constitution.principle_for(dimension) is None
     ]
+    found += _of_voice(loaded)
     said: dict[str, str] = {}
     for p in constitution.principles:
         same = said.setdefault(p.text.casefold(), p.id)
@@ -159,6 +160,32 @@ def notes(loaded: Loaded) -> list[str]:
             found.append(f"principle {p.id!r} says the same as {same!r}")
         if p.severity == 5 and p.guard is None:
             found.append(f"principle {p.id!r} has severity 5 and no guard")
+    return found
+
+
+def _of_voice(loaded: Loaded) -> list[str]:
+    """Where the samples of the voice have no effect, and what the guard would say in another voice."""
+    from fairlead.constitution.voice import held_out
+    from fairlead.exchange import exchange
+    from fairlead.judges.voice import voice_of
+
+    constitution = loaded.constitution
+    samples = held_out(constitution)
+    if not samples:
+        return []
+    found = []
+    if constitution.principle_for("voice") is None:
+        found.append(
+            "voice: samples are given, but no principle has the dimension voice: training and guard do not see them"
+        )
+    guarded = [(p.id, p.guard.say) for p in constitution.principles if p.guard is not None and p.guard.say]
+    for (id, say), verdict in zip(
+        guarded, voice_of(samples).judge([exchange("…", say) for _, say in guarded]), strict=True
+    ):
+        if verdict.score is not None and verdict.score < 0.5:
+            found.append(
+                f"what principle {id!r} says in place of a reply is not in the voice of the samples: {verdict.reason}"
+            )
     return found
 
 

@@ -47,6 +47,7 @@ def try_(
     from fairlead.cli.remote import agree, opened
     from fairlead.cli.terminal import Terminal, print_json
     from fairlead.constitution import load
+    from fairlead.constitution.voice import with_samples
     from fairlead.errors import InputError
     from fairlead.stack.trying import try_prompt
 
@@ -55,7 +56,7 @@ def try_(
     terminal = Terminal(quiet_out=as_json)
     reader = None if critic == "none" else critic or model
     (writes, reads), limit = opened([model, reader], budget, prices)
-    written = load(constitution or ("harbour" if "apprentice" in (model, reader) else "hhh"))
+    written = with_samples(load(constitution or ("harbour" if "apprentice" in (model, reader) else "hhh")))
     agree(_cost(written, prompt, system, reply, writes, reads), limit, terminal)
     tried = try_prompt(written, prompt, told=system, reply=reply, model=writes, critic_model=reads)
     if as_json:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from fairlead.constitution.schema import Constitution, Principle
+from fairlead.constitution.schema import Assistant, Constitution, Principle, Voice
 
 Kind: TypeAlias = Literal["added", "removed", "changed"]
 
@@ -62,6 +62,8 @@ def _of(what: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> list[
 def _plain(part: Any) -> dict[str, Any]:
     body: dict[str, Any] = part.model_dump(mode="json", by_alias=True, exclude_none=True)
     body.pop("id", None)
+    if isinstance(part, Assistant) and isinstance(part.voice, Voice):
+        body["voice"] = part.voice.meaning
     if isinstance(part, Principle):
         return {key: body[key] for key in KEYS if body.get(key)}
     return body

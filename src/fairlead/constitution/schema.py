@@ -13,7 +13,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    GetJsonSchemaHandler,
+    PrivateAttr,
+    Tag,
+    model_validator,
+)
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
@@ -69,12 +79,51 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Voice(_Part):
+    """How the assistant speaks: in a few words, and by texts of one's own that sound right.
+
+    `texts` are what the loader read (constitution/voice.py); they are not part of the file.
+    """
+
+    style: Words | None = Field(None, description="how it speaks, in a few words")
+    samples: Annotated[tuple[Words, ...], AfterValidator(_distinct), UNIQUE] = Field(
+        min_length=1, description="files with texts in this voice, relative to this one, such as brand/*.md"
+    )
+    _texts: tuple[str, ...] = PrivateAttr(())
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return self._texts
+
+    def with_texts(self, texts: tuple[str, ...]) -> Voice:
+        read = self.model_copy()
+        read._texts = texts
+        return read
+
+    @property
+    def meaning(self) -> dict[str, Any]:
+        """What counts of it in a hash: the words, and what the files hold; not how they are called."""
+        held = hashlib.sha256("\0".join(sorted(self._texts)).encode()).hexdigest()
+        return {"style": self.style, "samples": held}
+
+
+def _how(value: Any) -> str:
+    return "samples" if isinstance(value, dict | Voice) else "words"
+
+
 class Assistant(_Part):
     """Who is speaking."""
 
     name: Words = Field("the assistant", description="the name it goes by")
     role: Words = Field("an assistant", description="what it is, as a noun phrase: 'the harbour office's assistant'")
-    voice: Words | None = Field(None, description="how it speaks, in a few words")
+    voice: Annotated[Annotated[Words, Tag("words")] | Annotated[Voice, Tag("samples")], Discriminator(_how)] | None = (
+        Field(None, description="how it speaks, in a few words, or {style: …, samples: [FILES]}")
+    )
+
+    @property
+    def style(self) -> str | None:
+        """How it speaks, in a few words, where that is said."""
+        return self.voice.style if isinstance(self.voice, Voice) else self.voice
 
 
 class Example(_Part):
@@ -192,6 +241,7 @@ class Constitution(_Part):
     assistant: Assistant = Assistant()
     principles: tuple[Principle, ...] = ()
     secrets: tuple[Secret, ...] = ()
+    _sha256: str = PrivateAttr("")
 
     @model_validator(mode="after")
     def _ids_are_distinct(self) -> Constitution:
@@ -237,7 +287,7 @@ class Constitution(_Part):
             for p in self.principles
             if p.id not in ids
         ]
-        return self.model_copy(update={"principles": tuple(left)})
+        return self.model_copy(update={"principles": tuple(left)}).hashed_as("")
 
     def reworded(self, texts: dict[str, str]) -> Constitution:
         """The same constitution with new words for some principles, by id."""
@@ -247,7 +297,13 @@ class Constitution(_Part):
             Principle.model_validate({**p.model_dump(), "text": texts[p.id]}) if p.id in texts else p
             for p in self.principles
         ]
-        return self.model_copy(update={"principles": tuple(changed)})
+        return self.model_copy(update={"principles": tuple(changed)}).hashed_as("")
+
+    def hashed_as(self, sha256: str) -> Constitution:
+        """The same, known by the hash of the constitution that it was derived from; "" for one of its own."""
+        known = self.model_copy()
+        known._sha256 = sha256
+        return known
 
     def goes_first(self, first: str, second: str) -> bool:
         """Whether `first` has priority over `second`, by its own `over` or through others between them."""
@@ -257,7 +313,11 @@ class Constitution(_Part):
     def sha256(self) -> str:
         """Hash of the resolved meaning: not of comments, folding, key order, defaults spelled out, `name` or how the
         principles were put together. The order of principles is meaning, since prompts follow it."""
+        if self._sha256:
+            return self._sha256
         meaning = self.model_dump(mode="json", by_alias=True, exclude={"name", "extends"})
+        if isinstance(self.assistant.voice, Voice):
+            meaning["assistant"]["voice"] = self.assistant.voice.meaning
         for principle in meaning["principles"]:
             for key in LATER:  # keys that came later: a constitution without them keeps its hash
                 if not principle[key]:
