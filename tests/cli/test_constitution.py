@@ -87,6 +87,17 @@ def test_check_tells_what_a_priority_settles(tmp_path: Path) -> None:
     assert (found["first"], found["second"], found["goes_first"]) == ("a", "b", "a")
 
 
+def test_check_tells_where_samples_have_no_effect_and_what_is_said_in_another_voice(tmp_path: Path) -> None:
+    from support.brand import write_brand
+
+    notes = json.loads(CliRunner().invoke(app, ["check", str(write_brand(tmp_path)), "--json"]).stdout)["notes"]
+    assert any("principle 'v' says in place of a reply is not in the voice of the samples" in note for note in notes)
+    notes = json.loads(
+        CliRunner().invoke(app, ["check", str(write_brand(tmp_path, principle="domain")), "--json"]).stdout
+    )
+    assert any("no principle has the dimension voice" in note for note in notes["notes"])
+
+
 def test_schema_is_json() -> None:
     schema = json.loads(CliRunner().invoke(app, ["schema"]).stdout)
     assert schema["title"] == "Fairlead constitution"

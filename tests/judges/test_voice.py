@@ -40,7 +40,7 @@ def test_the_bound_lets_nine_in_ten_of_new_texts_pass() -> None:
     inside = []
     for _ in range(40):
         style = style_of([text() for _ in range(19)])
-        inside += [style.distance(text()) <= style.bound for _ in range(20)]
+        inside += [style.distance(features(text())) <= style.bound for _ in range(20)]
     assert abs(np.mean(inside) - KEPT) < 0.06
 
 

@@ -179,9 +179,8 @@ def _of_voice(loaded: Loaded) -> list[str]:
             "voice: samples are given, but no principle has the dimension voice: training and guard do not see them"
         )
     guarded = [(p.id, p.guard.say) for p in constitution.principles if p.guard is not None and p.guard.say]
-    for (id, say), verdict in zip(
-        guarded, voice_of(samples).judge([exchange("…", say) for _, say in guarded]), strict=True
-    ):
+    verdicts = voice_of(samples).judge([exchange("…", say) for _, say in guarded])
+    for (id, _), verdict in zip(guarded, verdicts, strict=True):
         if verdict.score is not None and verdict.score < 0.5:
             found.append(
                 f"what principle {id!r} says in place of a reply is not in the voice of the samples: {verdict.reason}"

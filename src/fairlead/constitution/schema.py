@@ -108,7 +108,7 @@ class Voice(_Part):
 
 
 def _how(value: Any) -> str:
-    return "samples" if isinstance(value, dict | Voice) else "words"
+    return "by-samples" if isinstance(value, dict | Voice) else "in-words"
 
 
 class Assistant(_Part):
@@ -116,9 +116,9 @@ class Assistant(_Part):
 
     name: Words = Field("the assistant", description="the name it goes by")
     role: Words = Field("an assistant", description="what it is, as a noun phrase: 'the harbour office's assistant'")
-    voice: Annotated[Annotated[Words, Tag("words")] | Annotated[Voice, Tag("samples")], Discriminator(_how)] | None = (
-        Field(None, description="how it speaks, in a few words, or {style: …, samples: [FILES]}")
-    )
+    voice: (
+        Annotated[Annotated[Words, Tag("in-words")] | Annotated[Voice, Tag("by-samples")], Discriminator(_how)] | None
+    ) = Field(None, description="how it speaks, in a few words, or {style: …, samples: [FILES]}")
 
     @property
     def style(self) -> str | None:

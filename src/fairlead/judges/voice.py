@@ -1,8 +1,8 @@
 """Does a reply sound like a team's own texts? A judge of simple features, with its bound set on texts held out.
 
 Features: words in a sentence, letters in a word, exclamation marks and questions per sentence, emoji, contractions, and
-how often reader ("you") and writer ("we") are addressed, per hundred words. It hears the surface of a style and no more:
-a reply may keep all of them and still be dull, or say what the brand would never say.
+how often reader ("you") and writer ("we") are addressed, per hundred words. It hears the surface of a style alone: a
+reply may keep all of them and still be dull, or say what the brand would never say.
 """
 
 from __future__ import annotations
@@ -60,33 +60,34 @@ class Style:
     spread: Mapping[str, float]
     bound: float = math.inf
 
-    def apart(self, text: str) -> dict[str, float]:
-        """Standard deviations from the mean by feature, signed, at most `FARTHEST` either way."""
-        found = features(text)
+    def apart(self, found: Mapping[str, float]) -> dict[str, float]:
+        """Standard deviations of some features from the mean, signed, at most `FARTHEST` either way."""
         return {
             name: max(-FARTHEST, min(FARTHEST, (found[name] - self.mean[name]) / self.spread[name]))
             for name in FEATURES
         }
 
-    def distance(self, text: str) -> float:
+    def distance(self, found: Mapping[str, float]) -> float:
         """Root mean square over the features, in standard deviations."""
-        return math.sqrt(sum(z * z for z in self.apart(text).values()) / len(FEATURES))
+        return math.sqrt(sum(z * z for z in self.apart(found).values()) / len(FEATURES))
 
 
 def style_of(texts: Sequence[str]) -> Style:
-    """The style of some texts. The bound is the distance within which nine in ten of them lie when each is held out of
-    what it is compared with: the split-conformal quantile, ceil(0.9 (n + 1)) of n (Vovk et al. 2005; the last of n < 9).
+    """The style of some texts, with the distance within which nine in ten of them lie, each held out in its turn.
+
+    The bound is the conformal quantile, the ceil(0.9 (n + 1))-th smallest of n distances (Vovk et al. 2005), or the
+    largest where n is below 9; each distance is that of a text from all the others.
     """
     if len(texts) < 3:
         raise ValueError(f"{len(texts)} texts have no style to speak of: give at least 3")
-    own = sorted(_fitted([*texts[:i], *texts[i + 1 :]]).distance(text) for i, text in enumerate(texts))
-    whole = _fitted(texts)
+    rows = [features(text) for text in texts]
+    own = sorted(_fitted([*rows[:i], *rows[i + 1 :]]).distance(row) for i, row in enumerate(rows))
+    whole = _fitted(rows)
     at = min(len(own), math.ceil(KEPT * (len(own) + 1)))
     return Style(whole.mean, whole.spread, own[at - 1])
 
 
-def _fitted(texts: Sequence[str]) -> Style:
-    rows = [features(text) for text in texts]
+def _fitted(rows: Sequence[Mapping[str, float]]) -> Style:
     mean = {name: sum(row[name] for row in rows) / len(rows) for name in FEATURES}
     spread = {
         name: max(FEATURES[name][1], math.sqrt(sum((row[name] - mean[name]) ** 2 for row in rows) / (len(rows) - 1)))
@@ -96,22 +97,22 @@ def _fitted(texts: Sequence[str]) -> Style:
 
 
 def voice_of(texts: Sequence[str]) -> Rule:
-    """1 = the reply lies within the bound of the style of these texts; 0 = beyond, with the feature that is farthest."""
+    """1 = the reply lies within the bound of the style of these texts; 0 = beyond, and in which feature the farthest."""
     style = style_of(texts)
 
     def score(item: Exchange) -> tuple[float | None, str]:
         words = len(item.reply_text.split())
         if words < SHORTEST:
             return None, f"{words} words are too few to have a style"
-        if style.distance(item.reply_text) <= style.bound:
-            return 1.0, ""
-        return 0.0, off(style, item.reply_text)
+        found = features(item.reply_text)
+        return (1.0, "") if style.distance(found) <= style.bound else (0.0, off(style, found))
 
     code = hashlib.sha256("\n".join(sorted(texts)).encode()).hexdigest()
     return rule("rule:voice", score, text="sounds like the samples", code=code)
 
 
-def off(style: Style, text: str) -> str:
-    """The feature in which a text is farthest from the style, in words."""
-    name = max(FEATURES, key=lambda feature: abs(style.apart(text)[feature]))
-    return f"{features(text)[name]:.1f} {FEATURES[name][0]}, the samples have {style.mean[name]:.1f}"
+def off(style: Style, found: Mapping[str, float]) -> str:
+    """The feature that is farthest from the style, in words."""
+    apart = style.apart(found)
+    name = max(FEATURES, key=lambda feature: abs(apart[feature]))
+    return f"{found[name]:.1f} {FEATURES[name][0]}, the samples have {style.mean[name]:.1f}"
