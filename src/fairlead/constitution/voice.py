@@ -35,7 +35,7 @@ def read_samples(voice: Voice, document: Document) -> tuple[Voice, tuple[Path, .
             raise InputError(f"{here}{pattern!r} is absolute; write it relative to the folder of this file")
         matched = sorted(path for path in folder.glob(pattern) if path.is_file())
         if not matched:
-            raise InputError(f"{here}no file matches {pattern!r} in {folder or '.'}")
+            raise InputError(f"{here}no file matches {pattern!r} in {folder}")
         for path in matched:
             text = read_text(path, what="voice sample")
             if not text.strip():

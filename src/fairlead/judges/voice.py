@@ -97,7 +97,7 @@ def _fitted(rows: Sequence[Mapping[str, float]]) -> Style:
 
 
 def voice_of(texts: Sequence[str]) -> Rule:
-    """1 = the reply lies within the bound of the style of these texts; 0 = beyond, and in which feature the farthest."""
+    """1 = the reply lies within the bound of the style of these texts; 0 = beyond, with the feature most apart."""
     style = style_of(texts)
 
     def score(item: Exchange) -> tuple[float | None, str]:
