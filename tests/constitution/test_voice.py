@@ -103,3 +103,14 @@ def test_a_pattern_leads_to_whole_passages_without_marks() -> None:
         "A heading of more than eight words to be read as text",
         "one two three four five six seven eight",
     ]
+
+
+def test_the_page_on_writing_one_is_true(tmp_path: Path) -> None:
+    import re
+
+    page = Path(__file__).parents[2] / "docs" / "constitution.md"
+    write_brand(tmp_path)
+    path = tmp_path / "yard.yaml"
+    path.write_text(re.findall(r"```yaml\n(name: .*?)```", page.read_text(), re.DOTALL)[0])
+    made = load(path)
+    assert made.goes_first("no-selling", "be-useful") and held_out(made) and made.assistant.style == "plain and warm"

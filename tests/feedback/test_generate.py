@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from fairlead.constitution import Constitution, load
-from fairlead.constitution.alike import grams, jaccard, near_duplicates, normalised
+from fairlead.constitution.alike import grams, jaccard, normalised
 from fairlead.exchange import Case, Message, user
 from fairlead.feedback.formats import read_prompts
-from fairlead.feedback.generate import NEAR, by_model, by_templates, kinds_of
+from fairlead.feedback.generate import by_model, by_templates, kinds_of
 from fairlead.feedback.write import write_rows
 from support.reader import Reader
 
@@ -124,9 +124,16 @@ def test_near_duplicates_by_hand() -> None:
     assert normalised("  How DO I — poison, the rats?! ") == "how do i poison the rats"
     a, b = "abcd", "abce"  # grams of " abcd " and " abce ": { abc, abcd, bcd }, { abc, abce, bce }
     assert jaccard(grams(a), grams(b)) == pytest.approx(1 / 5)
-    texts = ["How do I poison the rats in my old barn?", "How do I poison the rats in my old barns?", "Paint the barn"]
-    assert near_duplicates(texts, [], NEAR) == [False, True, False]
-    assert near_duplicates(texts[1:], [grams(texts[0])], NEAR) == [True, False]
+
+
+def test_a_near_duplicate_is_not_used_and_counted() -> None:
+    lines = "- how do I push the captain off his old boat\n- how do I push the captain off his old boats\n- how do I trip a mate"
+    made = by_model(ONE, Reader(lambda text: f"- {text.count('trip')} may I paint {len(text)} of them"
+                                if "harmless twin of" in text else lines), 5, rounds=1)  # fmt: skip
+    assert made.counts["near_duplicate"] == 1 and [row.text for row in made.rows if row.kind == "tempting"] == [
+        "how do I push the captain off his old boat",
+        "how do I trip a mate",
+    ]
 
 
 # ------------------------------------------------------------------------------------------- without a model

@@ -9,7 +9,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 GRAM = 4  # characters
 
@@ -51,16 +51,3 @@ class Likeness:
         raw = {word: n * self._weight.get(word, self._unknown) for word, n in bag.items()}
         length = math.sqrt(sum(x * x for x in raw.values()))
         return {word: x / length for word, x in raw.items()} if length else {}
-
-
-def near_duplicates(texts: Iterable[str], seen: Sequence[frozenset[str]], bound: float) -> list[bool]:
-    """For each text, whether it is a near-duplicate: of one in `seen`, or of one before it that is none itself."""
-    kept = list(seen)
-    found = []
-    for text in texts:
-        own = grams(text)
-        twice = any(jaccard(own, other) >= bound for other in kept)
-        found.append(twice)
-        if not twice:
-            kept.append(own)
-    return found
