@@ -43,9 +43,10 @@ ROOMS = (
 )
 
 
-def bank_for(world: bool) -> Bank:
-    """The harbour's cases for the apprentice and its descendants, the open world's for every other model."""
-    return World() if world else General()
+def bank_for(world: bool, constitution: Constitution | None = None) -> Bank:
+    """The harbour's cases for the apprentice and its descendants, the open world's for every other model, with the
+    audit twins of the packs that the constitution builds on."""
+    return World() if world else General(constitution)
 
 
 def auditors(ctx: Context, bank: Bank) -> dict[str, Judge]:

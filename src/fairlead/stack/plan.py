@@ -37,8 +37,9 @@ def _without_seed(config: M) -> M:
 class Prompts(Frozen):
     """Where training prompts come from.
 
-    from            `constitution` (each principle's own: the apprentice's world, or the examples written under the
-                    principles) or a file of prompts (.txt one per line, .jsonl with `prompt` or `messages`)
+    from            `constitution` (each principle's own: the apprentice's world; for other models the prompts of its
+                    packs, or the examples written under the principle) or a file of prompts (.txt one per line, .jsonl
+                    with `prompt` or `messages`)
     per_principle   prompts drawn for each principle; a file is used whole up to that many per principle
     general         share of them that is ordinary traffic, not aimed at the principle
     too_long        prompts that leave the model no room to answer: refuse (the row is named) or skip (counted)
@@ -178,10 +179,15 @@ class GuardLayer(Layer):
 
 
 class PromptLayer(Layer):
-    """The constitution (or a text file) as the system prompt of the model below."""
+    """The constitution (or a text file) as the system prompt of the model below.
+
+    budget   tokens it may take; half of the model's context where not given and the context is known. Examples are
+             left out, counted, until it fits; no principle is
+    """
 
     kind: ClassVar[str] = "prompt"
     text: str = FROM_CONSTITUTION
+    budget: Positive | None = None
 
 
 def _learner(kind: str) -> type[DPOLayer]:

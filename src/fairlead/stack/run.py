@@ -15,6 +15,7 @@ from typing import Any
 
 from fairlead.constitution import load
 from fairlead.constitution.schema import Constitution
+from fairlead.constitution.voice import with_samples
 from fairlead.errors import InputError
 from fairlead.exchange import Message
 from fairlead.measures.result import MeasureResult
@@ -75,7 +76,7 @@ class Finished:
 
 def constitution_of(plan: Plan, *, world: bool) -> Constitution:
     """The plan's constitution; where it names none, the harbour's own for the apprentice and `hhh` for others."""
-    return load(plan.constitution or ("harbour" if world else "hhh"))
+    return with_samples(load(plan.constitution or ("harbour" if world else "hhh")))
 
 
 def run_plan(plan: Plan, options: Options = Options(), voice: Voice | None = None) -> Finished:
@@ -242,7 +243,7 @@ def trained_on(layer: AnyLayer, ctx: Context) -> list[tuple[Message, ...]]:
 
 
 def _work(ctx: Context, options: Options) -> tuple[list[Built], _Work]:
-    bank = bank_for(ctx.world)
+    bank = bank_for(ctx.world, ctx.constitution)
     ctx.audit = auditors(ctx, bank)
     measures = measures_for(ctx, ctx.audit)
     for name in ctx.plan.columns:
