@@ -204,14 +204,12 @@ def temperature_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def off_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     real = llama.step
-    monkeypatch.setattr(llama, "step", lambda w, ids, place, kv, mask, used: real(w, ids, place - 1, kv, mask, used))
+    monkeypatch.setattr(llama, "step", lambda w, ids, place, kv: real(w, ids, (place - 1).clamp_min(0), kv))
 
 
 def stale_cache_visible(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = llama.step
-    monkeypatch.setattr(
-        llama, "step", lambda w, ids, place, kv, mask, used: real(w, ids, place, kv, torch.zeros_like(mask), used)
-    )
+    real = llama.later
+    monkeypatch.setattr(llama, "later", lambda *sizes: torch.zeros_like(real(*sizes)))
 
 
 def padding_counted_as_positions(monkeypatch: pytest.MonkeyPatch) -> None:

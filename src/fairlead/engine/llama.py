@@ -1,8 +1,12 @@
 """A tight forward pass for Llama-shaped models (Llama, Mistral, Qwen2), for decoding.
 
 It reads the weights of a transformers module and does what the module does with a third of the calls: fused
-projections, a static key-value cache that is preallocated once, and attention of single queries as two batched matrix
-products. `read` says why a module does not qualify; the caller checks the result against the module itself.
+projections laid out once for the products of a step, attention of single queries as two batched matrix products, and a
+key-value cache that holds no more positions than are used. Attention reads each layer's cache from end to end: one
+stream, which a processor fetches ahead of its use. Where it skipped what is reserved for later, every row and head
+would start a stream of its own, at less than half the speed.
+
+`read` says why a module does not qualify; the caller checks the result against the module itself.
 
 Axes: B rows, P prompt tokens, L layers, H query heads, K key heads, g = H // K, h head width, M cache length, D width.
 """
@@ -17,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fairlead.engine.dense import matmul
+from fairlead.engine.dense import Prepared, prepare
 
 CLASSES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
 FUSE_BELOW = 100_000_000  # parameters; fusing copies the weights, which a large model should not pay for
@@ -27,20 +31,13 @@ FUSE_BELOW = 100_000_000  # parameters; fusing copies the weights, which a large
 class Projection:
     """One or several linear maps of the same input, side by side."""
 
-    weights: tuple[torch.Tensor, ...]
-    biases: tuple[torch.Tensor | None, ...]
+    parts: tuple[Prepared, ...]
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        parts = [_linear(x, weight, bias) for weight, bias in zip(self.weights, self.biases, strict=True)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
-
-
-def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """F.linear of rows (N, D), by the faster library where there are two (see `dense.py`)."""
-    if x.dtype != torch.float32 or x.device.type != "cpu":
-        return F.linear(x, weight, bias)
-    y = matmul(x, weight.t())
-    return y if bias is None else y.add_(bias)
+    def __call__(self, x: torch.Tensor, add: torch.Tensor | None = None) -> torch.Tensor:
+        if len(self.parts) == 1:
+            return self.parts[0](x, add)
+        y = torch.cat([part(x) for part in self.parts], dim=-1)
+        return y if add is None else y.add_(add)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +64,16 @@ class Llama:
     cos: torch.Tensor
     sin: torch.Tensor
 
-    def cache(self, rows: int, length: int) -> torch.Tensor:
-        """An empty cache (L, 2, B, K, M, h) of keys and values."""
-        size = (len(self.layers), 2, rows, self.key_heads, length, self.width)
-        return self.embedding.new_zeros(size)
+    def cache(self, rows: int, length: int) -> list[torch.Tensor]:
+        """An empty cache of keys and values: (2, B, K, M, h) for each layer."""
+        return [self.embedding.new_zeros(2, rows, self.key_heads, length, self.width) for _ in self.layers]
 
 
-def read(model: nn.Module, positions: int) -> Llama | str:
-    """The module's weights for up to `positions` tokens a row, or the reason why this forward pass does not fit it."""
+def read(model: nn.Module, positions: int, rows: int) -> Llama | str:
+    """The module's weights for up to `positions` tokens a row, or the reason why this forward pass does not fit it.
+
+    rows    decoded side by side, which the weights are laid out for
+    """
     inner: Any = model
     config = inner.config
     if type(model).__name__ not in CLASSES:
@@ -99,11 +98,11 @@ def read(model: nn.Module, positions: int) -> Llama | str:
     layers = tuple(
         Layer(
             layer.input_layernorm.weight,
-            _join(fuse, layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj),
-            _join(fuse, layer.self_attn.o_proj),
+            _join(rows if fuse else 0, layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj),
+            _join(rows if fuse else 0, layer.self_attn.o_proj),
             layer.post_attention_layernorm.weight,
-            _join(fuse, layer.mlp.gate_proj, layer.mlp.up_proj),
-            _join(fuse, layer.mlp.down_proj),
+            _join(rows if fuse else 0, layer.mlp.gate_proj, layer.mlp.up_proj),
+            _join(rows if fuse else 0, layer.mlp.down_proj),
         )
         for layer in body.layers
     )
@@ -120,13 +119,16 @@ def read(model: nn.Module, positions: int) -> Llama | str:
     )
 
 
-def _join(fuse: bool, *linears: nn.Linear) -> Projection:
-    weights = tuple(linear.weight for linear in linears)
-    biases: tuple[torch.Tensor | None, ...] = tuple(linear.bias for linear in linears)
+def _join(rows: int, *linears: nn.Linear) -> Projection:
+    """The linear maps as one, laid out for so many rows; 0: as they are."""
+    biases = [linear.bias for linear in linears]
     given = [bias for bias in biases if bias is not None]
-    if not fuse or len(linears) == 1 or len(given) not in (0, len(linears)):
-        return Projection(weights, biases)
-    return Projection((torch.cat(weights),), (torch.cat(given) if given else None,))
+    if not rows:
+        return Projection(tuple(Prepared(linear.weight, linear.bias) for linear in linears))
+    if len(linears) == 1 or len(given) not in (0, len(linears)):
+        return Projection(tuple(prepare(linear.weight, linear.bias, rows=rows) for linear in linears))
+    joined = torch.cat([linear.weight for linear in linears])
+    return Projection((prepare(joined, torch.cat(given) if given else None, rows=rows),))
 
 
 def prefill(w: Llama, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -153,27 +155,26 @@ def prefill(w: Llama, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, t
         y = y.transpose(1, 2).reshape(B * P, -1)
         if number == len(w.layers) - 1:  # of the last layer's output only the ends of the prompts are read
             x, y = x[end_B], y[end_B]
-        x = x + layer.out(y)
-        x = x + _mlp(w, layer, x)
+        x = layer.out(y, x)
+        x = _mlp(w, layer, x)
     return kv, _norm(x, w.norm, w.epsilon)
 
 
-def step(
-    w: Llama, ids_B: torch.Tensor, position_B: torch.Tensor, kv: torch.Tensor, mask_BM: torch.Tensor, used: int
-) -> torch.Tensor:
+def step(w: Llama, ids_B: torch.Tensor, position_B: torch.Tensor, kv: Sequence[torch.Tensor]) -> torch.Tensor:
     """Feed one token per row at its position; returns hidden states (B, D). Writes keys and values into `kv`.
 
-    mask_BM is additive: 0 where a row may look (its own position included), -inf elsewhere. All positions lie below
-    `used`.
+    A row looks at the positions up to its own. The whole length of the cache is read: what no row has written yet must
+    be finite.
     """
-    B, K, M = kv.shape[2:5]
+    B, K, M = kv[0].shape[1:4]
     groups = w.heads // K
     rotated = w.heads + K
     cos, sin = w.cos[position_B][:, None], w.sin[position_B][:, None]
     # Where a layer's new keys and values go, as rows of its cache: for each of B the K keys, then the K values.
-    base = torch.arange(2 * B * K, device=kv.device).view(2, B, K).transpose(0, 1) * M
+    base = torch.arange(2 * B * K, device=ids_B.device).view(2, B, K).transpose(0, 1) * M
     place = (base + position_B[:, None, None]).reshape(-1)
-    mask = mask_BM[:, None, :used]
+    mask = later(position_B, M, w.embedding.dtype)[:, None].expand(-1, K, -1).reshape(B * K, 1, M)
+    mask = mask.expand(-1, groups, -1)
     scale = w.width**-0.5
     x = F.embedding(ids_B, w.embedding)
     for layer, cache in zip(w.layers, kv, strict=True):
@@ -183,19 +184,24 @@ def step(
         qk.mul_(cos).addcmul_(turned, sin)
         cache.view(-1, w.width).index_copy_(0, place, qkv[:, w.heads :].reshape(2 * B * K, -1))
         q = qkv[:, : w.heads].reshape(B * K, groups, w.width)
-        keys, values = cache.view(2, B * K, M, w.width)[:, :, :used]
-        scores = torch.bmm(q, keys.transpose(1, 2)).view(B, w.heads, used)
-        scores.mul_(scale).add_(mask)
+        keys, values = cache.view(2, B * K, M, w.width)
+        scores = torch.baddbmm(mask, q, keys.transpose(1, 2), alpha=scale)
         weights = torch.softmax(scores, -1, dtype=torch.promote_types(x.dtype, torch.float32)).to(x.dtype)
-        y = torch.bmm(weights.view(B * K, groups, used), values).view(B, -1)
-        x = x + layer.out(y)
-        x = x + _mlp(w, layer, x)
+        y = torch.bmm(weights, values).view(B, -1)
+        x = layer.out(y, x)
+        x = _mlp(w, layer, x)
     return _norm(x, w.norm, w.epsilon)
+
+
+def later(position_B: torch.Tensor, length: int, dtype: torch.dtype) -> torch.Tensor:
+    """An additive mask (B, M): 0 up to each row's position, -inf after it."""
+    after_BM = torch.arange(length, device=position_B.device) > position_B[:, None]
+    return torch.zeros(after_BM.shape, dtype=dtype, device=position_B.device).masked_fill_(after_BM, -torch.inf)
 
 
 def _mlp(w: Llama, layer: Layer, x: torch.Tensor) -> torch.Tensor:
     gate, up = layer.gate_up(_norm(x, layer.norm_mlp, w.epsilon)).chunk(2, dim=-1)
-    return layer.down(F.silu(gate).mul_(up))
+    return layer.down(F.silu(gate).mul_(up), x)
 
 
 def _norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
