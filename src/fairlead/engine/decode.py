@@ -173,13 +173,13 @@ def _differs(inner: Any, vocabulary: int, rows: int) -> str | None:
     device = w.embedding.device
     ids = torch.tensor([[(11 * i + 5 * row + 1) % vocabulary for i in range(8)] for row in (0, 1)], device=device)
     truth = inner(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[:, 4:].float()
-    kv = w.cache(2, 12)
+    kv = w.cache(2, 12, 12)
     prompt_kv, hidden = llama.prefill(w, ids[:, :5].tolist())
-    for layer, prompt in zip(kv, prompt_kv, strict=True):
-        layer[:, :, :, :5] = prompt
+    both = torch.arange(2, device=device)
+    kv.place(both, prompt_kv, both)
     ours = [hidden]
     for at in (5, 6, 7):
-        ours.append(llama.step(w, ids[:, at], torch.full((2,), at, device=device), kv))
+        ours.append(llama.step(w, ids[:, at], torch.full((2,), at, device=device), kv.layers))
     got = logits(head_of(inner), torch.stack(ours, 1).flatten(0, 1)).view_as(truth).float()
     far = float((got - truth).abs().max() / truth.abs().max().clamp_min(1e-30))
     return None if far <= AGREE.get(w.embedding.dtype, 1e-6) else f"its logits differ by {far:.1e}"

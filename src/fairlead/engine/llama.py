@@ -1,10 +1,8 @@
 """A tight forward pass for Llama-shaped models (Llama, Mistral, Qwen2), for decoding.
 
 It reads the weights of a transformers module and does what the module does with a third of the calls: fused
-projections laid out once for the products of a step, attention of single queries as two batched matrix products, and a
-key-value cache that holds no more positions than are used. Attention reads each layer's cache from end to end: one
-stream, which a processor fetches ahead of its use. Where it skipped what is reserved for later, every row and head
-would start a stream of its own, at less than half the speed.
+projections laid out once for the products of a step, a key-value cache that is read from end to end (see `kv.py`), and
+attention of single queries as two batched matrix products.
 
 `read` says why a module does not qualify; the caller checks the result against the module itself.
 
@@ -22,6 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fairlead.engine.dense import Prepared, prepare
+from fairlead.engine.kv import Cache
 
 CLASSES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
 FUSE_BELOW = 100_000_000  # parameters; fusing copies the weights, which a large model should not pay for
@@ -64,9 +63,9 @@ class Llama:
     cos: torch.Tensor
     sin: torch.Tensor
 
-    def cache(self, rows: int, length: int) -> list[torch.Tensor]:
-        """An empty cache of keys and values: (2, B, K, M, h) for each layer."""
-        return [self.embedding.new_zeros(2, rows, self.key_heads, length, self.width) for _ in self.layers]
+    def cache(self, rows: int, length: int, most: int) -> Cache:
+        """An empty cache of so many positions at first, and at most."""
+        return Cache(len(self.layers), rows, self.key_heads, self.width, length, most, self.embedding)
 
 
 def read(model: nn.Module, positions: int, rows: int) -> Llama | str:
@@ -173,8 +172,7 @@ def step(w: Llama, ids_B: torch.Tensor, position_B: torch.Tensor, kv: Sequence[t
     # Where a layer's new keys and values go, as rows of its cache: for each of B the K keys, then the K values.
     base = torch.arange(2 * B * K, device=ids_B.device).view(2, B, K).transpose(0, 1) * M
     place = (base + position_B[:, None, None]).reshape(-1)
-    mask = later(position_B, M, w.embedding.dtype)[:, None].expand(-1, K, -1).reshape(B * K, 1, M)
-    mask = mask.expand(-1, groups, -1)
+    mask = later(position_B, M, w.embedding.dtype)[:, None]
     scale = w.width**-0.5
     x = F.embedding(ids_B, w.embedding)
     for layer, cache in zip(w.layers, kv, strict=True):
@@ -185,9 +183,10 @@ def step(w: Llama, ids_B: torch.Tensor, position_B: torch.Tensor, kv: Sequence[t
         cache.view(-1, w.width).index_copy_(0, place, qkv[:, w.heads :].reshape(2 * B * K, -1))
         q = qkv[:, : w.heads].reshape(B * K, groups, w.width)
         keys, values = cache.view(2, B * K, M, w.width)
-        scores = torch.baddbmm(mask, q, keys.transpose(1, 2), alpha=scale)
+        scores = torch.bmm(q, keys.transpose(1, 2)).view(B, w.heads, M)
+        scores.mul_(scale).add_(mask)
         weights = torch.softmax(scores, -1, dtype=torch.promote_types(x.dtype, torch.float32)).to(x.dtype)
-        y = torch.bmm(weights, values).view(B, -1)
+        y = torch.bmm(weights.view(B * K, groups, M), values).view(B, -1)
         x = layer.out(y, x)
         x = _mlp(w, layer, x)
     return _norm(x, w.norm, w.epsilon)
@@ -206,8 +205,8 @@ def _mlp(w: Llama, layer: Layer, x: torch.Tensor) -> torch.Tensor:
 
 def _norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    normed = F.rms_norm(wide, (x.shape[-1],), None, epsilon)
-    return weight * normed.to(x.dtype)
+    inverse = wide.square().mean(-1, keepdim=True).add_(epsilon).rsqrt_()
+    return (wide * inverse).to(x.dtype).mul_(weight)
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,6 @@
 """The loop around the tight decoder: slots for replies, taken by the next in the queue as soon as one ends.
 
-The key-value cache is as long as the longest row needs, and a little more: it grows while rows do, and shrinks when they
-have ended. Axes: J jobs (replies to be made), B slots, N slots given out at once, U prompts prefilled together, V
+Axes: J jobs (replies to be made), B slots, N slots given out at once, U prompts prefilled together, V
 vocabulary, t steps; those of `llama.py`.
 """
 
@@ -18,11 +17,12 @@ import torch
 from fairlead.engine import counter, llama
 from fairlead.engine.dense import prepare
 from fairlead.engine.forward import Head, bounded
+from fairlead.engine.kv import room
 from fairlead.engine.sampling import Choice, choose
 
 PREFILL_TOKENS = 4096  # prompts prefilled at once, in padded tokens
+PREFILL_CPU = 1024  # there: no slower, and activations stay in the processor's caches
 COMPACT = 0.75  # the cache is made smaller when less than this share of its rows or of its length is of use
-SPARE = 16  # positions more than needed, and a sixteenth of these: read in vain, but a longer cache is a copied cache
 
 I64 = npt.NDArray[np.int64]
 
@@ -58,7 +58,8 @@ def replies(
     B, V, J = min(rows, len(prompt_J)), len(head.weight_VD), len(prompt_J)
     product = prepare(head.weight_VD.to(wide), None if head.bias_V is None else head.bias_V.to(wide), rows=B)
     at = _slots(B, int(limit_J.max()), how.cuts(V))
-    kv = w.cache(B, _room(len(prompts[prompt_J[0]]) + 1))
+    most = max(len(prompts[prompt]) + limit for prompt, limit in zip(prompt_J.tolist(), limit_J.tolist(), strict=True))
+    kv = w.cache(B, room(len(prompts[prompt_J[0]]) + 1), room(most))
     ends_V = np.isin(np.arange(V), list(eos))
 
     def draw(slots: I64, hidden: torch.Tensor) -> I64:
@@ -84,7 +85,7 @@ def replies(
             jobs = np.arange(begun, min(begun + len(free), chunk.end))
             new, free, begun = free[: len(jobs)], free[len(jobs) :], begun + len(jobs)
             source_N = torch.from_numpy(chunk.row_J[jobs - chunk.begin]).to(device)
-            _place(kv, torch.from_numpy(new).to(device), chunk.kv, source_N)
+            kv.place(torch.from_numpy(new).to(device), chunk.kv, source_N)
             at.busy_B[new], at.job_B[new], at.step_B[new] = True, jobs, 0
             at.position_B[new] = [len(prompts[prompt]) for prompt in prompt_J[jobs]]
             at.limit_B[new], at.stream_B[new] = limit_J[jobs], stream_J[jobs]
@@ -96,13 +97,12 @@ def replies(
             return
         needed = int(at.position_B[live].max()) + 1
         dropped = len(live) < COMPACT * len(at.busy_B)
-        length = kv[0].shape[3]
-        if dropped or needed > length or _room(needed) < COMPACT * length:
-            _resize(kv, torch.from_numpy(live).to(device) if dropped else None, _room(needed))
+        if dropped or needed > kv.length or room(needed) < COMPACT * kv.length:
+            kv.resize(room(needed), torch.from_numpy(live).to(device) if dropped else None)
             if dropped:
                 at, live = _only(at, live), np.arange(len(live))
         last, place = (torch.from_numpy(values.copy()).to(device) for values in (at.last_B, at.position_B))
-        hidden_BD = llama.step(w, last, place, kv)
+        hidden_BD = llama.step(w, last, place, kv.layers)
         at.position_B[live] += 1
         yield from _ended(at, draw(live, hidden_BD if len(live) == len(hidden_BD) else hidden_BD[live]))
 
@@ -143,28 +143,6 @@ def _ended(at: _Slots, slots: I64) -> Iterator[Ended]:
         yield Ended(int(at.job_B[slot]), *values)
 
 
-def _room(needed: int) -> int:
-    """Positions to have in the cache where so many are needed."""
-    return -(-(needed + needed // SPARE) // SPARE) * SPARE
-
-
-def _resize(kv: list[torch.Tensor], rows: torch.Tensor | None, length: int) -> None:
-    """Give every layer's cache (2, B, K, M, h) another length, and only these rows; one layer after the other."""
-    for number, old in enumerate(kv):
-        old = old if rows is None else old.index_select(1, rows)
-        kept = min(length, old.shape[3])
-        kv[number] = new = old.new_empty(*old.shape[:3], length, old.shape[4])
-        new[:, :, :, :kept] = old[:, :, :, :kept]
-        new[:, :, :, kept:] = 0
-
-
-def _place(kv: Sequence[torch.Tensor], slots_N: torch.Tensor, prompt_kv: torch.Tensor, source_N: torch.Tensor) -> None:
-    """Copy prompts' keys and values (L, 2, U, K, P, h), of rows `source_N`, to these slots of the cache."""
-    for layer, prompt in zip(kv, prompt_kv, strict=True):
-        kept = min(layer.shape[3], prompt.shape[3])  # prefilled beside longer ones, a prompt may be padded beyond it
-        layer[:, :, :, :kept].index_copy_(1, slots_N, prompt[:, :, :, :kept].index_select(1, source_N))
-
-
 class _Chunk(NamedTuple):
     """Prompts prefilled together, for the jobs from `begin` to before `end`: row_J says which job has which.
 
@@ -180,19 +158,17 @@ class _Chunk(NamedTuple):
 
 
 def _prefilled(w: llama.Llama, prompts: Sequence[Sequence[int]], prompt_J: I64) -> Iterator[_Chunk]:
+    tokens = PREFILL_CPU if w.embedding.device.type == "cpu" else PREFILL_TOKENS
     begin = 0
     while begin < len(prompt_J):
-        longest = len(prompts[prompt_J[begin]])
-        chosen = dict.fromkeys(prompt_J[begin:].tolist())  # in order, each once
-        chosen = list(chosen)[: max(1, PREFILL_TOKENS // longest)]
-        row = {prompt: number for number, prompt in enumerate(chosen)}
-        end = begin
-        while end < len(prompt_J) and int(prompt_J[end]) in row:
+        first = int(prompt_J[begin])  # the longest of those that are left
+        row, end = {first: 0}, begin + 1
+        while end < len(prompt_J):
+            prompt = int(prompt_J[end])
+            if prompt not in row and len(prompts[first]) * (len(row) + 1) > tokens:
+                break
+            row.setdefault(prompt, len(row))
             end += 1
-        yield _Chunk(
-            begin,
-            end,
-            np.array([row[prompt] for prompt in prompt_J[begin:end].tolist()], dtype=np.int64),
-            *llama.prefill(w, [prompts[prompt] for prompt in chosen]),
-        )
+        row_J = np.array([row[prompt] for prompt in prompt_J[begin:end].tolist()], dtype=np.int64)
+        yield _Chunk(begin, end, row_J, *llama.prefill(w, [prompts[prompt] for prompt in row]))
         begin = end
