@@ -179,7 +179,7 @@ def _differs(inner: Any, vocabulary: int, rows: int) -> str | None:
     kv.place(both, prompt_kv, both)
     ours = [hidden]
     for at in (5, 6, 7):
-        ours.append(llama.step(w, ids[:, at], torch.full((2,), at, device=device), kv.layers))
+        ours.append(llama.step(w, ids[:, at], torch.full((2,), at, device=device), kv))
     got = logits(head_of(inner), torch.stack(ours, 1).flatten(0, 1)).view_as(truth).float()
     far = float((got - truth).abs().max() / truth.abs().max().clamp_min(1e-30))
     return None if far <= AGREE.get(w.embedding.dtype, 1e-6) else f"its logits differ by {far:.1e}"

@@ -4,7 +4,7 @@ Attention reads each layer's cache from end to end, what lies beyond a row's own
 stream, which a processor fetches ahead of its use. Where only the used part of a longer reservation was read, every row
 and head started a stream of its own, at less than half the speed. So the cache grows while rows do.
 
-Axes: L layers, B rows, K key heads, M length in positions, h head width; U prompts, P prompt tokens, N rows of either.
+Axes: L layers, B rows, K key heads, M length in positions, h head width; U prompts, P prompt tokens, N rows of either, H query heads.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 SPARE = 16  # positions more than needed, and a sixteenth of these: read in vain, but to grow is to copy everything
 
@@ -21,22 +22,54 @@ def room(needed: int) -> int:
     """The length to have where so many positions are needed."""
     return -(-(needed + needed // SPARE) // SPARE) * SPARE
 
+BAGS = 2**20  # bytes of values from which embedding_bag sums them faster than bmm
+
 
 class Cache:
     """Keys and values of every layer, (2, B, K, M, h) each: `layers`. What no row has written is zero."""
 
-    def __init__(self, count: int, rows: int, heads: int, width: int, length: int, most: int, like: torch.Tensor) -> None:
+    def __init__(
+        self, count: int, rows: int, heads: int, groups: int, width: int, length: int, most: int, like: torch.Tensor
+    ) -> None:
         """count    of layers
+        groups          query heads to each key head
         length, most    positions to begin with, and that there may be
-        like    of the dtype and device to have
+        like            of the dtype and device to have
         """
-        self.sizes, self.width = (2, rows, heads), width
+        self.sizes, self.groups, self.width = (2, rows, heads), groups, width
         self._memory = [_memory(2 * rows * heads * max(most, length) * width, like) for _ in range(count + 1)]
         self.layers = [self._view(memory, length).zero_() for memory in self._memory[:-1]]
+        self._index()
 
     @property
     def length(self) -> int:
         return self.layers[0].shape[3]
+
+    def _index(self) -> None:
+        """What is the same for all layers and steps while the sizes are."""
+        (_, B, K), M, like = self.sizes, self.length, self.layers[0]
+        # Each row's K keys, then its K values: where they begin, as rows of a layer.
+        self._begin_BK = torch.arange(2 * B * K, device=like.device).view(2, B, K).transpose(0, 1).reshape(B, -1) * M
+        self._bags: torch.Tensor | None = None
+        if like.device.type == "cpu" and like.dtype == torch.float32 and 4 * like[0].numel() >= BAGS:
+            bag_KM = torch.arange(B * K * M).view(B * K, 1, M)
+            self._bags = bag_KM.expand(-1, self.groups, -1).reshape(-1, M)
+
+    def rows_at(self, position_B: torch.Tensor) -> torch.Tensor:
+        """Where the keys and values (B, 2K) of these positions stand, as rows (2 B K M, h) of each layer."""
+        return (self._begin_BK + position_B[:, None]).view(-1)
+
+    def mixed(self, weights_BHM: torch.Tensor, layer: torch.Tensor) -> torch.Tensor:
+        """Each query head's values, summed with its weights: (B, H h).
+
+        torch sums weighted rows of a table by a kernel that reads ahead, for embeddings; of float32 on a CPU that is
+        1.4 to 1.7 times as fast as `bmm`.
+        """
+        (_, B, K), M = self.sizes, layer.shape[3]
+        if self._bags is not None:
+            rows, weights = layer[1].view(-1, self.width), weights_BHM.view(-1, M)
+            return F.embedding_bag(self._bags, rows, mode="sum", per_sample_weights=weights).view(B, -1)
+        return torch.bmm(weights_BHM.view(B * K, self.groups, M), layer[1].view(B * K, M, self.width)).view(B, -1)
 
     def _view(self, memory: torch.Tensor, length: int) -> torch.Tensor:
         rows = 2 * self.sizes[1] * self.sizes[2] * length
@@ -56,6 +89,7 @@ class Cache:
             new[:, :, :, kept:] = 0
             self.layers[number] = new
             self._memory[number], self._memory[-1] = self._memory[-1], self._memory[number]
+        self._index()
 
     def place(self, rows_N: torch.Tensor, prompts: Sequence[torch.Tensor], source_N: torch.Tensor) -> None:
         """Copy the keys and values of prompts (L of (2, U, K, P, h)), those at `source_N`, to the rows `rows_N`."""

@@ -65,7 +65,8 @@ class Llama:
 
     def cache(self, rows: int, length: int, most: int) -> Cache:
         """An empty cache of so many positions at first, and at most."""
-        return Cache(len(self.layers), rows, self.key_heads, self.width, length, most, self.embedding)
+        groups = self.heads // self.key_heads
+        return Cache(len(self.layers), rows, self.key_heads, groups, self.width, length, most, self.embedding)
 
 
 def read(model: nn.Module, positions: int, rows: int) -> Llama | str:
@@ -130,6 +131,7 @@ def _join(rows: int, *linears: nn.Linear) -> Projection:
     return Projection((prepare(joined, torch.cat(given) if given else None, rows=rows),))
 
 
+@torch.inference_mode()
 def prefill(w: Llama, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values (L, 2, B, K, P, h) of prompts padded on the right, and hidden states (B, D) at their ends."""
     device = w.embedding.device
@@ -159,35 +161,30 @@ def prefill(w: Llama, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, t
     return kv, _norm(x, w.norm, w.epsilon)
 
 
-def step(w: Llama, ids_B: torch.Tensor, position_B: torch.Tensor, kv: Sequence[torch.Tensor]) -> torch.Tensor:
+@torch.inference_mode()
+def step(w: Llama, ids_B: torch.Tensor, position_B: torch.Tensor, kv: Cache) -> torch.Tensor:
     """Feed one token per row at its position; returns hidden states (B, D). Writes keys and values into `kv`.
 
-    A row looks at the positions up to its own. The whole length of the cache is read: what no row has written yet must
-    be finite.
+    A row looks at the positions up to its own.
     """
-    B, K, M = kv[0].shape[1:4]
-    groups = w.heads // K
+    B, K, M = len(ids_B), w.key_heads, kv.length
     rotated = w.heads + K
     cos, sin = w.cos[position_B][:, None], w.sin[position_B][:, None]
-    # Where a layer's new keys and values go, as rows of its cache: for each of B the K keys, then the K values.
-    base = torch.arange(2 * B * K, device=ids_B.device).view(2, B, K).transpose(0, 1) * M
-    place = (base + position_B[:, None, None]).reshape(-1)
+    place = kv.rows_at(position_B)
     mask = later(position_B, M, w.embedding.dtype)[:, None]
     scale = w.width**-0.5
     x = F.embedding(ids_B, w.embedding)
-    for layer, cache in zip(w.layers, kv, strict=True):
+    for layer, cache in zip(w.layers, kv.layers, strict=True):
         qkv = layer.qkv(_norm(x, layer.norm_in, w.epsilon)).view(B, -1, w.width)
         qk = qkv[:, :rotated]
         turned = qk.roll(w.width // 2, -1)
         qk.mul_(cos).addcmul_(turned, sin)
         cache.view(-1, w.width).index_copy_(0, place, qkv[:, w.heads :].reshape(2 * B * K, -1))
-        q = qkv[:, : w.heads].reshape(B * K, groups, w.width)
-        keys, values = cache.view(2, B * K, M, w.width)
-        scores = torch.bmm(q, keys.transpose(1, 2)).view(B, w.heads, M)
-        scores.mul_(scale).add_(mask)
+        q = qkv[:, : w.heads].reshape(B * K, -1, w.width)
+        scores = torch.bmm(q, cache[0].view(B * K, M, w.width).transpose(1, 2)).view(B, w.heads, M)
+        scores = torch.add(mask, scores, alpha=scale)
         weights = torch.softmax(scores, -1, dtype=torch.promote_types(x.dtype, torch.float32)).to(x.dtype)
-        y = torch.bmm(weights.view(B * K, groups, M), values).view(B, -1)
-        x = layer.out(y, x)
+        x = layer.out(kv.mixed(weights, cache), x)
         x = _mlp(w, layer, x)
     return _norm(x, w.norm, w.epsilon)
 

@@ -102,7 +102,7 @@ def replies(
             if dropped:
                 at, live = _only(at, live), np.arange(len(live))
         last, place = (torch.from_numpy(values.copy()).to(device) for values in (at.last_B, at.position_B))
-        hidden_BD = llama.step(w, last, place, kv.layers)
+        hidden_BD = llama.step(w, last, place, kv)
         at.position_B[live] += 1
         yield from _ended(at, draw(live, hidden_BD if len(live) == len(hidden_BD) else hidden_BD[live]))
 
