@@ -177,10 +177,8 @@ def _differs(inner: Any, vocabulary: int, rows: int) -> str | None:
     prompt_kv, hidden = llama.prefill(w, ids[:, :5].tolist())
     both = torch.arange(2, device=device)
     kv.place(both, prompt_kv, both)
-    ours = [hidden]
-    for at in (5, 6, 7):
-        ours.append(llama.step(w, ids[:, at], torch.full((2,), at, device=device), kv))
-    got = logits(head_of(inner), torch.stack(ours, 1).flatten(0, 1)).view_as(truth).float()
+    ours = [llama.step(w, ids[:, at], torch.full((2,), at, device=device), kv) for at in (5, 6, 7)]
+    got = logits(head_of(inner), torch.stack([hidden, *ours], 1).flatten(0, 1)).view_as(truth).float()
     far = float((got - truth).abs().max() / truth.abs().max().clamp_min(1e-30))
     return None if far <= AGREE.get(w.embedding.dtype, 1e-6) else f"its logits differ by {far:.1e}"
 
@@ -196,10 +194,10 @@ def _tight(
     n: int,
     rows: int,
 ) -> Iterator[tuple[Job, Completion]]:
-    prompt_J, limit_J = (np.array(values, dtype=np.int64) for values in zip(*((j.prompt, j.limit) for j in jobs)))
+    prompt_J, limit_J = np.array([(job.prompt, job.limit) for job in jobs], dtype=np.int64).T
     stream_J = streams[[job.prompt * n + job.sample for job in jobs]]
-    for job, *drawn in slots.replies(w, head_of(model), prompts, prompt_J, limit_J, stream_J, how, eos, rows):
-        yield jobs[job], _completion(*drawn, eos)
+    for ended in slots.replies(w, head_of(model), prompts, prompt_J, limit_J, stream_J, how, eos, rows):
+        yield jobs[ended.job], _completion(ended.tokens, ended.logprobs, ended.cuts, eos)
 
 
 def _completion(tokens: Sequence[int], logps: Sequence[float], cuts: Sequence[float], eos: set[int]) -> Completion:

@@ -149,11 +149,14 @@ def _packs() -> bool:
     """Whether weights can be packed; as undocumented as `_onednn`, and checked as that is."""
     if _onednn() is None:
         return False
-    x, weight, bias, add = (torch.arange(n * k, dtype=torch.float32).view(n, k) for n, k in ((5, 7), (3, 7), (1, 3), (5, 3)))
+    ramp = torch.arange(35, dtype=torch.float32)
+    x, weight, bias, add = ramp.view(5, 7), ramp[:21].view(3, 7), ramp[:3], ramp[:15].view(5, 3)
     try:
         packed = _packed(weight, 5)
-        right = torch.equal(_packed_product(x, packed, bias[0], add), x @ weight.t() + bias + add) and torch.equal(
-            _packed_product(x, packed, None, None), x @ weight.t()
+        right = all(
+            torch.equal(_packed_product(x, packed, b, a), F.linear(x, weight, b) + (0 if a is None else a))
+            for b in (None, bias)
+            for a in (None, add)
         )
     except (AttributeError, RuntimeError, TypeError) as error:
         log.warning("oneDNN's weights cannot be packed (%s): decoding is slower than it could be", error)

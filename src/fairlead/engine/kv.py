@@ -4,12 +4,11 @@ Attention reads each layer's cache from end to end, what lies beyond a row's own
 stream, which a processor fetches ahead of its use. Where only the used part of a longer reservation was read, every row
 and head started a stream of its own, at less than half the speed. So the cache grows while rows do.
 
-Axes: L layers, B rows, K key heads, M length in positions, h head width; U prompts, P prompt tokens, N rows of either, H query heads.
+Axes: L layers, B rows, K key heads, H query heads, M length in positions, h head width; U prompts, P prompt tokens, N
+rows of either.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ SPARE = 16  # positions more than needed, and a sixteenth of these: read in vain
 def room(needed: int) -> int:
     """The length to have where so many positions are needed."""
     return -(-(needed + needed // SPARE) // SPARE) * SPARE
+
 
 BAGS = 2**20  # bytes of values from which embedding_bag sums them faster than bmm
 
@@ -91,15 +91,15 @@ class Cache:
             self._memory[number], self._memory[-1] = self._memory[-1], self._memory[number]
         self._index()
 
-    def place(self, rows_N: torch.Tensor, prompts: Sequence[torch.Tensor], source_N: torch.Tensor) -> None:
-        """Copy the keys and values of prompts (L of (2, U, K, P, h)), those at `source_N`, to the rows `rows_N`."""
+    def place(self, rows_N: torch.Tensor, prompts: torch.Tensor, source_N: torch.Tensor) -> None:
+        """Copy the keys and values of prompts (L, 2, U, K, P, h), those at `source_N`, to the rows `rows_N`."""
         for layer, prompt in zip(self.layers, prompts, strict=True):
             kept = min(layer.shape[3], prompt.shape[3])  # a prompt may be padded beyond the cache's length
             layer[:, :, :, :kept].index_copy_(1, rows_N, prompt[:, :, :, :kept].index_select(1, source_N))
 
 
 def _memory(size: int, like: torch.Tensor) -> torch.Tensor:
-    """Memory for so many numbers. NumPy asks for large pages, which torch does not: a fifth of the cost of new memory."""
+    """Memory for so many numbers; on the CPU in large pages, which NumPy asks for and torch does not: begun sooner."""
     if like.device.type != "cpu":
         return like.new_empty(size)
     taken = np.empty(size * like.element_size() + 64, dtype=np.uint8)

@@ -121,14 +121,13 @@ def read(model: nn.Module, positions: int, rows: int) -> Llama | str:
 
 def _join(rows: int, *linears: nn.Linear) -> Projection:
     """The linear maps as one, laid out for so many rows; 0: as they are."""
-    biases = [linear.bias for linear in linears]
-    given = [bias for bias in biases if bias is not None]
     if not rows:
         return Projection(tuple(Prepared(linear.weight, linear.bias) for linear in linears))
-    if len(linears) == 1 or len(given) not in (0, len(linears)):
+    biases: list[torch.Tensor] = [linear.bias for linear in linears if linear.bias is not None]  # type: ignore[redundant-expr]
+    if len(linears) == 1 or len(biases) not in (0, len(linears)):
         return Projection(tuple(prepare(linear.weight, linear.bias, rows=rows) for linear in linears))
-    joined = torch.cat([linear.weight for linear in linears])
-    return Projection((prepare(joined, torch.cat(given) if given else None, rows=rows),))
+    weights: list[torch.Tensor] = [linear.weight for linear in linears]
+    return Projection((prepare(torch.cat(weights), torch.cat(biases) if biases else None, rows=rows),))
 
 
 @torch.inference_mode()

@@ -124,10 +124,18 @@ class _Slots:
 
 
 def _slots(B: int, most: int, cuts: bool) -> _Slots:
-    numbers = (np.zeros(B, dtype=np.int64) for _ in range(5))
-    stream_B, token_Bt = np.zeros(B, dtype=np.uint64), np.zeros((B, most), dtype=np.int64)
+    job_B, position_B, step_B, last_B, limit_B = (np.zeros(B, dtype=np.int64) for _ in range(5))
     return _Slots(
-        np.zeros(B, dtype=np.bool_), *numbers, stream_B, token_Bt, np.zeros((B, most)), np.zeros((B, most * cuts))
+        np.zeros(B, dtype=np.bool_),
+        job_B,
+        position_B,
+        step_B,
+        last_B,
+        limit_B,
+        stream_B=np.zeros(B, dtype=np.uint64),
+        token_Bt=np.zeros((B, most), dtype=np.int64),
+        logp_Bt=np.zeros((B, most)),
+        cut_Bt=np.zeros((B, most if cuts else 0)),
     )
 
 
@@ -138,9 +146,9 @@ def _only(at: _Slots, slots: I64) -> _Slots:
 def _ended(at: _Slots, slots: I64) -> Iterator[Ended]:
     for slot in slots.tolist():
         length = int(at.step_B[slot])
-        values = (row[slot, :length].tolist() for row in (at.token_Bt, at.logp_Bt, at.cut_Bt))
+        tokens, logps, cuts = (row[slot, :length].tolist() for row in (at.token_Bt, at.logp_Bt, at.cut_Bt))
         at.busy_B[slot], at.position_B[slot] = False, 0
-        yield Ended(int(at.job_B[slot]), *values)
+        yield Ended(int(at.job_B[slot]), tokens, logps, cuts)
 
 
 class _Chunk(NamedTuple):
