@@ -59,7 +59,7 @@ def test_rows_at_are_where_keys_and_values_stand() -> None:
     new = torch.randn(B, 2, K, H)
     for length in (16, 32):
         made.resize(length)
-        made.layers[1].view(-1, H).index_copy_(0, made.rows_at(position_B), new.view(-1, H))
+        made.views[1][0].index_copy_(0, made.rows_at(position_B), new.view(-1, H))
         for row, position in enumerate(position_B.tolist()):
             assert torch.equal(made.layers[1][:, row, :, position], new[row])
 
@@ -83,11 +83,11 @@ def test_values_are_mixed_as_one_by_one(large: int, dtype: torch.dtype, monkeypa
     for length, rows in ((16, None), (32, None), (32, torch.tensor([1, 2, 4]))):
         made.resize(length, rows)
         assert (made._bags is not None) == (dtype == torch.float32 and not large)
-        for layer in made.layers:
+        for layer, (_, _, shown) in zip(made.layers, made.views, strict=True):
             weights = torch.randn(layer.shape[1], K * G, length, dtype=dtype).softmax(-1)
             values = layer[1].double().repeat_interleave(G, 1)
             right = (weights.double()[:, :, :, None] * values).sum(2).flatten(1)
-            got = made.mixed(weights, layer)
+            got = made.mixed(weights, shown)
             assert got.dtype == dtype
             if dtype == torch.bfloat16:
                 torch.testing.assert_close(got.double(), right, atol=2e-2, rtol=2e-2)

@@ -173,17 +173,16 @@ def step(w: Llama, ids_B: torch.Tensor, position_B: torch.Tensor, kv: Cache) -> 
     mask = later(position_B, M, w.embedding.dtype)[:, None]
     scale = w.width**-0.5
     x = F.embedding(ids_B, w.embedding)
-    for layer, cache in zip(w.layers, kv.layers, strict=True):
+    for layer, (rows, keys, values) in zip(w.layers, kv.views, strict=True):
         qkv = layer.qkv(_norm(x, layer.norm_in, w.epsilon)).view(B, -1, w.width)
         qk = qkv[:, :rotated]
         turned = qk.roll(w.width // 2, -1)
         qk.mul_(cos).addcmul_(turned, sin)
-        cache.view(-1, w.width).index_copy_(0, place, qkv[:, w.heads :].reshape(2 * B * K, -1))
+        rows.index_copy_(0, place, qkv[:, w.heads :].reshape(-1, w.width))
         q = qkv[:, : w.heads].reshape(B * K, -1, w.width)
-        scores = torch.bmm(q, cache[0].view(B * K, M, w.width).transpose(1, 2)).view(B, w.heads, M)
-        scores = torch.add(mask, scores, alpha=scale)
+        scores = torch.add(mask, torch.bmm(q, keys).view(B, w.heads, M), alpha=scale)
         weights = torch.softmax(scores, -1, dtype=torch.promote_types(x.dtype, torch.float32)).to(x.dtype)
-        x = layer.out(kv.mixed(weights, cache), x)
+        x = layer.out(kv.mixed(weights, values), x)
         x = _mlp(w, layer, x)
     return _norm(x, w.norm, w.epsilon)
 
@@ -200,9 +199,7 @@ def _mlp(w: Llama, layer: Layer, x: torch.Tensor) -> torch.Tensor:
 
 
 def _norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    inverse = wide.square().mean(-1, keepdim=True).add_(epsilon).rsqrt_()
-    return (wide * inverse).to(x.dtype).mul_(weight)
+    return F.rms_norm(x, (x.shape[-1],), weight, epsilon)
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
