@@ -12,17 +12,15 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 SPARE = 16  # positions more than needed, and a sixteenth of these: read in vain, but to grow is to copy everything
+BAGS = 2**20  # bytes of values from which embedding_bag sums them faster than bmm
+_SUM = 0  # its mode
 
 
 def room(needed: int) -> int:
     """The length to have where so many positions are needed."""
     return -(-(needed + needed // SPARE) // SPARE) * SPARE
-
-
-BAGS = 2**20  # bytes of values from which embedding_bag sums them faster than bmm
 
 
 class Cache:
@@ -57,10 +55,12 @@ class Cache:
         ]
         # Each row's K keys, then its K values: where they begin, as rows of a layer.
         self._begin_BK = torch.arange(2 * B * K, device=like.device).view(2, B, K).transpose(0, 1).reshape(B, -1) * M
-        self._bags: torch.Tensor | None = None
+        # For each query head of each row, which rows of the values it mixes; and where its part of the list begins.
+        self._bags: tuple[torch.Tensor, torch.Tensor] | None = None
         if like.device.type == "cpu" and like.dtype == torch.float32 and 4 * like[0].numel() >= BAGS:
             bag_KM = torch.arange(B * K * M).view(B * K, 1, M)
-            self._bags = bag_KM.expand(-1, self.groups, -1).reshape(-1, M)
+            bag_KM = bag_KM.expand(-1, self.groups, -1).reshape(-1, M)
+            self._bags = bag_KM.view(-1), torch.arange(len(bag_KM)) * M
 
     def rows_at(self, position_B: torch.Tensor) -> torch.Tensor:
         """Where the keys and values (B, 2K) of these positions stand among a layer's rows."""
@@ -74,8 +74,8 @@ class Cache:
         """
         count, M, width = values.shape
         if self._bags is not None:
-            table, weights = values.view(-1, width), weights_BHM.view(-1, M)
-            mixed = F.embedding_bag(self._bags, table, mode="sum", per_sample_weights=weights)
+            table, weights = values.view(-1, width), weights_BHM.view(-1)
+            mixed = torch.embedding_bag(table, *self._bags, False, _SUM, False, weights)[0]
         else:
             mixed = torch.bmm(weights_BHM.view(count, -1, M), values)
         return mixed.view(len(weights_BHM), -1)

@@ -1,7 +1,7 @@
 """The loop around the tight decoder: slots for replies, taken by the next in the queue as soon as one ends.
 
-Axes: J jobs (replies to be made), B slots, N slots given out at once, U prompts prefilled together, V
-vocabulary, t steps; those of `llama.py`.
+Axes: J jobs (replies to be made), B slots, N slots given out at once, U prompts prefilled together, V vocabulary, t
+steps; those of `llama.py`.
 """
 
 from __future__ import annotations
