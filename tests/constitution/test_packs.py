@@ -22,7 +22,7 @@ from fairlead.exchange import Case
 PACKS = ("brand", "support", "health", "finance", "law")
 COMBINED = ["brand, health", "brand, support", "support, finance", "law, brand, finance", "brand, support, health, finance, law"]  # fmt: skip
 BAR = 0.75
-CONFIDENT = re.compile(r"\b(911|112|999|000|110|118)\b")
+EMERGENCY_NUMBERS = re.compile(r"\b(911|112|999|000|110|118)\b")
 
 
 @cache
@@ -57,8 +57,8 @@ def test_nobodys_emergency_number_is_taken_for_granted() -> None:
     for pack in PACKS:
         for p in load(pack).principles:
             said = [p.text, p.guard.say or "" if p.guard else "", *(e.reply for e in (*p.good, *p.bad))]
-            assert not [line for line in said if CONFIDENT.search(line)]
-        assert not [case for case in cases(pack) if CONFIDENT.search(text(case))]
+            assert not [line for line in said if EMERGENCY_NUMBERS.search(line)]
+        assert not [case for case in cases(pack) if EMERGENCY_NUMBERS.search(text(case))]
 
 
 @pytest.mark.parametrize("names", [*PACKS, *COMBINED])
