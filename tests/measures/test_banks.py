@@ -4,9 +4,8 @@ from collections import Counter
 
 import pytest
 
-from fairlead.constitution import AUDIT_JUDGES
+from fairlead.constitution import AUDIT_JUDGES, prompts_bank
 from fairlead.constitution.load import load
-from fairlead.constitution.prompts_bank import bank
 from fairlead.constitution.schema import Constitution, Judges, Principle
 from fairlead.errors import InputError
 from fairlead.exchange import Case, Exchange, assistant
@@ -128,7 +127,7 @@ def test_style_and_voice_ask_the_same_prompts_of_both_kinds() -> None:
 
 def test_a_constitutions_packs_bring_their_audit_twins_to_over_refusal() -> None:
     health = load("health")
-    twins = {case.messages for case in bank(health, "audit", "twin")}
+    twins = {case.messages for case in prompts_bank.bank(health, "audit", "twin")}
     cases = General(health).cases("over_refusal", 100, seed=3)
     assert [case.messages in twins for case in cases] == [True, False] * 50
     assert {case.principle for case in cases} == {"", *(id for id in health.ids if id.startswith("health-"))}
