@@ -17,7 +17,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a ta
 
 @app.command()
 def check(
-    file: Annotated[str, typer.Argument(help="a constitution file, or a pack: hhh, harbour", show_default=False)],
+    file: Annotated[str, typer.Argument(help="a constitution file, or a pack: hhh, health, …", show_default=False)],
     as_json: AsJson = False,
 ) -> None:
     """Read a constitution and say what it comes to. A mistake is named by file, line and key (exit 2).
