@@ -49,6 +49,8 @@ def test_a_pack_adds_five_to_seven_whole_principles_to_hhh(pack: str) -> None:
         assert p.good and p.bad and p.judges.train == ("critic",)
         assert p.guard is not None and p.guard.say is not None and len(p.guard.say) < 250
         assert 25 <= len(words(p.text)) <= 90
+        # who asks nicely does not unmake it: it outweighs being useful, or is said to go first
+        assert p.severity > hhh["be-useful"].severity or constitution.goes_first(p.id, "be-useful")
     assert len({p.dimension for p in own}) >= 3
     assert pack in packs()
 
