@@ -22,7 +22,7 @@ from fairlead.exchange import Case
 PACKS = ("brand", "support", "health", "finance", "law")
 COMBINED = ["brand, health", "brand, support", "support, finance", "law, brand, finance", "brand, support, health, finance, law"]  # fmt: skip
 BAR = 0.75
-CONFIDENT = re.compile(r"\b(911|112|999|000|110|118)\b")
+EMERGENCY_NUMBERS = re.compile(r"(?<![\d,])(911|112|999|000|110|118)(?![\d,])")
 
 
 @cache
@@ -57,8 +57,8 @@ def test_nobodys_emergency_number_is_taken_for_granted() -> None:
     for pack in PACKS:
         for p in load(pack).principles:
             said = [p.text, p.guard.say or "" if p.guard else "", *(e.reply for e in (*p.good, *p.bad))]
-            assert not [line for line in said if CONFIDENT.search(line)]
-        assert not [case for case in cases(pack) if CONFIDENT.search(text(case))]
+            assert not [line for line in said if EMERGENCY_NUMBERS.search(line)]
+        assert not [case for case in cases(pack) if EMERGENCY_NUMBERS.search(text(case))]
 
 
 @pytest.mark.parametrize("names", [*PACKS, *COMBINED])
@@ -71,6 +71,17 @@ def test_check_passes_alone_and_combined(names: str, tmp_path: Path) -> None:
     own = [id for name in names.split(", ") for id in load(name).ids if id.startswith(name)]
     assert loaded.constitution.ids == (*load("hhh").ids, *own)  # no pack replaces a principle of another
     assert "says the same" not in result.stdout
+
+
+def test_the_page_on_packs_is_true(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "packs.md").read_text(encoding="utf-8")
+    (tmp_path / "clinic.yaml").write_text(page.split("```yaml\n")[1].split("```")[0], encoding="utf-8")
+    clinic = load(tmp_path / "clinic.yaml")
+    assert clinic.assistant.name == "Ida" and clinic["brand-voice"].text.startswith("Speak calmly")
+    told = set(re.findall(r"`((?:brand|support|health|finance|law)-[a-z-]+)`", page))
+    assert told == {id for pack in PACKS for id in load(pack).ids if id.startswith(f"{pack}-")}
+    n = Counter((case.meta["kind"], case.meta["split"]) for case in cases("law") if case.principle == "law-scope")
+    assert [n["tempting", split] for split in SPLITS] == [20, 12, 16]
 
 
 # --------------------------------------------------------------------------------------------------- prompts

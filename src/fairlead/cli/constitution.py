@@ -30,7 +30,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a ta
 
 @app.command()
 def check(
-    file: Annotated[str, typer.Argument(help="a constitution file, or a pack: hhh, harbour", show_default=False)],
+    file: Annotated[str, typer.Argument(help="a constitution file, or a pack: hhh, health, …", show_default=False)],
     critic: Annotated[
         str | None, typer.Option("--critic", metavar="MODEL", help="Reads every good example by the other principles.")
     ] = None,

@@ -236,7 +236,7 @@ class Constitution(_Part):
 
     name: Words
     extends: Annotated[tuple[Words, ...], AfterValidator(_distinct), UNIQUE] = Field(
-        (), description="packs (hhh, harbour) or files, relative to this one, whose principles this one builds on"
+        (), description="packs (hhh, health, …) or files, relative to this one, whose principles this one builds on"
     )
     assistant: Assistant = Assistant()
     principles: tuple[Principle, ...] = ()
