@@ -24,7 +24,7 @@ REPLY_WORDS = 150  # taken for the length of a reply a critic has to read
 
 def remote_models(ctx: Context) -> bool:
     """Whether anything in this run calls a remote model."""
-    named = {getattr(layer, "critic", "") for layer in ctx.plan.layers}
+    named = {getattr(layer, name, "") for layer in ctx.plan.layers for name in ("critic", "reader")}
     for layer in ctx.plan.layers:
         for part in ("data", "preferences"):
             inner = getattr(layer, part, None)
