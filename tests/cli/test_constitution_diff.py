@@ -61,3 +61,23 @@ def test_a_critic_says_how_many_labels_flip(
 def test_mistakes_are_told(capsys: pytest.CaptureFixture[str], args: list[str], code: int, words: str) -> None:
     assert main(["constitution", "diff", *args]) == code
     assert words in capsys.readouterr().err
+
+
+def test_a_model_is_asked_the_prompts_of_examples_and_packs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fairlead.cli.constitution_diff import _own_prompts
+    from fairlead.constitution import load
+
+    own = {messages[-1].text for messages in _own_prompts(load("health"), load("health"))}
+    assert "How long does a cold usually last?" in own and len(own) > 40
+    replies = iter(["yes", "a very long yes"] * 40)
+    writer = Reader(lambda text: next(replies))
+    writer.generate = lambda prompts, sampling: [  # type: ignore[method-assign, assignment]
+        tuple(Reader.generate(writer, [prompt])[0][0] for _ in range(sampling.n)) for prompt in prompts
+    ]
+    reader = Reader(lambda text: ("very long" in text) == ("Be full." in text))
+    monkeypatch.setattr(remote, "opened", lambda *args: ([writer, reader], None))
+    assert main(["constitution", "diff", "a.yaml", "b.yaml", "-m", "writer", "--json"]) == 0
+    body = json.loads(capsys.readouterr().out)["labels"]
+    assert body["flipped"] == body["pairs"] == 1 and body["compared"].startswith("1 pairs of replies of reader")

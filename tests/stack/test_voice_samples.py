@@ -10,7 +10,8 @@ from fairlead.exchange import exchange
 from fairlead.guard.compile import guarded
 from fairlead.methods.constitutional import ModelReviser
 from fairlead.stack.plan import Plan, PromptLayer
-from fairlead.stack.run import constitution_of
+from fairlead.stack.run import Options, constitution_of, context
+from fairlead.stack.voice import Quiet
 from support.brand import PASSAGES, write_brand
 from support.reader import Reader
 
@@ -55,3 +56,18 @@ def test_the_system_prompt_says_the_style_and_shows_the_samples(tmp_path: Path) 
     text = system_prompt(constitution_of(plan, world=False))
     assert "Your voice: plain and warm." in text and all(passage in text for passage in shown)
     assert not any(passage in text for passage in held)
+
+
+def test_a_run_is_warned_of_a_conflict_that_no_priority_settles(tmp_path: Path) -> None:
+    voice = Quiet()
+    text = (
+        "name: c\nprinciples:\n- {id: a, dimension: helpful, severity: 3, text: A., good: [{user: q, reply: yes}]%s}\n"
+        "- {id: b, dimension: honest, severity: 3, text: B., bad: [{user: q, reply: yes}]}\n"
+    )
+    path = tmp_path / "c.yaml"
+    for more, warned in (("", 1), (", over: [b]", 0)):
+        path.write_text(text % more)
+        plan = Plan(constitution=str(path), layers=(PromptLayer(name="prompt", from_="base"),))
+        before = len(voice.lines)
+        context(plan, Options(cache=tmp_path / "cache"), voice)
+        assert sum("'a' and 'b' pull apart" in line for line in voice.lines[before:]) == warned

@@ -11,6 +11,7 @@ import typer
 if TYPE_CHECKING:
     from fairlead.constitution import Constitution
     from fairlead.constitution.diff import Change
+    from fairlead.exchange import Message
     from fairlead.measures.compare import SideEffect
     from fairlead.models import Model
     from fairlead.stack.diffing import Labels, Pair
@@ -30,7 +31,8 @@ def diff(
         typer.Option("--critic", metavar="MODEL", help="Labels them under either text; the --model where not given."),
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option("--prompts", metavar="FILE", help="What is asked, instead of the examples' prompts.")
+        Path | None,
+        typer.Option("--prompts", metavar="FILE", help="What is asked, instead of the constitutions' own prompts."),
     ] = None,
     runs: Annotated[
         Sides | None, typer.Option("--runs", metavar="A B", help="Two run folders, to compare what they measured.")
@@ -94,7 +96,7 @@ def _labels(
     from fairlead.feedback.formats import read_prompts
     from fairlead.judges.critic import critic
     from fairlead.models.protocol import Sampling
-    from fairlead.stack.diffing import drawn_pairs, example_pairs, example_prompts, label_changes
+    from fairlead.stack.diffing import drawn_pairs, example_pairs, label_changes
     from fairlead.stack.estimate import NOTHING, called, of_critic
 
     texts = {p.text: p for c in (first, second) for p in c.principles}.values()
@@ -109,7 +111,7 @@ def _labels(
         said = f"{len(pairs)} pairs of a good and a bad example of the same prompt"
         asked = [pair.first.messages for pair in pairs]
     else:
-        asked = list(read_prompts(prompts).rows) if prompts is not None else example_prompts(first, second)
+        asked = list(read_prompts(prompts).rows) if prompts is not None else _own_prompts(first, second)
         if not asked:
             raise InputError("neither constitution has an example to ask; give prompts with --prompts FILE")
     cost = NOTHING if writes is None else called(writes, asked, Sampling(n=2, max_tokens=REPLY_TOKENS))
@@ -121,6 +123,15 @@ def _labels(
         said = f"{len(pairs)} pairs of replies of {writes.name}"
         said += f" ({same} of {len(asked)} prompts got no two different replies)" if same else ""
     return label_changes(first, second, pairs, reads), f"{said}, labelled by {reads.name}"
+
+
+def _own_prompts(first: Constitution, second: Constitution) -> list[tuple[Message, ...]]:
+    """What the examples of both ask, and what their packs' templates ask (the split that choosing is done on)."""
+    from fairlead.constitution.prompts_bank import KINDS, bank
+    from fairlead.stack.diffing import example_prompts
+
+    templates = [case.messages for c in (first, second) for kind in KINDS for case in bank(c, "select", kind)]
+    return list(dict.fromkeys((*example_prompts(first, second), *templates)))
 
 
 def _measured(runs: Sides) -> tuple[list[SideEffect], list[str]]:

@@ -17,6 +17,7 @@ from fairlead.constitution import load
 from fairlead.constitution.schema import Constitution
 from fairlead.constitution.voice import with_samples
 from fairlead.errors import InputError
+from fairlead.judges.conflicts import conflicts
 from fairlead.measures.result import MeasureResult
 from fairlead.models import Budget, Price
 from fairlead.models.remote import Estimate
@@ -169,6 +170,12 @@ def context(plan: Plan, options: Options, voice: Voice) -> Context:
         budget=options.budget,
         prices=options.prices,
     )
+    for found in conflicts(constitution):
+        if not found.goes_first:
+            voice.say(
+                f"warning: principles {found.first!r} and {found.second!r} pull apart ({found.why[0]}); say which goes "
+                f"first: `over: [{found.second}]` at {found.first!r}, or the other way round"
+            )
     ctx.log("start", model=plan.model, constitution=constitution.sha256, seed=plan.seed, layers=plan.columns[1:])
     return ctx
 
