@@ -96,8 +96,8 @@ def test_a_prepared_map_gives_what_the_plain_one_gives(
     torch.manual_seed(0)
     weight, bias_N = torch.randn(24, 17).to(dtype), torch.randn(24).to(dtype) if bias else None
     product = prepare(weight, bias_N, rows=5)
-    assert (product.packed_NK is not None) == (large < 10**9 and dtype == torch.float32 and dense._packs())
-    for rows in (1, 2, 5, 300):  # those of a few rows are below 1,000
+    assert product.packed == (large < 10**9 and dtype == torch.float32 and dense._packs())
+    for rows in (1, 2, 5, 300):
         x, add_MN = torch.randn(rows, 17).to(dtype), torch.randn(rows, 24).to(dtype)
         right = F.linear(x.double(), weight.double(), None if bias_N is None else bias_N.double())
         right = right + add_MN.double() if add else right
@@ -128,7 +128,7 @@ def test_packing_that_is_gone_or_wrong_is_said_and_not_used(
         with caplog.at_level(logging.WARNING, logger="fairlead"):
             weight = torch.randn(8, 8)
             product = prepare(weight, rows=64)
-            assert product.packed_NK is None and torch.equal(product(weight), matmul(weight, weight.t()))
+            assert not product.packed and torch.equal(product(weight), matmul(weight, weight.t()))
         assert said in caplog.text
     monkeypatch.undo()
     dense._packs.cache_clear()

@@ -141,17 +141,15 @@ def prefill(w: Llama, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, t
         ids[row, : len(prompt)] = torch.tensor(prompt)
     x = F.embedding(ids.to(device), w.embedding).view(B * P, -1)
     kv = x.new_empty(len(w.layers), 2, B, w.key_heads, P, w.width)
-    cos, sin = w.cos[:P, None], w.sin[:P, None]
+    cos, sin, rotated = w.cos[:P, None], w.sin[:P, None], w.heads + w.key_heads
     end_B = (torch.arange(B) * P + lengths - 1).to(device)
-    for number, (layer, (k_cache, v_cache)) in enumerate(zip(w.layers, kv, strict=True)):
-        qkv = layer.qkv(_norm(x, layer.norm_in, w.epsilon)).view(B, P, w.heads + 2 * w.key_heads, w.width)
-        qk = _rotate(qkv[:, :, : w.heads + w.key_heads], cos, sin)
-        q, k = torch.split(qk.transpose(1, 2), [w.heads, w.key_heads], dim=1)
-        v = qkv[:, :, w.heads + w.key_heads :].transpose(1, 2)
-        k_cache.copy_(k)
-        v_cache.copy_(v)
+    for number, (layer, cache) in enumerate(zip(w.layers, kv, strict=True)):
+        qkv = layer.qkv(_norm(x, layer.norm_in, w.epsilon)).view(B, P, -1, w.width)
+        _rotate(qkv[:, :, :rotated], cos, sin)
+        q = qkv[:, :, : w.heads].transpose(1, 2)
+        cache.copy_(qkv[:, :, w.heads :].view(B, P, 2, -1, w.width).permute(2, 0, 3, 1, 4))
         # Padding stands after every real token, so causal attention never reads it.
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=w.heads != w.key_heads)
+        y = F.scaled_dot_product_attention(q, cache[0], cache[1], is_causal=True, enable_gqa=w.heads != w.key_heads)
         y = y.transpose(1, 2).reshape(B * P, -1)
         if number == len(w.layers) - 1:  # of the last layer's output only the ends of the prompts are read
             x, y = x[end_B], y[end_B]
@@ -175,9 +173,7 @@ def step(w: Llama, ids_B: torch.Tensor, position_B: torch.Tensor, kv: Cache) -> 
     x = F.embedding(ids_B, w.embedding)
     for layer, (rows, keys, values) in zip(w.layers, kv.views, strict=True):
         qkv = layer.qkv(_norm(x, layer.norm_in, w.epsilon)).view(B, -1, w.width)
-        qk = qkv[:, :rotated]
-        turned = qk.roll(w.width // 2, -1)
-        qk.mul_(cos).addcmul_(turned, sin)
+        _rotate(qkv[:, :rotated], cos, sin)
         rows.index_copy_(0, place, qkv[:, w.heads :].reshape(-1, w.width))
         q = qkv[:, : w.heads].reshape(B * K, -1, w.width)
         scores = torch.add(mask, torch.bmm(q, keys).view(B, w.heads, M), alpha=scale)
@@ -202,5 +198,6 @@ def _norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor
     return F.rms_norm(x, (x.shape[-1],), weight, epsilon)
 
 
-def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
+    turned = x.roll(x.shape[-1] // 2, -1)
+    x.mul_(cos).addcmul_(turned, sin)
