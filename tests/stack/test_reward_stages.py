@@ -262,8 +262,13 @@ def test_a_rule_that_is_rewarded_is_no_measure_of_what_it_did(tmp_path: Path, ca
     results = run_plan(parse_plan(parse_yaml(text, "fairlead.yaml")), options(cache), voice).results
     left = [line for line in voice.lines if line.startswith("not measured: ") and "layer 'grpo'" in line]
     assert left and all("rule:refusal" in line for line in left)
+    assert any("only replies that answer have a style" in line for line in voice.lines)
     measured = {row["measure"] for row in results["measures"]}
-    assert measured and not any(f"measure {one!r}" in line for one in measured for line in left)
+    assert (
+        "facts" in measured
+        and "style_emoji" not in measured
+        and not any(f"measure {one!r}" in line for one in measured for line in left)
+    )
     named = parse_plan(parse_yaml(text.replace("cases: 2", "cases: 2, audit: rules"), "fairlead.yaml"))
     with pytest.raises(OptimisedJudge, match="was optimised by layer 'grpo'"):
         run_plan(named, options(cache, "named"))
