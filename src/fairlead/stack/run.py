@@ -37,7 +37,7 @@ from fairlead.stack.source import locate
 from fairlead.stack.stages.accuracy import preference_rows
 from fairlead.stack.stages.dpo import dpo
 from fairlead.stack.stages.guard import compiled, critic_of, guard, judges_of
-from fairlead.stack.stages.policy import policy
+from fairlead.stack.stages.policy import foreseen_judges, policy
 from fairlead.stack.stages.prompt import prompt
 from fairlead.stack.stages.reward import reward
 from fairlead.stack.stages.sft import sft
@@ -263,6 +263,8 @@ def foreseen(ctx: Context, built: Mapping[str, Built]) -> dict[str, Used]:
     for layer in ctx.plan.layers:
         if layer.name not in built and isinstance(layer, GuardLayer) and layer.critic != "self":
             used[layer.name] = judges_of(compiled(layer, ctx, critic_of(layer, built["base"], ctx)[1])[1])
+        if isinstance(layer, PolicyLayer):
+            used[layer.name] = foreseen_judges(layer, built["base"], ctx)
     return used
 
 
