@@ -51,11 +51,12 @@ __all__ = [
     "is_remote",
     "open_model",
     "read_prices",
+    "remote_parts",
     "require",
     "torch_is_here",
 ]
 
-PROVIDERS = ("openai", "openai-responses", "vllm", "anthropic", "azure", "bedrock", "vertex")
+PROVIDERS = ("openai", "openai-responses", "vllm", "anthropic", "azure", "bedrock", "vertex", "together")
 FOLDERS = ("./", "../", "/", "~")
 
 
@@ -150,6 +151,11 @@ def torch_is_here() -> bool:
 def is_remote(spec: str | Path) -> bool:
     """Does this spec name a managed model, which costs money and has no weights to train?"""
     return _remote(str(spec)) is not None
+
+
+def remote_parts(spec: str | Path) -> tuple[str, str, str | None] | None:
+    """(provider, model, URL or None) of a managed model, or None for a local one. Raises InputError for a near miss."""
+    return _remote(str(spec))
 
 
 def _remote(text: str) -> tuple[str, str, str | None] | None:

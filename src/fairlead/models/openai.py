@@ -1,8 +1,9 @@
-"""Chat completions through the official SDK: OpenAI, and anything that speaks its format at a URL (vLLM and kin).
+"""Chat completions through the official SDK: OpenAI, Together, and what speaks the format at a URL (vLLM and kin).
 
-`openai/NAME`, `openai/NAME@http://HOST/v1`, `vllm/NAME@http://HOST/v1`. vLLM adds `top_k`, the reply's token ids and
-log-probs, and the log-prob of a given continuation (its `/tokenize` and `prompt_logprobs`). Reasoning models of
-OpenAI refuse `temperature` and kin unless their reasoning is off; that refusal is reported as the missing capability.
+`openai/NAME`, `together/NAME`, `openai/NAME@http://HOST/v1`, `vllm/NAME@http://HOST/v1`. vLLM adds `top_k`, the reply's
+token ids and log-probs, and the log-prob of a given continuation (its `/tokenize` and `prompt_logprobs`). Reasoning
+models of OpenAI refuse `temperature` and kin unless their reasoning is off; that refusal is reported as the missing
+capability.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from fairlead.models.terms import Terms
 from fairlead.models.toolong import TooLong
 
 OFFICIAL = "https://api.openai.com/v1"
-KEYS = {"openai": "OPENAI_API_KEY", "vllm": "VLLM_API_KEY"}
+HOUSES = {"openai": OFFICIAL, "together": "https://api.together.ai/v1"}
+"""Providers with an address of their own; the others are asked at a URL."""
+KEYS = {"openai": "OPENAI_API_KEY", "vllm": "VLLM_API_KEY", "together": "TOGETHER_API_KEY"}
 
 _FINISH: Mapping[str, Finish] = {
     "stop": "stop",
@@ -46,10 +49,11 @@ def open_openai(provider: str, model: str, url: str | None, *, name: str, terms:
     """
     if provider == "vllm" and url is None:
         raise InputError(f"{name}: where is the server? Write vllm/{model}@http://HOST:PORT/v1")
-    base = url or os.environ.get("OPENAI_BASE_URL") or OFFICIAL
-    official = base.rstrip("/") == OFFICIAL
+    house = HOUSES.get(provider, OFFICIAL)
+    base = url or (os.environ.get("OPENAI_BASE_URL") if house == OFFICIAL else None) or house
+    official = base.rstrip("/") == OFFICIAL  # whose newer names of parameters, and whose prices
     variable = KEYS.get(provider, "OPENAI_API_KEY")
-    key = key_from(variable, url=base, optional=not official, name=name)
+    key = key_from(variable, url=base, optional=base.rstrip("/") != house, name=name)
     connection = connect(Who(name, model, base, variable), key)
     endpoint: Endpoint
     if provider == "openai-responses":
@@ -59,7 +63,7 @@ def open_openai(provider: str, model: str, url: str | None, *, name: str, terms:
     return terms.model(
         name,
         endpoint,
-        lineage=remote_lineage("openai", model, base, OFFICIAL),
+        lineage=remote_lineage(provider if provider in HOUSES else "openai", model, base, house),
         url=base,
         price=terms.price(model, listed=official),
     )

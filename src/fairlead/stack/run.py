@@ -29,13 +29,14 @@ from fairlead.stack.folder import place_for, run_folder, write_json, write_lines
 from fairlead.stack.guarded import Row, guard_of, warnings
 from fairlead.stack.identity import cores
 from fairlead.stack.measuring import auditors, bank_for, believable, left_out, measure, measures_for
-from fairlead.stack.plan import AnyLayer, DPOLayer, GuardLayer, Plan, PromptLayer, RewardLayer, SFTLayer
+from fairlead.stack.plan import AnyLayer, DPOLayer, FinetuneLayer, GuardLayer, Plan, PromptLayer, RewardLayer, SFTLayer
 from fairlead.stack.plan_rl import PolicyLayer
 from fairlead.stack.preflight import preflight, uses_prompts
 from fairlead.stack.results import comparisons, results, write_exchanges, write_layers, write_lock
 from fairlead.stack.source import locate
 from fairlead.stack.stages.accuracy import preference_rows
 from fairlead.stack.stages.dpo import dpo
+from fairlead.stack.stages.finetune import finetune
 from fairlead.stack.stages.guard import compiled, critic_of, guard, judges_of
 from fairlead.stack.stages.policy import foreseen_judges, policy
 from fairlead.stack.stages.prompt import prompt
@@ -211,7 +212,8 @@ def _work(ctx: Context, options: Options) -> tuple[list[Built], _Work]:
     base = ctx.base()
     built = ctx.built
     built["base"] = base
-    if not any(layer.trains for layer in ctx.plan.layers):  # nothing is called yet: the whole stack can be costed
+    trains = any(layer.trains or isinstance(layer, FinetuneLayer) for layer in ctx.plan.layers)
+    if not trains:  # nothing is called yet: the whole stack can be costed
         for layer in ctx.plan.layers:
             built[layer.name] = build(layer, built[layer.from_], ctx)
     measures = believable(measures, foreseen(ctx, built), ctx)
@@ -278,6 +280,8 @@ def build(layer: AnyLayer, below: Built, ctx: Context) -> Built:
         return policy(layer, below, ctx)
     if isinstance(layer, GuardLayer):
         return guard(layer, below, ctx)
+    if isinstance(layer, FinetuneLayer):
+        return finetune(layer, below, ctx)
     assert isinstance(layer, PromptLayer)
     return prompt(layer, below, ctx)
 
@@ -285,13 +289,15 @@ def build(layer: AnyLayer, below: Built, ctx: Context) -> Built:
 def agree(ctx: Context, options: Options, cost: Estimate) -> None:
     """Say what remote models will be asked and cost, and go on only within a budget or with a person's yes."""
     trains = any(layer.trains for layer in ctx.plan.layers)
-    if cost.calls == 0 and not trains:
+    tunes = any(isinstance(layer, FinetuneLayer) for layer in ctx.plan.layers)
+    if cost.calls == 0 and not trains and not tunes:
         ctx.voice.say("remote: nothing to ask, every answer is in the cache (--fresh asks again)")
         return
     more = [
         words
         for words, on in (
             ("critics of training stages", trains),
+            ("fine-tuning at the provider, its price told first, and measuring what comes of it", tunes),
             ("revisions by the guard", any(isinstance(layer, GuardLayer) for layer in ctx.plan.layers)),
         )
         if on
