@@ -100,7 +100,7 @@ def test_a_bare_kind_is_a_layer_with_its_defaults() -> None:
     assert isinstance(read.layers[0], PromptLayer) and isinstance(read.layers[1], GuardLayer)
 
 
-@pytest.mark.parametrize("name", ["constitutional", "dpo", "gold", "managed"])
+@pytest.mark.parametrize("name", ["constitutional", "dpo", "gold", "managed", "managed-finetune"])
 def test_every_shipped_recipe_reads(name: str) -> None:
     assert name in recipe_names()
     document = with_recipe(read_stack(None), read_recipe(name))

@@ -31,6 +31,7 @@ from fairlead.stack.run import Options, run_plan
 from fairlead.stack.stages import policy as stage
 from fairlead.stack.stages.judged import Read
 from fairlead.stack.voice import Advance, Quiet
+from support.talker import talker
 from support.world import descendant
 
 STACK = """
@@ -246,3 +247,28 @@ def test_a_collapse_is_said_in_the_line_and_among_the_warnings(plan: Plan, cache
     assert "STOPPED EARLY, KL burst" in results["stages"][-1]["summary"]
     assert f"warning: {warning}" in voice.lines
     assert len(results["training"]["late"]) < 6
+
+
+def test_a_rule_that_is_rewarded_is_no_measure_of_what_it_did(tmp_path: Path, cache: Path) -> None:
+    """Outside the world rules audit: where one is a reward, what it would measure is named and left out at once."""
+    model = talker(tmp_path / "elsewhere")
+    text = f"""
+    model: {model}
+    measure: {{cases: 2}}
+    layers:
+      - grpo: {{reward: ["rule:refusal"], steps: 1, replies: 2, {SMALL}}}
+    """
+    voice = Quiet()
+    results = run_plan(parse_plan(parse_yaml(text, "fairlead.yaml")), options(cache), voice).results
+    left = [line for line in voice.lines if line.startswith("not measured: ") and "layer 'grpo'" in line]
+    assert left and all("rule:refusal" in line for line in left)
+    assert any("only replies that answer have a style" in line for line in voice.lines)
+    measured = {row["measure"] for row in results["measures"]}
+    assert (
+        "facts" in measured
+        and "style_emoji" not in measured
+        and not any(f"measure {one!r}" in line for one in measured for line in left)
+    )
+    named = parse_plan(parse_yaml(text.replace("cases: 2", "cases: 2, audit: rules"), "fairlead.yaml"))
+    with pytest.raises(OptimisedJudge, match="was optimised by layer 'grpo'"):
+        run_plan(named, options(cache, "named"))

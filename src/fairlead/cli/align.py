@@ -35,7 +35,7 @@ def align(
         typer.Option(
             "--constitution",
             "-c",
-            help="A constitution file, or a pack: hhh, harbour.",
+            help="A constitution file, or a pack: hhh, brand, health, …",
             show_default="harbour for the apprentice, else hhh",
         ),
     ] = None,

@@ -40,6 +40,11 @@ def write_exchanges(path: Path, rows: Iterable[Exchange]) -> None:
     _write_lines(path, (to_json(row) for row in rows))
 
 
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """One object per line, as it is."""
+    _write_lines(path, rows)
+
+
 def _write_lines(path: Path, bodies: Iterable[Mapping[str, Any]]) -> None:
     # A partial file must never carry the final name: a reader could not tell it from a short data set.
     path.parent.mkdir(parents=True, exist_ok=True)

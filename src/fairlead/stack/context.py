@@ -226,7 +226,12 @@ class Context:
 
         def opener() -> Model:
             if source.kind == "remote":
-                opened = cast("RemoteModel", open_model(source.spec, budget=self.budget, prices=self.prices))
+                opened = cast(
+                    "RemoteModel",
+                    open_model(
+                        source.spec, budget=self.budget, prices=self.prices, records=self.cache.root / "capabilities"
+                    ),
+                )
                 file = self.cache.root / "replies" / f"{source.identity[:32]}.jsonl"
                 return cast("Model", Remembering(opened, file, fresh=self.cache.fresh, say=self.voice.say))
             self.settle_numerics()

@@ -27,8 +27,9 @@ FROM_CONSTITUTION = "from-constitution"
 class Prompts(Frozen):
     """Where training prompts come from.
 
-    from            `constitution` (each principle's own: the apprentice's world, or the examples written under the
-                    principles) or a file of prompts (.txt one per line, .jsonl with `prompt` or `messages`)
+    from            `constitution` (each principle's own: the apprentice's world; for other models the prompts of its
+                    packs, or the examples written under the principle) or a file of prompts (.txt one per line, .jsonl
+                    with `prompt` or `messages`)
     per_principle   prompts drawn for each principle; a file is used whole up to that many per principle
     general         share of them that is ordinary traffic, not aimed at the principle
     too_long        prompts that leave the model no room to answer: refuse (the row is named) or skip (counted)
@@ -218,10 +219,52 @@ class GuardLayer(Layer):
 
 
 class PromptLayer(Layer):
-    """The constitution (or a text file) as the system prompt of the model below."""
+    """The constitution (or a text file) as the system prompt of the model below.
+
+    budget   tokens it may take; half of the model's context where not given and the context is known. Examples are
+             left out, counted, until it fits; no principle is
+    """
 
     kind: ClassVar[str] = "prompt"
     text: str = FROM_CONSTITUTION
+    budget: Positive | None = None
+
+
+class FinetuneLayer(Layer):
+    """Fine-tuning at a provider, of a model whose weights are not here. What comes out is a managed model again.
+
+    method        sft or dpo
+    data          a file (conversations or preference pairs), or `given`: the plan's `preferences:` or --preferences
+    provider      who trains; the model below must be theirs
+    endpoint      the name under which the tuned model is served, where that is not its own name
+    epochs        whole passes over the data
+    lr, rank      learning rate and rank of the adapters; the provider's own where left out
+    full          train all weights, not adapters
+    beta          of dpo
+    min_strength  pairs of a lower strength are left out; ties always are
+    prices        a file with your prices of training (docs/managed.md)
+    """
+
+    kind: ClassVar[str] = "finetune"
+    method: Literal["sft", "dpo"] = "dpo"
+    data: str = Field("given", min_length=1)
+    provider: Literal["together"] = "together"
+    endpoint: str = ""
+    epochs: Positive = 1
+    lr: Annotated[float, Field(gt=0, le=1)] | None = None
+    rank: Positive | None = None
+    full: bool = False
+    beta: Annotated[float, Field(gt=0)] | None = None
+    min_strength: float = Field(0.5, ge=0.5, le=1.0)
+    prices: str | None = None
+
+    @model_validator(mode="after")
+    def _of_its_method(self) -> Self:
+        if self.method == "sft" and self.beta is not None:
+            raise ValueError("beta belongs to method: dpo")
+        if self.full and self.rank is not None:
+            raise ValueError("full trains all weights, and rank is of adapters: take one")
+        return self
 
 
 def _learner(kind: str) -> type[DPOLayer]:
@@ -239,12 +282,13 @@ def _rewarder(kind: str) -> type[RewardLayer]:
     return made
 
 
-AnyLayer: TypeAlias = SFTLayer | DPOLayer | RewardLayer | PolicyLayer | GuardLayer | PromptLayer
+AnyLayer: TypeAlias = SFTLayer | DPOLayer | RewardLayer | PolicyLayer | GuardLayer | PromptLayer | FinetuneLayer
 KINDS: dict[str, type[AnyLayer]] = {
     "sft": SFTLayer,
     "dpo": DPOLayer,
     "guard": GuardLayer,
     "prompt": PromptLayer,
+    "finetune": FinetuneLayer,
     **{name: _learner(name) for name, m in METHODS.items() if m.data in ("pairs", "rated") and name != "dpo"},
     **{name: _rewarder(name) for name, m in METHODS.items() if m.data == "comparisons"},
     **POLICIES,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from fairlead.exchange import Message
 from fairlead.stack.context import Built, Context
-from fairlead.stack.plan import AnyLayer, DPOLayer, GuardLayer, Plan, PromptLayer, RewardLayer, SFTLayer
+from fairlead.stack.plan import AnyLayer, DPOLayer, FinetuneLayer, GuardLayer, Plan, PromptLayer, RewardLayer, SFTLayer
 from fairlead.stack.plan_data import OWN, Demonstrations
 from fairlead.stack.plan_rl import PolicyLayer
 from fairlead.stack.stages.asked import tasks_of
 from fairlead.stack.stages.data import comparisons_file, require_oracle
+from fairlead.stack.stages.finetune import check_finetune, rows_of
 from fairlead.stack.stages.guard import compiled
 from fairlead.stack.stages.judged import check
 from fairlead.stack.stages.policy import preflight_policy
@@ -32,6 +33,8 @@ def preflight(ctx: Context) -> None:
             _comparisons(layer, ctx)
         if isinstance(layer, PolicyLayer):
             preflight_policy(layer, rewards, ctx)
+        if isinstance(layer, FinetuneLayer):
+            check_finetune(layer, below, ctx)
         if isinstance(layer, PromptLayer):
             text_of(layer, ctx)
         if isinstance(layer, GuardLayer):
@@ -41,7 +44,8 @@ def preflight(ctx: Context) -> None:
         if layer.makes == "reward":
             rewards[layer.name] = layer.kind
             continue
-        plain[layer.name] = Built(layer.name, layer.kind, "", below.folder, layer.trains and below.plain, below.model)
+        tuned = layer.trains or isinstance(layer, FinetuneLayer)
+        plain[layer.name] = Built(layer.name, layer.kind, "", below.folder, tuned and below.plain, below.model)
     for layer in ctx.plan.layers:
         ctx.ledger.record_cases(layer.name, "train", trained_on(layer, ctx))
 
@@ -112,6 +116,8 @@ def trained_on(layer: AnyLayer, ctx: Context) -> list[tuple[Message, ...]]:
             found += [row.messages for row in tasks_of(data.rejection.prompts, layer.name, ctx)[0]]
     if isinstance(layer, PolicyLayer) and layer.prompts.tasks:
         found += [row.messages for row in tasks_of(layer.prompts, layer.name, ctx)[0]]
+    if isinstance(layer, FinetuneLayer):
+        found += [row.messages for row in rows_of(layer, ctx).rows]
     if isinstance(layer, RewardLayer) and (file := comparisons_file(layer, ctx)) is not None:
         found += [row.messages for row in ctx.read_comparisons(file).rows]
     if isinstance(layer, DPOLayer) and (file := comparisons_file(layer, ctx)) is not None:

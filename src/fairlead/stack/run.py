@@ -15,7 +15,9 @@ from typing import Any
 
 from fairlead.constitution import load
 from fairlead.constitution.schema import Constitution
+from fairlead.constitution.voice import with_samples
 from fairlead.errors import InputError
+from fairlead.judges.conflicts import conflicts
 from fairlead.measures.result import MeasureResult
 from fairlead.models import Budget, Price
 from fairlead.models.remote import Estimate
@@ -27,15 +29,16 @@ from fairlead.stack.folder import place_for, run_folder, write_json, write_lines
 from fairlead.stack.guarded import Row, guard_of, warnings
 from fairlead.stack.identity import cores
 from fairlead.stack.measuring import auditors, bank_for, believable, left_out, measure, measures_for
-from fairlead.stack.plan import AnyLayer, DPOLayer, GuardLayer, Plan, PromptLayer, RewardLayer, SFTLayer
+from fairlead.stack.plan import AnyLayer, DPOLayer, FinetuneLayer, GuardLayer, Plan, PromptLayer, RewardLayer, SFTLayer
 from fairlead.stack.plan_rl import PolicyLayer
 from fairlead.stack.preflight import preflight, uses_prompts
 from fairlead.stack.results import comparisons, results, write_exchanges, write_layers, write_lock
 from fairlead.stack.source import locate
 from fairlead.stack.stages.accuracy import preference_rows
 from fairlead.stack.stages.dpo import dpo
+from fairlead.stack.stages.finetune import finetune
 from fairlead.stack.stages.guard import compiled, critic_of, guard, judges_of
-from fairlead.stack.stages.policy import policy
+from fairlead.stack.stages.policy import foreseen_judges, policy
 from fairlead.stack.stages.prompt import prompt
 from fairlead.stack.stages.reward import reward
 from fairlead.stack.stages.sft import sft
@@ -79,7 +82,7 @@ class Finished:
 
 def constitution_of(plan: Plan, *, world: bool) -> Constitution:
     """The plan's constitution; where it names none, the harbour's own for the apprentice and `hhh` for others."""
-    return load(plan.constitution or ("harbour" if world else "hhh"))
+    return with_samples(load(plan.constitution or ("harbour" if world else "hhh")))
 
 
 def run_plan(plan: Plan, options: Options = Options(), voice: Voice | None = None) -> Finished:
@@ -168,6 +171,12 @@ def context(plan: Plan, options: Options, voice: Voice) -> Context:
         budget=options.budget,
         prices=options.prices,
     )
+    for found in conflicts(constitution):
+        if not found.goes_first:
+            voice.say(
+                f"warning: principles {found.first!r} and {found.second!r} pull apart ({found.why[0]}); say which goes "
+                f"first: `over: [{found.second}]` at {found.first!r}, or the other way round"
+            )
     ctx.log("start", model=plan.model, constitution=constitution.sha256, seed=plan.seed, layers=plan.columns[1:])
     return ctx
 
@@ -195,7 +204,7 @@ def refuse_several_processes() -> None:
 
 
 def _work(ctx: Context, options: Options) -> tuple[list[Built], _Work]:
-    bank = bank_for(ctx.world)
+    bank = bank_for(ctx.world, ctx.constitution)
     ctx.audit = auditors(ctx, bank)
     measures = measures_for(ctx, ctx.audit)
     for name in ("base", *(layer.name for layer in ctx.plan.layers)):
@@ -203,7 +212,8 @@ def _work(ctx: Context, options: Options) -> tuple[list[Built], _Work]:
     base = ctx.base()
     built = ctx.built
     built["base"] = base
-    if not any(layer.trains for layer in ctx.plan.layers):  # nothing is called yet: the whole stack can be costed
+    trains = any(layer.trains or isinstance(layer, FinetuneLayer) for layer in ctx.plan.layers)
+    if not trains:  # nothing is called yet: the whole stack can be costed
         for layer in ctx.plan.layers:
             built[layer.name] = build(layer, built[layer.from_], ctx)
     measures = believable(measures, foreseen(ctx, built), ctx)
@@ -255,6 +265,8 @@ def foreseen(ctx: Context, built: Mapping[str, Built]) -> dict[str, Used]:
     for layer in ctx.plan.layers:
         if layer.name not in built and isinstance(layer, GuardLayer) and layer.critic != "self":
             used[layer.name] = judges_of(compiled(layer, ctx, critic_of(layer, built["base"], ctx)[1])[1])
+        if isinstance(layer, PolicyLayer):
+            used[layer.name] = foreseen_judges(layer, built["base"], ctx)
     return used
 
 
@@ -268,6 +280,8 @@ def build(layer: AnyLayer, below: Built, ctx: Context) -> Built:
         return policy(layer, below, ctx)
     if isinstance(layer, GuardLayer):
         return guard(layer, below, ctx)
+    if isinstance(layer, FinetuneLayer):
+        return finetune(layer, below, ctx)
     assert isinstance(layer, PromptLayer)
     return prompt(layer, below, ctx)
 
@@ -275,13 +289,15 @@ def build(layer: AnyLayer, below: Built, ctx: Context) -> Built:
 def agree(ctx: Context, options: Options, cost: Estimate) -> None:
     """Say what remote models will be asked and cost, and go on only within a budget or with a person's yes."""
     trains = any(layer.trains for layer in ctx.plan.layers)
-    if cost.calls == 0 and not trains:
+    tunes = any(isinstance(layer, FinetuneLayer) for layer in ctx.plan.layers)
+    if cost.calls == 0 and not trains and not tunes:
         ctx.voice.say("remote: nothing to ask, every answer is in the cache (--fresh asks again)")
         return
     more = [
         words
         for words, on in (
             ("critics of training stages", trains),
+            ("fine-tuning at the provider, its price told first, and measuring what comes of it", tunes),
             ("revisions by the guard", any(isinstance(layer, GuardLayer) for layer in ctx.plan.layers)),
         )
         if on

@@ -16,7 +16,7 @@ from fairlead.errors import InputError
 from fairlead.exchange import Exchange, from_json
 from fairlead.feedback.write import write_exchanges
 from fairlead.stack.cache import Entry
-from fairlead.stack.context import Built, Context
+from fairlead.stack.context import Built, Context, Used
 from fairlead.stack.folder import read_lines, write_json
 from fairlead.stack.identity import code_hash, digest
 from fairlead.stack.lazy import opened
@@ -24,6 +24,7 @@ from fairlead.stack.plan_data import CORPUS
 from fairlead.stack.plan_rl import PolicyLayer
 from fairlead.stack.reinforce import PolicyJob, PolicyOrder, critic_of, judgeable, nats, report_of, run_policy_job
 from fairlead.stack.stages.asked import Asked, asked, tasks_of
+from fairlead.stack.stages.data import early_refusal
 from fairlead.stack.stages.judged import Judging, Role, check, judging, reads
 from fairlead.stack.stages.train import DATA_ROOMS, STATES_EVERY, Clock, require_weights, settled, trained
 
@@ -38,6 +39,8 @@ def policy(layer: PolicyLayer, below: Built, ctx: Context) -> Built:
     prompts = asked(layer.prompts, layer.name, below, ctx)
     roles: Sequence[tuple[Sequence[Any], Role]] = ((layer.reward, "reward"), (layer.cost, "cost"))
     judges = [judging(term, role, below, ctx, layer.reader) for terms, role in roles for term in terms]
+    used: Used = tuple(("train", one.term.column, one.lineage) for one in judges)
+    early_refusal(layer.name, used, ctx)
     config = settled(layer.kind, layer.train, ctx)
     data = _entry(layer, prompts, judges, below, ctx)
     imitated = _imitated(data)
@@ -59,7 +62,7 @@ def policy(layer: PolicyLayer, below: Built, ctx: Context) -> Built:
         plain=True,
         model=ctx.trained(f"{ctx.source.spec} + {layer.name}", identity, entry.path / "model"),
         summary=_summary(prompts, facts),
-        used=tuple(("train", one.term.column, one.lineage) for one in judges),
+        used=used,
         prompts=tuple(dict.fromkeys(row.messages for row in (*prompts.rows, *imitated))),
         entry=entry.path,
         data=data.path,
@@ -213,6 +216,13 @@ def _job(
 
 
 # ---------------------------------------------------------------------------------------------- before work
+
+
+def foreseen_judges(layer: PolicyLayer, base: Built, ctx: Context) -> Used:
+    """The judges that are known before anything is trained: all but reward stages and what the layer below reads."""
+    rewards = {one.name for one in ctx.plan.layers if one.makes == "reward"}
+    known = [one for one in layer.judges if one.judge not in rewards and not (reads(one) and layer.reader == "self")]
+    return tuple(("train", one.column, judging(one, "reward", base, ctx, layer.reader).lineage) for one in known)
 
 
 def preflight_policy(layer: PolicyLayer, rewards: Mapping[str, str], ctx: Context) -> None:
