@@ -8,7 +8,7 @@ from fairlead.constitution import load, system_prompt
 from fairlead.constitution.voice import excerpts, halves
 from fairlead.exchange import exchange
 from fairlead.guard.compile import guarded
-from fairlead.methods.constitutional import ModelReviser
+from fairlead.methods.reviser import ModelReviser
 from fairlead.stack.plan import Plan, PromptLayer
 from fairlead.stack.run import Options, constitution_of, context
 from fairlead.stack.voice import Quiet
