@@ -40,18 +40,33 @@ def write_exchanges(path: Path, rows: Iterable[Exchange]) -> None:
     _write_lines(path, (to_json(row) for row in rows))
 
 
-def _write_lines(path: Path, bodies: Iterable[Mapping[str, Any]]) -> None:
+def write_whole(path: Path, lines: Iterable[bytes]) -> None:
+    """Write a file so that a reader finds the old one or the whole new one. Raises MissingResource where it cannot."""
     # A partial file must never carry the final name: a reader could not tell it from a short data set.
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            for body in bodies:
-                file.write(orjson.dumps(body) + b"\n")
+            file.writelines(lines)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        _sync_folder(path.parent)
     except OSError as error:
         raise MissingResource(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)  # after the rename there is nothing left to forget
+
+
+def _sync_folder(folder: Path) -> None:
+    """The new name is on the disk too, not only the bytes."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _write_lines(path: Path, bodies: Iterable[Mapping[str, Any]]) -> None:
+    write_whole(path, (orjson.dumps(body) + b"\n" for body in bodies))
