@@ -222,5 +222,7 @@ def test_critic_templates_use_their_variables_and_no_others(name: str) -> None:
         "critique": {"principle", "transcript", "reply"},
         "revise": {"principle", "transcript", "reply", "critique"},
         "compare": {"principle", "transcript", "first", "second"},
+        "reason": {"principle", "transcript", "first", "second"},
+        "conclude": set(),
     }
     assert used == wanted[name]

@@ -10,7 +10,7 @@ from jinja2 import Environment, StrictUndefined
 
 from fairlead.constitution.schema import Constitution, Principle
 
-CRITIC_PROMPTS = ("judge", "critique", "revise", "compare")
+CRITIC_PROMPTS = ("judge", "critique", "revise", "compare", "reason", "conclude")
 
 # strict: a misspelt variable must not become ""
 _JINJA = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)
@@ -18,9 +18,9 @@ _JINJA = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=
 
 @cache
 def template(name: str) -> str:
-    """The text of prompts/`name`.md: judge, critique, revise, compare, or system, system_brief (assistant, principles).
+    """The text of prompts/`name`.md: one of CRITIC_PROMPTS, or system, system_brief (assistant, principles).
 
-    Variables of the first four: principle, transcript, reply, critique, first, second.
+    Variables of the critic's: principle, transcript, reply, critique, first, second; `conclude` has none.
     """
     return (files("fairlead.constitution") / "prompts" / f"{name}.md").read_text(encoding="utf-8")
 

@@ -20,11 +20,26 @@ LIMIT = 100.0  # nats; keeps log-odds finite where one option has no probability
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """One two-way answer: P(first option), its log-odds in nats, or None and why."""
+    """One two-way answer: P(first option), its log-odds in nats, or None and why.
+
+    Where answers were counted, `p` is the share of those that could be read, `answers` how many were drawn and
+    `unreadable` how many of them named neither option.
+    """
 
     p: float | None
     log_odds: float | None = None
     reason: str = ""
+    answers: int = 0
+    unreadable: int = 0
+
+    @property
+    def estimate(self) -> float | None:
+        """P(first option) that few answers do not make certain, in (0, 1).
+
+        Of y among n counted answers it is (y + 1/2) / (n + 1), the mean of the Beta posterior under Jeffreys' prior;
+        read from log-probs it is `p`.
+        """
+        return self.p if self.log_odds is None else sigmoid(self.log_odds)
 
 
 def ask_two_way(
@@ -89,9 +104,10 @@ def _count(replies: Sequence[Reply], options: Options) -> Read:
     """The share of first options among the readable answers; log-odds with half an answer added to each side."""
     read = [parse_option(reply.text, options) for reply in replies if reply.finish not in _SILENT]
     yes, no = read.count(options[0]), read.count(options[1])
+    n, neither = len(replies), len(replies) - yes - no
     if yes + no == 0:
-        return Read(None, reason=_why_unreadable(replies, options))
-    return Read(yes / (yes + no), math.log((yes + 0.5) / (no + 0.5)))
+        return Read(None, None, _why_unreadable(replies, options), n, neither)
+    return Read(yes / (yes + no), math.log((yes + 0.5) / (no + 0.5)), "", n, neither)
 
 
 def _why_unreadable(replies: Sequence[Reply], options: Options) -> str:

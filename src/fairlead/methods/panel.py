@@ -14,7 +14,7 @@ from fairlead.judges.critic import Critic
 from fairlead.judges.lineage import Lineage
 from fairlead.judges.prompting import ask_about
 from fairlead.judges.protocol import Judge
-from fairlead.judges.twoway import YES_NO, ask_two_way
+from fairlead.judges.twoway import Read
 
 Verdicts: TypeAlias = tuple[Verdict, ...]  # one per principle, in the panel's order
 
@@ -42,28 +42,30 @@ def judge_all(judges: Sequence[Judge], exchanges: Sequence[Exchange]) -> list[Ve
     """Every judge's verdict on every exchange: one tuple per exchange, in the order of the judges."""
     if not exchanges:
         return []
-    columns = _in_one_batch(judges, exchanges) or [judge.judge(exchanges) for judge in judges]
+    critics = one_panel(judges)
+    if critics is not None:
+        return [tuple(c.verdict(r) for c, r in zip(critics, row, strict=True)) for row in read_all(critics, exchanges)]
+    columns = [judge.judge(exchanges) for judge in judges]
     for judge, column in zip(judges, columns, strict=True):
         if len(column) != len(exchanges):
             raise ValueError(f"judge {judge.name} gave {len(column)} verdicts for {len(exchanges)} exchanges")
     return list(zip(*columns, strict=True))
 
 
-def _in_one_batch(judges: Sequence[Judge], exchanges: Sequence[Exchange]) -> list[list[Verdict]] | None:
-    """The verdicts judge by judge, where all are critics asking one model in one way; else None."""
+def one_panel(judges: Sequence[Judge]) -> list[Critic] | None:
+    """The judges, where all are critics asking one model in one way; else None."""
     critics = [judge for judge in judges if type(judge) is Critic]
-    if len(critics) < max(len(judges), 2):
+    if len(critics) < len(judges) or not critics:
         return None
     model, samples, max_tokens = critics[0].model, critics[0].samples, critics[0].max_tokens
-    if any(c.model is not model or (c.samples, c.max_tokens) != (samples, max_tokens) for c in critics):
-        return None
+    same = all(c.model is model and (c.samples, c.max_tokens) == (samples, max_tokens) for c in critics)
+    return critics if same else None
+
+
+def read_all(critics: Sequence[Critic], exchanges: Sequence[Exchange]) -> list[tuple[Read, ...]]:
+    """What the critics of one panel answer about every exchange, as `ask_two_way` tells it."""
+    model = critics[0].model
     # Exchange by exchange, so that prompts with a common beginning lie side by side.
     prompts = [ask_about(model, "judge", principle=c.text, exchange=item) for item in exchanges for c in critics]
-    reads = ask_two_way(model, prompts, YES_NO, samples=samples, max_tokens=max_tokens)
-    return [
-        [
-            Verdict(r.p, raw=r.log_odds, reason=r.reason, principle=c.principle, judge=c.name)
-            for r in reads[k :: len(critics)]
-        ]
-        for k, c in enumerate(critics)
-    ]
+    reads = critics[0].read(prompts)
+    return [tuple(reads[i : i + len(critics)]) for i in range(0, len(reads), len(critics))]
