@@ -20,9 +20,7 @@ Draw = Annotated[str, typer.Option("--draw", metavar="NAME", help="Principles by
 Principles = Annotated[int, typer.Option("--principles", min=1, metavar="N", help="Principles drawn for a pair.")]
 How = Annotated[str, typer.Option("--how", metavar="NAME", help="How a pair is read: template, pointwise, reasoned.")]
 Cot = Annotated[bool, typer.Option("--cot", help="Reasons first (--how reasoned), labels clamped to 0.4 to 0.6.")]
-Clamp = Annotated[
-    tuple[float, float] | None, typer.Option("--clamp", metavar="LOW HIGH", help="Bounds of a label.")
-]
+Clamp = Annotated[tuple[float, float] | None, typer.Option("--clamp", metavar="LOW HIGH", help="Bounds of a label.")]
 Samples = Annotated[int, typer.Option("--samples", min=1, help="Answers per question without log-probs.")]
 Amount = Annotated[
     str | None, typer.Option("--budget", metavar="AMOUNT", help="Limit for remote models: '5 USD' or '2M tokens'.")
@@ -70,8 +68,7 @@ def ai(
 
     terminal = Terminal(quiet_out=as_json)
     settings = _settings(how, cot, clamp, samples, principles=principles, draw=draw, near_tie=near_tie, seed=seed)
-    limit = _budget(budget)
-    reader = _reader(critic, cache, limit, prices, timeout, terminal)
+    reader = _reader(critic, cache, budget, prices, timeout, terminal)
     result = label_file(
         files,
         load(constitution),
@@ -79,7 +76,6 @@ def ai(
         settings,
         out,
         terminal,
-        budget=limit,
         confirm=_confirm(terminal),
         pace=_pace(reader, workers, chunk),
         shard_rows=shard,
@@ -109,22 +105,14 @@ def _settings(how: str, cot: bool, clamp: tuple[float, float] | None, samples: i
 
 
 def _reader(
-    critic: str, cache: Path | None, budget: Any, prices: Path | None, timeout: float | None, terminal: Any
+    critic: str, cache: Path | None, budget: str | None, prices: Path | None, timeout: float | None, terminal: Any
 ) -> Any:
     from fairlead.models import read_prices
-    from fairlead.stack.labels import open_reader
+    from fairlead.stack.labels import Access, open_reader
     from fairlead.stack.run import DEFAULT_CACHE
 
     table = read_prices(prices) if prices else None
-    return open_reader(
-        critic, cache or DEFAULT_CACHE, budget=budget, prices=table, timeout=timeout, say=terminal.say
-    )
-
-
-def _budget(amount: str | None) -> Any:
-    from fairlead.models import Budget
-
-    return Budget.parse(amount) if amount else None
+    return open_reader(Access(critic, (cache or DEFAULT_CACHE).resolve(), budget, table, timeout), terminal.say)
 
 
 def _confirm(terminal: Any) -> Any:

@@ -129,9 +129,7 @@ def _asked(values: Sequence[Any], function: RowFunction) -> list[Outcome]:
     return outcomes
 
 
-def _undone(
-    folder: JobFolder, files: Sequence[Path], marks: Sequence[Mark], shards: range | None
-) -> Iterator[Raw]:
+def _undone(folder: JobFolder, files: Sequence[Path], marks: Sequence[Mark], shards: range | None) -> Iterator[Raw]:
     first = shards.start * folder.shard_rows if shards is not None else folder.first_undone
     last = shards.stop * folder.shard_rows if shards is not None else folder.rows
     for raw in islice(stream(files, first, marks), max(0, last - first)):

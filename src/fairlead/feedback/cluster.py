@@ -37,7 +37,7 @@ def run_on_ray(
     folder: JobFolder,
     files: Sequence[Path],
     make: Callable[[], RowFunction],
-    pace: Pace = Pace(),
+    pace: Pace,
     *,
     workers: int,
     marks: Sequence[Mark] = (),

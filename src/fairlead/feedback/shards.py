@@ -171,12 +171,11 @@ class JobFolder:
         if not self.lists:
             return
         lines = [orjson.dumps(self.index[k], option=orjson.OPT_APPEND_NEWLINE) for k in sorted(self.index)]
-        write_whole(self.path / "index.jsonl", lines)
+        write_whole(self.path / "index.jsonl", lines, sync=False)  # it can be made again from the shards
 
     def _read(self) -> None:
         """What an earlier run left: shards as the index knows them, shards it does not know yet, journals."""
-        listed = self.path / "index.jsonl"
-        known = {entry["shard"]: entry for entry in map(orjson.loads, _whole_lines(listed))} if listed.exists() else {}
+        known = _listed(self.path / "index.jsonl")
         for file in sorted((self.path / "shards").glob("[0-9]*.jsonl")):
             shard, body = int(file.stem), file.read_bytes()
             if shard not in known:  # a kill came before the index
@@ -278,6 +277,14 @@ def _alone(path: Path) -> Iterator[None]:
         except OSError:
             raise InputError(f"{path}: another process works on this job; wait for it, or give another --out") from None
         yield
+
+
+def _listed(file: Path) -> dict[int, dict[str, Any]]:
+    """The entries of the index; none where there is none, or a power cut spoilt it."""
+    try:
+        return {entry["shard"]: entry for entry in map(orjson.loads, file.read_bytes().splitlines())}
+    except (FileNotFoundError, orjson.JSONDecodeError):
+        return {}
 
 
 def _whole_lines(file: Path) -> list[bytes]:

@@ -40,8 +40,11 @@ def write_exchanges(path: Path, rows: Iterable[Exchange]) -> None:
     _write_lines(path, (to_json(row) for row in rows))
 
 
-def write_whole(path: Path, lines: Iterable[bytes]) -> None:
-    """Write a file so that a reader finds the old one or the whole new one. Raises MissingResource where it cannot."""
+def write_whole(path: Path, lines: Iterable[bytes], *, sync: bool = True) -> None:
+    """Write a file so that a reader finds the old one or the whole new one. Raises MissingResource where it cannot.
+
+    sync  wait until it is on the disk; without, a power cut may lose it, and a killed process does not
+    """
     # A partial file must never carry the final name: a reader could not tell it from a short data set.
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -49,9 +52,11 @@ def write_whole(path: Path, lines: Iterable[bytes]) -> None:
         with temporary.open("wb") as file:
             file.writelines(lines)
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         temporary.replace(path)
-        _sync_folder(path.parent)
+        if sync:
+            _sync_folder(path.parent)
     except OSError as error:
         raise MissingResource(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:

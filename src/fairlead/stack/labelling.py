@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,10 +16,10 @@ from fairlead.feedback.shards import JobFolder, open_folder
 from fairlead.feedback.stream import Survey, survey
 from fairlead.feedback.twos import shape_of
 from fairlead.methods.ai_labels import label_warnings
-from fairlead.models import Budget
 from fairlead.stack.estimate import go_on
 from fairlead.stack.labels import (
     LabelSettings,
+    MakeLabeller,
     Reader,
     estimate,
     facts,
@@ -46,17 +47,18 @@ def label_file(
     out: Path,
     voice: Voice,
     *,
-    budget: Budget | None = None,
     confirm: Callable[[str], bool] | None = None,
     pace: Pace | None = None,
     shard_rows: int = SHARD_ROWS,
     again: bool = False,
+    ray: int | None = None,
 ) -> dict[str, Any]:
     """Label every pair of the files and return what came of it, as `--json` prints it.
 
     out      the job's folder; where it holds part of this job, that is gone on with
     again    ask the rows once more that have no label
     confirm  asked before remote calls without a budget; None where nobody can be asked
+    ray      label under Ray Data with so many workers; each has its part of the budget
 
     Raises what stopped the job, after saying what is kept.
     """
@@ -72,9 +74,10 @@ def label_file(
             voice.say(f"{out}: {folder.kept:,} of {folder.rows:,} rows are on disk and are not asked again")
         cost = estimate(found, folder, lambda model: labeller(constitution, model, settings), reader)
         if reader.remote and cost.calls:
-            voice.say(f"remote: {cost}" + (f"; budget {budget}" if budget else ""))
-            go_on(budget, confirm)
-        summary = _run(folder, found, constitution, reader, settings, voice, pace or reader.pace)
+            voice.say(f"remote: {cost}" + (f"; budget {reader.budget}" if reader.budget else ""))
+            go_on(reader.budget, confirm)
+        job = _Job(found, constitution, reader, settings, pace or reader.pace)
+        summary = _run(job, folder, voice, ray)
         result = totals(folder)
         preferences = write_preferences(folder)
     result |= {
@@ -89,19 +92,30 @@ def label_file(
     return result
 
 
-def _run(
-    folder: JobFolder,
-    found: Survey,
-    constitution: Constitution,
-    reader: Reader,
-    settings: LabelSettings,
-    voice: Voice,
-    pace: Pace,
-) -> Summary:
-    function = labeller(constitution, reader.model(), settings)
+@dataclass(frozen=True, slots=True)
+class _Job:
+    found: Survey
+    constitution: Constitution
+    reader: Reader
+    settings: LabelSettings
+    pace: Pace
+
+
+def _run(job: _Job, folder: JobFolder, voice: Voice, ray: int | None) -> Summary:
+    files, marks = job.found.files, job.found.marks
     try:
         with voice.progress("labels") as advance:
-            return run_job(folder, found.files, function, pace, progress=advance)
+            if ray is None:
+                function = labeller(job.constitution, job.reader.model(), job.settings)
+                return run_job(folder, files, function, job.pace, progress=advance, marks=marks)
+            from fairlead.feedback.cluster import run_on_ray
+
+            # A worker that Ray starts again would have its part of the budget once more.
+            restarts = job.reader.budget is None
+            make = MakeLabeller(job.constitution, job.reader.access, job.settings, ray)
+            return run_on_ray(
+                folder, files, make, job.pace, workers=ray, marks=marks, restarts=restarts, progress=advance
+            )
     except FairleadError:
         voice.say(f"{folder.path}: {folder.kept:,} of {folder.rows:,} rows are on disk; the same command goes on there")
         raise

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -65,12 +65,34 @@ class LabelSettings(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Reader:
-    """The model behind a critic. `fleet` is asked; what it answered is in `answers`, where there is a cache."""
+class Access:
+    """How a critic's model is reached, in values that another process can be given.
+
+    spec     as `open_model` takes it; `PROVIDER/NAME@URL,URL2` is one model on two servers
+    cache    where its answers are kept; None keeps none
+    budget   as `Budget.parse` reads it
+    timeout  seconds of one call to a server
+    """
 
     spec: str
+    cache: Path | None = None
+    budget: str | None = None
+    prices: Mapping[str, Price] | None = None
+    timeout: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """The open model behind a critic. `fleet` is asked; what it answered is in `answers`, where there is a cache."""
+
+    access: Access
     fleet: Any
+    budget: Budget | None = None
     answers: Answers | None = None
+
+    @property
+    def spec(self) -> str:
+        return self.access.spec
 
     @property
     def remote(self) -> bool:
@@ -100,22 +122,19 @@ def _kept(model: Any, answers: Answers | None, take: int, keep: bool) -> Model:
     return cast("Model", wrapped)
 
 
-def open_reader(
-    spec: str,
-    cache: Path | None,
-    *,
-    budget: Budget | None = None,
-    prices: Mapping[str, Price] | None = None,
-    timeout: float | None = None,
-    say: Callable[[str], None] = lambda text: None,
-) -> Reader:
-    """Open a critic's model; `PROVIDER/NAME@URL,URL2` is one model on two servers."""
-    limits = LIMITS if timeout is None else LIMITS.model_copy(update={"timeout": timeout})
-    reader = Reader(spec, open_fleet(spec, budget=budget, limits=limits, prices=prices, say=say))
-    if cache is None:
+def open_reader(access: Access, say: Callable[[str], None] = lambda text: None, *, share: int = 1) -> Reader:
+    """Open a critic's model. `share`: of so many that are opened, each has its part of the budget."""
+    budget = Budget.parse(access.budget) if access.budget else None
+    if budget is not None and share > 1:
+        usd, tokens = budget.usd, budget.tokens
+        budget = Budget(usd=usd / share) if usd is not None else Budget(tokens=max(1, (tokens or 0) // share))
+    limits = LIMITS if access.timeout is None else LIMITS.model_copy(update={"timeout": access.timeout})
+    fleet = open_fleet(access.spec, budget=budget, limits=limits, prices=access.prices, say=say)
+    reader = Reader(access, fleet, budget)
+    if access.cache is None:
         return reader
-    file = cache / "answers" / f"{digest({'model': reader.identity})[:32]}.sqlite"
-    return Reader(spec, reader.fleet, Answers(file))
+    file = access.cache / "answers" / f"{digest({'model': reader.identity})[:32]}.sqlite"
+    return Reader(access, fleet, budget, Answers(file))
 
 
 # ---------------------------------------------------------------------------------------------- the function
@@ -154,6 +173,24 @@ def labeller(constitution: Constitution, model: Model, settings: LabelSettings) 
         return [Outcome(None, two) if isinstance(two, str) else _outcome(two, next(waiting), config) for two in read]
 
     return label
+
+
+@dataclass(frozen=True, slots=True)
+class MakeLabeller:
+    """Makes the function in another process, with its part of the budget and without the cache.
+
+    The cache is one file, which processes of several machines must not share; what a worker labelled is in the job's
+    folder all the same.
+    """
+
+    constitution: Constitution
+    access: Access
+    settings: LabelSettings
+    share: int
+
+    def __call__(self) -> RowFunction:
+        reader = open_reader(replace(self.access, cache=None), share=self.share)
+        return labeller(self.constitution, reader.model(), self.settings)
 
 
 def _pair(row: Any) -> TwoReplies | str:
