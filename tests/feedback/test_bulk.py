@@ -25,6 +25,7 @@ from fairlead.feedback.stream import stream, survey
 from feedback import bulk_job
 
 JOB = Path(bulk_job.__file__)
+TWO_BY_FOUR = Pace(2, 4)
 
 
 def write_rows(path: Path, n: int, bad: Sequence[int] = ()) -> Path:
@@ -37,7 +38,7 @@ def double(rows: Sequence[Any]) -> list[Outcome]:
 
 
 def run(
-    source: Path, out: Path, function: Callable[..., Any] = double, pace: Pace = Pace(2, 4), **facts: Any
+    source: Path, out: Path, function: Callable[..., Any] = double, pace: Pace = TWO_BY_FOUR, **facts: Any
 ) -> Summary:
     found = survey(source)
     with open_folder(out, {"input": found.sha256, **facts}, rows=found.rows, shard_rows=10) as folder:

@@ -88,6 +88,66 @@ def ai(
     _print_labels(result)
 
 
+@app.command()
+def agreement(
+    files: Files,
+    constitution: Constitution = "hhh",
+    critic: Critic = "apprentice",
+    judge: Annotated[
+        str | None, typer.Option("--judge", metavar="JUDGE", help="A judge by name or a reward model's folder instead.")
+    ] = None,
+    rows: Annotated[int | None, typer.Option("--rows", min=1, help="So many pairs, drawn evenly.")] = None,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Times every question is asked.")] = 2,
+    wordings: Annotated[
+        Path | None,
+        typer.Option("--wordings", metavar="FILE", help="Other wordings, YAML: id: [text, …]."),
+    ] = None,
+    principles: Principles = 1,
+    draw: Draw = "severity",
+    how: How = "template",
+    cot: Cot = False,
+    samples: Samples = 5,
+    seed: Seed = 0,
+    budget: Amount = None,
+    prices: Prices = None,
+    cache: Cache = None,
+    timeout: Timeout = None,
+    as_json: AsJson = False,
+) -> None:
+    """How far the labels of a critic (or of any judge) agree with people, on a preference file.
+
+    Both orders, position bias, consistency on repeats and on other wordings, cost per 1,000 labels; beside it the
+    longer reply wins. Who says nothing comes out at chance. Intervals are 95%, clustered by prompt.
+    """
+    from fairlead.cli.terminal import Terminal, print_json
+    from fairlead.constitution import load
+    from fairlead.stack.agreement import agree_with_people, judge_with_people, read_wordings
+
+    terminal = Terminal(quiet_out=as_json)
+    if judge is not None:
+        from fairlead.judges.named import open_judge
+
+        result = judge_with_people(files, open_judge(judge), limit=rows, seed=seed)
+    else:
+        law = load(constitution)
+        settings = _settings(how, cot, None, samples, principles=principles, draw=draw, seed=seed)
+        result = agree_with_people(
+            files,
+            law,
+            _reader(critic, cache, budget, prices, timeout, terminal),
+            settings,
+            terminal,
+            limit=rows,
+            repeats=repeats,
+            wordings=read_wordings(wordings, law) if wordings else None,
+            confirm=_confirm(terminal),
+        )
+    if as_json:
+        print_json(result)
+    else:
+        _print_agreement(result)
+
+
 def _settings(how: str, cot: bool, clamp: tuple[float, float] | None, samples: int, **label: Any) -> Any:
     from fairlead.methods.ai_labels import REASONED, LabelConfig
     from fairlead.stack.labels import LabelSettings
@@ -144,3 +204,22 @@ def _print_labels(result: dict[str, Any]) -> None:
         tokens = f"{spent['prompt_tokens']:,} + {spent['completion_tokens']:,} tokens"
         typer.echo(f"  {spent['calls']:,} calls, {tokens}, {cost}")
     typer.echo(result["preferences"])
+
+
+def _print_agreement(result: dict[str, Any]) -> None:
+    left = f"{result['ties_left_out']:,} ties or without a verdict, {result['not_read']:,} not read"
+    typer.echo(f"{result['pairs']:,} pairs of {result['prompts']:,} prompts ({result['of']:,} rows; left out: {left})")
+    for row in result["rows"]:
+        more = "".join(f", {row[key]:,} {words}" for key, words in (("missing", "without an answer"), ("ties", "ties"))
+                       if row[key])  # fmt: skip
+        typer.echo(
+            f"  {row['measure']:<14} {row['who']:<28} {row['value']:>6.3f} [{row['low']:.3f}, {row['high']:.3f}]  "
+            f"n = {row['n']:,}{more}"
+        )
+    cost = result.get("cost")
+    if cost:
+        money = "" if "calls" not in cost else (
+            f", {cost['calls']:,.0f} calls, {cost['prompt_tokens']:,.0f} + {cost['completion_tokens']:,.0f} tokens, "
+            + ("price unknown" if cost["usd"] is None else f"${cost['usd']:,.4f}")
+        )  # fmt: skip
+        typer.echo(f"  per 1,000 labels: {cost['seconds']:.1f} s{money}")

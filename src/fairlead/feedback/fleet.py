@@ -1,7 +1,7 @@
 """Several servers of one model as one model: calls go to the least busy, and past a server that fails.
 
 `openai/NAME@URL,URL2` names them. A call that fails on one server is asked of another. Whether it failed for the server
-or for the prompt is found out by asking that server something it has answered before: a server that does not answer
+or for the prompt is found out by asking that server something that was answered before: a server that does not answer
 that either is set aside, said aloud, and tried again after a pause; a prompt that fails on servers that answer others
 has no answer. With no server left the fleet raises, and who asked may start again later.
 """
@@ -55,7 +55,6 @@ class _Server:
     busy: int = 0
     failures: int = 0
     back_at: float = 0.0  # monotonic seconds; before that it is set aside
-    answers: Prompt | None = None  # something it has answered
 
 
 class Fleet:
@@ -67,6 +66,7 @@ class Fleet:
         self._servers = [_Server(model) for model in models]
         self._say = say
         self._lock = threading.Lock()
+        self._known: Prompt | None = None  # something that was answered
         first = models[0]
         self.name: str = first.name
         self.lineage: str = first.lineage
@@ -108,7 +108,7 @@ class Fleet:
             return dict(zip(rows, got, strict=True))
 
         def probe(server: _Server) -> bool:
-            return not _failed(server.model.generate([server.answers], Sampling(max_tokens=1))[0])
+            return not _failed(server.model.generate([self._known], Sampling(max_tokens=1))[0])
 
         return self._all(prompts, ask, _failed, probe)
 
@@ -116,7 +116,7 @@ class Fleet:
         """As `Model.logprobs`. A prompt that fails on servers that are well has NaN for each continuation."""
 
         def probe(server: _Server) -> bool:
-            server.model.logprobs([server.answers], [["a"]])
+            server.model.logprobs([self._known], [["a"]])
             return True
 
         def ask(server: _Server, rows: Sequence[int]) -> dict[int, list[float]]:
@@ -161,7 +161,7 @@ class Fleet:
                 self._give(server, len(left))
             done |= good
             if good:
-                server.answers, server.failures = prompts[next(iter(good))], 0
+                self._known, server.failures = prompts[next(iter(good))], 0
             for row in got.keys() - good.keys():
                 failures[row] += 1
                 if failures[row] == 2:
@@ -188,7 +188,7 @@ class Fleet:
             server.busy -= rows
 
     def _is_well(self, server: _Server, probe: Callable[[_Server], bool]) -> bool:
-        if server.answers is None:
+        if self._known is None:
             return False
         try:
             return probe(server)

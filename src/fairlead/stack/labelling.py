@@ -85,7 +85,7 @@ def label_file(
         "preferences": str(preferences),
         "asked_now": summary.asked,
         "seconds": round(summary.seconds, 3),
-        "spent": _spent(reader),
+        "spent": spent_of(reader),
     }
     for line in label_warnings(result["counts"], result["position_bias"], reader.spec):
         voice.say(line)
@@ -126,7 +126,8 @@ def _more(found: Survey) -> str:
     return files + (f", {found.blank:,} blank lines" if found.blank else "")
 
 
-def _spent(reader: Reader) -> dict[str, Any] | None:
+def spent_of(reader: Reader) -> dict[str, Any] | None:
+    """What a remote critic used so far; None of a local one."""
     if not reader.remote:
         return None
     spent = reader.fleet.spent
