@@ -26,6 +26,7 @@ test: $(STAMP)
 	$(PYTEST) -m "not full" $(ARGS)
 
 test-full: $(STAMP)
+	$(BIN)/python -m pip install -q -e '.[cluster]'
 	$(PYTEST) $(ARGS)
 
 # all four run, so that one call tells all
