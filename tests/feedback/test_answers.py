@@ -59,8 +59,9 @@ def test_errors_are_not_kept_and_answers_before_a_failure_are(tmp_path: Path) ->
             for row, replies in enumerate(super().generate(prompts, sampling)):
                 if "die" in prompts[row][-1].text:
                     raise MissingResource("gone")
-                on_replies(row, (Reply((), "error", error="no"),) if "bad" in prompts[row][-1].text else replies)
-            return []
+                if "bad" not in prompts[row][-1].text:
+                    on_replies(row, replies)
+            return [(Reply((), "error", error="no"),) if "bad" in prompt[-1].text else () for prompt in prompts]
 
     answers = Answers(tmp_path / "a.sqlite")
     model = Dying()

@@ -121,6 +121,16 @@ def test_a_worker_that_dies_is_started_again_where_it_was(source: Path, tmp_path
     assert set(twice) <= {24, 25, 26, 27}
 
 
+def test_with_a_budget_no_worker_is_made_twice(source: Path, tmp_path: Path) -> None:
+    """One that died would have its part of the budget once more."""
+    out, log = tmp_path / "out", tmp_path / "log"
+    with pytest.raises(BudgetReached, match="a worker died"):
+        on_ray(source, out, Make(log, die_at=25), workers=1, restarts=False)
+    assert not list(out.glob(".workers-*"))
+    on_ray(source, out, Make(log), workers=1, restarts=False)
+    assert len([line for file in (out / "shards").iterdir() for line in file.open()]) == N
+
+
 def test_an_input_that_changed_is_refused(source: Path, tmp_path: Path) -> None:
     on_ray(source, tmp_path / "out", Make(tmp_path / "log"))
     source.write_text(source.read_text().replace('{"i": 3}', '{"i": 4}'))

@@ -84,10 +84,9 @@ class Remembered:
                     self._answers.put(names[row], [to_json(reply) for reply in replies])
 
             ask: Any = self._model.generate
-            if getattr(self._model, "tells", False):
-                ask(list(new.values()), sampling, on_replies=came)
-            else:
-                for row, replies in enumerate(ask(list(new.values()), sampling)):
+            tells = {"on_replies": came} if getattr(self._model, "tells", False) else {}
+            for row, replies in enumerate(ask(list(new.values()), sampling, **tells)):
+                if names[row] not in known:  # not told of, or not told of as an answer
                     came(row, replies)
         return [known[key] for key in keys]
 

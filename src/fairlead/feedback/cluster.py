@@ -7,6 +7,7 @@ one that all nodes see. Needs `pip install 'fairlead[cluster]'`.
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fairlead import errors
-from fairlead.errors import FairleadError, MissingResource
+from fairlead.errors import BudgetReached, FairleadError, MissingResource
 from fairlead.feedback.bulk import Pace, RowFunction, Summary, run_job
 from fairlead.feedback.shards import JobFolder
 from fairlead.feedback.stream import Mark
@@ -22,7 +23,10 @@ from fairlead.feedback.stream import Mark
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What a worker needs: how its function is made, and where rows and labels lie."""
+    """What a worker needs: how its function is made, and where rows and labels lie.
+
+    starts  how many workers of this run may be made, and the file that counts them; None for any number
+    """
 
     make: Callable[[], RowFunction]
     path: Path
@@ -31,6 +35,7 @@ class Task:
     files: tuple[Path, ...]
     marks: tuple[Mark, ...]
     pace: Pace
+    starts: tuple[int, Path] | None = None
 
 
 def run_on_ray(
@@ -47,7 +52,7 @@ def run_on_ray(
     """As `run_job`, by `workers` processes of a Ray cluster (the one that is connected, or a local one).
 
     make      makes the function in a worker; must be picklable
-    restarts  whether Ray starts a worker again that died; without, the job stops there
+    restarts  whether a worker that died may be made again, as Ray does; without, the job stops there
 
     Raises what stopped the job (the first of several); shards that were finished are kept, and so are the rows of the
     others.
@@ -59,21 +64,25 @@ def run_on_ray(
     if not todo:
         return summary
     where = tuple(path.resolve() for path in files)
-    task = Task(make, folder.path.resolve(), folder.rows, folder.shard_rows, where, tuple(marks), pace)
+    here = folder.path.resolve()
+    counted = here / f".workers-{secrets.token_hex(4)}"
+    starts = None if restarts else (min(workers, len(todo)), counted)
+    task = Task(make, here, folder.rows, folder.shard_rows, where, tuple(marks), pace, starts)
     labelled, reasons = folder.counts()
     data = ray.data.from_items([{"shard": shard} for shard in todo], override_num_blocks=len(todo)).map_batches(
         Worker,
         fn_constructor_args=(task,),
         batch_size=1,
         concurrency=min(workers, len(todo)),
-        max_restarts=-1 if restarts else 0,
-        max_task_retries=-1 if restarts else 0,
     )
-    for row in data.iter_rows():
-        if row["error"]:
-            raise getattr(errors, row["error"], FairleadError)(row["message"])
-        folder.adopt(int(row["shard"]))
-        progress(folder.kept, folder.rows)
+    try:
+        for row in data.iter_rows():
+            if row["error"]:
+                raise getattr(errors, row["error"], FairleadError)(row["message"])
+            folder.adopt(int(row["shard"]))
+            progress(folder.kept, folder.rows)
+    finally:
+        counted.unlink(missing_ok=True)
     after, all_reasons = folder.counts()
     summary.asked = folder.kept - summary.kept
     summary.labelled, summary.reasons = after - labelled, all_reasons - reasons
@@ -86,6 +95,7 @@ class Worker:
 
     def __init__(self, task: Task) -> None:
         self._task = task
+        self._allowed = task.starts is None or _started(task.starts[1]) <= task.starts[0]
         self._function = task.make()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -95,6 +105,8 @@ class Worker:
     def _label(self, shard: int) -> tuple[str, str]:
         """("", ""), or the kind and the words of what stopped the job."""
         task = self._task
+        if not self._allowed:
+            return BudgetReached.__name__, "a worker died, and what it had left of the budget is not known; start again"
         folder = JobFolder(task.path, task.rows, task.shard_rows, lists=False)
         try:
             folder.resume(shard)
@@ -105,6 +117,13 @@ class Worker:
             kind = next(cls for cls in type(error).__mro__ if cls.__module__ == errors.__name__)
             return kind.__name__, str(error)
         return "", ""
+
+
+def _started(file: Path) -> int:
+    """Count one more worker of this run, and say how many there are."""
+    with file.open("ab", buffering=0) as log:
+        log.write(b".")
+    return file.stat().st_size
 
 
 def _ray() -> Any:
