@@ -10,6 +10,10 @@ mixes pretraining rows in (Ouyang et al. 2022).
 Told for each, on prompts of held-out phrasings and entities, greedily: gold utility (the truth, which no method saw),
 the share of the way from the base to the best attainable, sums (the alignment tax, and what the mix gives back), KL to
 the SFT model, length, seconds. OUT/results.json grows run by run, and what is in it is not run again.
+
+The best attainable is the best that any run of a seed came to, those by the truth itself among them: `truth-sft` (the
+right answers to every prompt that the methods saw, imitated) and `truth-rl` (RLOO from the same start, rewarded by the
+truth). Not every answer is in a model of this size, so that is below 1; the share of the way to 1 stands beside it.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import itertools
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +32,9 @@ from fairlead.apprentice.annotators import CAREFUL, annotator
 from fairlead.apprentice.cases import cases, gold_replies, prompts
 from fairlead.apprentice.gold import gold_utility
 from fairlead.engine.checkpoint import atomic_write
-from fairlead.exchange import Case, Exchange, Preference, Ranking, assistant
+from fairlead.exchange import Case, Exchange, Preference, Ranking, Verdict, assistant
 from fairlead.judges.gold import gold
+from fairlead.judges.lineage import Lineage, leaf
 from fairlead.judges.reward_model import RewardModel
 from fairlead.methods.config import DPOConfig, RewardConfig, SFTConfig
 from fairlead.methods.config_policy import ALGORITHMS
@@ -44,14 +50,16 @@ from fairlead.models import Sampling, open_model
 from fairlead.stats import mean_interval
 
 METHODS = ("ppo", "ppo-ptx", "grpo", "rloo", "reinforce++", "dpo")
+TRUTH = ("truth-sft", "truth-rl")  # the best attainable, beside which the methods stand
 TOKENS = 40
 COMMON: dict[str, Any] = {"max_tokens": TOKENS, "unfinished": -3.0, "lr": 5e-5, "kl_burst": 0.5}
 SETTINGS: dict[str, dict[str, Any]] = {
-    "ppo": {"steps": 100, "prompts_per_step": 128, "passes": 2, "minibatches": 2, "kl": 0.05, "value_rate": 4.0},
-    "grpo": {"steps": 100, "prompts_per_step": 32, "replies": 8, "kl": 0.08, "lr": 8e-5},
-    "rloo": {"steps": 100, "prompts_per_step": 32, "replies": 8, "kl": 0.05, "lr": 1e-4},
-    "reinforce++": {"steps": 100, "prompts_per_step": 128, "kl": 0.02, "passes": 2},
+    "ppo": {"steps": 60, "prompts_per_step": 128, "passes": 2, "minibatches": 2, "kl": 0.1, "value_rate": 4.0},
+    "grpo": {"steps": 60, "prompts_per_step": 32, "replies": 8, "kl": 0.08, "lr": 8e-5},
+    "rloo": {"steps": 60, "prompts_per_step": 32, "replies": 8, "kl": 0.05, "lr": 1e-4},
+    "reinforce++": {"steps": 60, "prompts_per_step": 128, "kl": 0.02, "passes": 2},
 }
+IMITATE = SFTConfig(epochs=3, lr=2e-4, rows_per_step=32)
 PTX = {"ptx": 0.5, "ptx_rows": 64}
 
 
@@ -59,7 +67,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--demonstrations", type=int, default=1500)
+    parser.add_argument("--demonstrations", type=int, default=1000)
     parser.add_argument("--prompts", type=int, default=2000)
     parser.add_argument("--cases", type=int, default=300, help="audit prompts; as many sums")
     parser.add_argument("--out", type=Path, default=Path("runs/rlhf"))
@@ -73,9 +81,9 @@ def main() -> int:
     sums = cases("sums", "audit", args.cases, 0)
     if "base" not in results:
         results["base"] = measured(base, audit, sums)
-    print(f"{'base':14} {words(results['base'], results['base'])}", flush=True)
+    print(f"{'base':14} {words(results['base'])}", flush=True)
     for seed in range(args.seeds):
-        wanted = [name for name in args.methods.split(",") if f"{name} {seed}" not in results]
+        wanted = [name for name in (*TRUTH, *args.methods.split(",")) if f"{name} {seed}" not in results]
         if not wanted:
             continue
         start = demonstrated(base, args, seed)
@@ -85,7 +93,7 @@ def main() -> int:
         seconds = time.perf_counter() - began
         results[f"sft {seed}"] = measured(start, audit, sums)
         results[f"reward {seed}"] = agreement(reward, start, audit) | {"seconds": seconds}
-        print(f"{f'sft {seed}':14} {words(results[f'sft {seed}'], results['base'])}", flush=True)
+        print(f"{f'sft {seed}':14} {words(results[f'sft {seed}'])}", flush=True)
         print(f"{f'reward {seed}':14} {results[f'reward {seed}']}", flush=True)
         for name in wanted:
             began = time.perf_counter()
@@ -95,7 +103,7 @@ def main() -> int:
             kl = kl_to_reference(made, start, asked, 300, seed, longest=TOKENS)
             results[f"{name} {seed}"] = found | {"kl": kl.value}
             atomic_write(file, json.dumps(results, indent=1) + "\n")
-            print(f"{f'{name} {seed}':14} {words(results[f'{name} {seed}'], results['base'])}", flush=True)
+            print(f"{f'{name} {seed}':14} {words(results[f'{name} {seed}'])}", flush=True)
     table(results, args.methods.split(","), args.seeds)
     return 0
 
@@ -104,12 +112,13 @@ def main() -> int:
 
 
 def demonstrated(base: Any, args: argparse.Namespace, seed: int) -> Any:
-    """SFT on a few replies of the kind that is wanted, half of what all prompts hold."""
-    rows = [
-        Exchange(case.messages, (assistant(text),))
-        for case, text in gold_replies(None, "train", args.demonstrations, seed)
-    ]
-    return train_sft(base, rows, SFTConfig(epochs=3, lr=2e-4, rows_per_step=32, seed=seed)).model
+    """SFT on a few replies of the kind that is wanted."""
+    rows = right_answers(args.demonstrations, seed)
+    return train_sft(base, rows, IMITATE.model_copy(update={"seed": seed})).model
+
+
+def right_answers(n: int, seed: int) -> list[Exchange]:
+    return [Exchange(case.messages, (assistant(text),)) for case, text in gold_replies(None, "train", n, seed)]
 
 
 def training_prompts(args: argparse.Namespace, seed: int) -> list[Case]:
@@ -153,7 +162,10 @@ def learnt(
         ]
         made = train_dpo(start, pairs, DPOConfig(epochs=1, lr=5e-5, rows_per_step=32, seed=seed, kl_samples=0))
         return made.model, {}
-    algorithm = name.removesuffix("-ptx")
+    if name == "truth-sft":
+        rows = right_answers(args.demonstrations, seed) + right_answers(args.prompts, 100 + seed)
+        return train_sft(open_model("apprentice"), rows, IMITATE.model_copy(update={"seed": seed})).model, {}
+    algorithm = "rloo" if name == "truth-rl" else name.removesuffix("-ptx")
     more = PTX if name.endswith("-ptx") else {}
     config = ALGORITHMS[algorithm].settings(
         {**COMMON, **SETTINGS[algorithm], **more, "seed": seed, **json.loads(args.settings)}
@@ -170,7 +182,7 @@ def learnt(
             )
 
     run = train_policy(
-        start, asked, [Objective(reward)], config, Run(progress=progress),
+        start, asked, [Objective(Truth() if name == "truth-rl" else reward)], config, Run(progress=progress),
         critic=reward if algorithm == "ppo" else None, pretraining=pretraining(seed) if more else (),
     )  # fmt: skip
     return run.model, {"stopped": run.stopped, "reward": run.metrics()["reward"]}
@@ -226,34 +238,72 @@ def agreement(reward: RewardModel, start: Any, audit: Sequence[Case]) -> dict[st
     return {"accuracy": sum(hits) / len(hits), "pairs": float(len(hits))}
 
 
-def share(found: dict[str, Any], base: dict[str, Any]) -> float:
-    """Of the way from the base to the best attainable, which is 1."""
-    return float((found["gold"] - base["gold"]) / (1 - base["gold"]))
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """The world's truth as a reward: what no real task has, here for the best attainable alone."""
+
+    name: str = "truth"
+
+    @property
+    def lineage(self) -> Lineage:
+        return leaf("gold", text="harbour truth: utility", exact=True)
+
+    def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
+        scores = [gold_utility(e) for e in exchanges]
+        return [Verdict(score, raw=4 * score, judge=self.name) for score in scores]
 
 
-def words(found: dict[str, Any], base: dict[str, Any]) -> str:
+def share(results: dict[str, Any], name: str, seed: int, *, of_one: bool = False) -> float:
+    """Of the way from the base to the best attainable (of this seed), or to 1."""
+    low = results["base"]["gold"]
+    runs = [results[f"{one} {seed}"]["gold"] for one in (*TRUTH, *METHODS) if f"{one} {seed}" in results]
+    best = 1.0 if of_one else max(runs)
+    return float((results[f"{name} {seed}"]["gold"] - low) / (best - low))
+
+
+def words(found: dict[str, Any]) -> str:
     more = "".join(f"  {name} {found[name]:.2f}" for name in ("kl", "seconds") if name in found)
-    said = f"gold {found['gold']:.3f}  share {share(found, base):.3f}  sums {found['sums']:.3f}"
-    return said + f"  length {found['length']:.1f}" + more + (f"  {found['stopped']}" if found.get("stopped") else "")
+    said = f"gold {found['gold']:.3f}  sums {found['sums']:.3f}  length {found['length']:.1f}"
+    return said + more + (f"  {found['stopped']}" if found.get("stopped") else "")
 
 
 def table(results: dict[str, Any], methods: Sequence[str], seeds: int) -> None:
-    """Means over the seeds with the 95% interval of the mean."""
-    print(f"\n{'':14}{'share of attainable':>26}{'sums':>24}{'KL':>8}{'seconds':>9}")
-    for name in ("sft", *methods):
-        runs = [results[f"{name} {seed}"] for seed in range(seeds) if f"{name} {seed}" in results]
-        if not runs:
+    """Means over the seeds with the 95% interval of the mean; only seeds of which all of a row is there."""
+    print(f"\n{'':14}{'share of attainable':>24}{'share of 1':>24}{'sums':>24}{'length':>8}{'KL':>7}{'seconds':>9}")
+    for name in (*TRUTH, "sft", *methods):
+        known = [s for s in range(seeds) if all(f"{one} {s}" in results for one in (name, *TRUTH))]
+        if not known:
             continue
-        cells = []
-        for values in ([share(r, results["base"]) for r in runs], [r["sums"] for r in runs]):
-            if len(values) > 1:
-                i = mean_interval(values)
-                cells.append(f"{i.value:.3f} [{i.low:.3f}, {i.high:.3f}]")
-            else:
-                cells.append(f"{values[0]:.3f}")
+        runs = [results[f"{name} {seed}"] for seed in known]
+        cells = [
+            spread([share(results, name, seed) for seed in known]),
+            spread([share(results, name, seed, of_one=True) for seed in known]),
+            spread([r["sums"] for r in runs]),
+        ]
         kl = f"{sum(r['kl'] for r in runs) / len(runs):.2f}" if "kl" in runs[0] else ""
         seconds = f"{sum(r['seconds'] for r in runs) / len(runs):.0f}" if "seconds" in runs[0] else ""
-        print(f"{name:14}{cells[0]:>26}{cells[1]:>24}{kl:>8}{seconds:>9}")
+        length = f"{sum(r['length'] for r in runs) / len(runs):.1f}"
+        print(f"{name:14}{''.join(f'{cell:>24}' for cell in cells)}{length:>8}{kl:>7}{seconds:>9}")
+    taxes(results, seeds)
+
+
+def taxes(results: dict[str, Any], seeds: int) -> None:
+    """Sums lost between SFT and PPO, and how much of it the pretraining mix gives back, by seed."""
+    known = [s for s in range(seeds) if all(f"{one} {s}" in results for one in ("sft", "ppo", "ppo-ptx"))]
+    if not known:
+        return
+    lost = {name: [results["base"]["sums"] - results[f"{name} {s}"]["sums"] for s in known]
+            for name in ("sft", "ppo", "ppo-ptx")}  # fmt: skip
+    back = [without - mixed for without, mixed in zip(lost["ppo"], lost["ppo-ptx"], strict=True)]
+    said = "; ".join(f"{name} {spread(values)}" for name, values in lost.items())
+    print(f"\nsums lost against the base: {said}; given back by the mix {spread(back)}")
+
+
+def spread(values: Sequence[float]) -> str:
+    if len(values) < 2:
+        return f"{values[0]:.3f}"
+    i = mean_interval(values)
+    return f"{i.value:.3f} [{i.low:.3f}, {i.high:.3f}]"
 
 
 if __name__ == "__main__":

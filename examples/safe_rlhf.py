@@ -23,6 +23,7 @@ from fairlead.apprentice import cases as world
 from fairlead.apprentice.cases import draw_scenes
 from fairlead.apprentice.gold import read
 from fairlead.apprentice.scenes import Split
+from fairlead.engine.checkpoint import atomic_write
 from fairlead.exchange import Exchange, Verdict, assistant
 from fairlead.judges.gold import gold
 from fairlead.judges.lineage import leaf
@@ -34,7 +35,7 @@ from fairlead.methods.policy import Reinforced, train_policy
 from fairlead.methods.rewards import Objective
 from fairlead.methods.sft import train_sft
 from fairlead.models import Sampling, open_model
-from fairlead.stats import wilson
+from fairlead.stats import mean_interval, wilson
 
 
 def main() -> int:
@@ -45,20 +46,53 @@ def main() -> int:
     )
     parser.add_argument("--lr", type=float, default=5e-5)
     parser.add_argument("--cases", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("runs/safe"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    start = demonstrated(args.seed)
-    report: dict[str, Any] = {"budget": args.budget, "start": measured(start, args.cases)}
-    print(f"start           {words(report['start'])}", flush=True)
-    for name, budget in (("with a budget", args.budget), ("without", None)):
-        made = learnt(start, args, budget)
-        report[name] = measured(made.model, args.cases) | {"stopped": made.stopped, "path": path(made)}
-        print(f"{name:15} {words(report[name])}  {made.stopped}", flush=True)
-    (args.out / "safe.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    file = args.out / "safe.json"
+    report: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"budget": args.budget, "runs": {}}
+    if report["budget"] != args.budget:
+        parser.error(f"{file} holds runs with a budget of {report['budget']}: give another --out")
+    for seed in range(args.seeds):
+        if str(seed) not in report["runs"]:
+            report["runs"][str(seed)] = one_seed(args, seed)
+            atomic_write(file, json.dumps(report, indent=1) + "\n")
     plot(report, args.out / "safe.svg")
+    summary(report)
     return 0
+
+
+def one_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:
+    start = demonstrated(seed)
+    found: dict[str, Any] = {"start": measured(start, args.cases)}
+    print(f"seed {seed}, start           {words(found['start'])}", flush=True)
+    for name, budget in (("with a budget", args.budget), ("without", None)):
+        made = learnt(start, args, seed, budget)
+        found[name] = measured(made.model, args.cases) | {"stopped": made.stopped, "path": path(made)}
+        print(f"seed {seed}, {name:15} {words(found[name])}  {made.stopped}", flush=True)
+    return found
+
+
+def summary(report: dict[str, Any]) -> None:
+    """Means over the seeds; cost and multiplier are those of the last thirty steps' training replies."""
+    runs = report["runs"].values()
+    for name in ("start", "with a budget", "without"):
+        shown = [f"{what} {spread([run[name][what][0] for run in runs])}" for what in ("harm", "twins answered")]
+        if name == "with a budget":
+            late = [run[name]["path"][-30:] for run in runs]
+            shown += [
+                f"{what} {spread([sum(told[what] for told in tail) / len(tail) for tail in late])}"
+                for what in ("cost", "multiplier")
+            ]
+        print(f"{name:15} {'  '.join(shown)}")
+
+
+def spread(values: Sequence[float]) -> str:
+    if len(values) < 2:
+        return f"{values[0]:.3f}"
+    i = mean_interval(values)
+    return f"{i.value:.3f} [{i.low:.3f}, {i.high:.3f}]"
 
 
 def helpful(items: Sequence[Exchange]) -> list[Verdict]:
@@ -83,17 +117,17 @@ def asked(split: Split, n: int, seed: int) -> list[Exchange]:
 
 
 def demonstrated(seed: int) -> Any:
-    """The base with a few demonstrations: two in three harmful requests refused, so that both can be drawn."""
+    """The base with a few clumsy demonstrations: one in three harmful requests done, two in three twins refused."""
     base: Any = open_model("apprentice")
-    scenes = draw_scenes({"harm": 3.0, "twin": 2.0, "fact": 1.0}, "train", 400, seed, "safe/demonstrations")
+    scenes = draw_scenes({"harm": 3.0, "twin": 3.0, "fact": 1.0}, "train", 400, seed, "safe/demonstrations")
+    said = {"harm": ("bad", "good", "good"), "twin": ("good", "refused", "refused"), "fact": ("good",) * 3}
     rows = [
-        Exchange(scene.messages, (assistant(scene.answers["bad" if scene.kind == "harm" and i % 3 == 0 else "good"]),))
-        for i, scene in enumerate(scenes)
+        Exchange(scene.messages, (assistant(scene.answers[said[scene.kind][i % 3]]),)) for i, scene in enumerate(scenes)
     ]
     return train_sft(base, rows, SFTConfig(epochs=2, lr=1e-4, rows_per_step=32, seed=seed)).model
 
 
-def learnt(start: Any, args: argparse.Namespace, budget: float | None) -> Reinforced:
+def learnt(start: Any, args: argparse.Namespace, seed: int, budget: float | None) -> Reinforced:
     goals = [Objective(Judged("helpful", helpful, leaf("rule", text="naive helpfulness", exact=True)))]
     more: dict[str, Any] = {"cost_budget": None}
     if budget is not None:
@@ -109,10 +143,10 @@ def learnt(start: Any, args: argparse.Namespace, budget: float | None) -> Reinfo
     config = ALGORITHMS["safe-grpo"].settings(
         {
             "steps": args.steps, "lr": args.lr, "prompts_per_step": 32, "replies": 8, "max_tokens": 40, "kl": 0.02,
-            "scale": False, "seed": args.seed, "reward_cliff": None, **more,
+            "scale": False, "seed": seed, "reward_cliff": None, **more,
         }
     )  # fmt: skip
-    return train_policy(start, asked("train", 1200, args.seed), goals, config, Run(progress=progress))
+    return train_policy(start, asked("train", 1200, seed), goals, config, Run(progress=progress))
 
 
 def measured(model: Any, n: int) -> dict[str, Any]:
@@ -149,7 +183,7 @@ def plot(report: dict[str, Any], file: Path) -> None:
         return
     rows = [
         {"step": step + 1, "what": name, "value": told[name]}
-        for step, told in enumerate(report["with a budget"]["path"])
+        for step, told in enumerate(report["runs"]["0"]["with a budget"]["path"])
         for name in ("reward", "cost", "multiplier")
     ]
     line = altair.Chart(altair.Data(values=rows)).mark_line()

@@ -32,7 +32,7 @@ from fairlead.methods.loop import Run, StepRecord
 from fairlead.methods.policy import train_policy
 from fairlead.methods.rewards import Objective
 from fairlead.models import Sampling, open_model
-from fairlead.stats import wilson
+from fairlead.stats import mean_interval, wilson
 
 PHRASES = ("what is {a} + {b} ?", "how much is {a} + {b} ?", "add {a} + {b} .")
 
@@ -62,6 +62,9 @@ def main() -> int:
         after["seconds"] = time.perf_counter() - began
         found.append(after)
         print(f"seed {seed}    {words(after)}  {after['seconds']:.0f} s", flush=True)
+    if len(found) > 1:
+        i = mean_interval([one["greedy"][0] for one in found])
+        print(f"greedy over {len(found)} seeds: {i.value:.3f} [{i.low:.3f}, {i.high:.3f}]")
     args.out.mkdir(parents=True, exist_ok=True)
     report = {"task": args.task, "settings": vars(args) | {"out": str(args.out)}, "base": before, "seeds": found}
     (args.out / f"{args.task}.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

@@ -631,3 +631,15 @@ def test_the_commands_on_the_page_are_read(line: str, capsys: pytest.CaptureFixt
         return
     error = refused(capsys, given, 4)
     assert "./dir: no such model folder" in error
+
+
+def test_a_critic_by_name_is_a_reward_of_its_own_lineage(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    order = train("grpo", "apprentice", "--reward", "kept=critic:no-harm", "--n", "6", "--json", prompts="world:facts")
+    assert main(order) == 0
+    found = json.loads(capsys.readouterr().out)
+    (one,) = found["rewards"]
+    assert (one["name"], one["judge"]) == ("kept", "critic:no-harm") and one["leaves"][0]["kind"] == "critic"
+    assert found["missing"] == {"kept": 0} and found["metrics"]["reward"] > 0  # the log-odds that facts harm nobody
+    other = train("grpo", "apprentice", "--reward", "critic:kindness", out="other", prompts="world:facts")
+    assert main(other) == 2
+    assert "no principle 'kindness'" in capsys.readouterr().err

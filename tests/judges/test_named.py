@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from fairlead.constitution import load
 from fairlead.errors import InputError
 from fairlead.exchange import Exchange, assistant, exchange, user
 from fairlead.judges import rules, verifiers
+from fairlead.judges.critic import critic
 from fairlead.judges.lineage import lineage_hash
-from fairlead.judges.named import JUDGES, RULES, Named, open_judge, parsed
+from fairlead.judges.named import JUDGES, RULES, Named, Reader, open_judge, parsed
 from fairlead.judges.rules import Rule
+from fairlead.models import open_model
 
 SAID = exchange("what is 5 + 6 ?", "it is 11", reference="11")
 
@@ -110,6 +113,7 @@ def test_numbers_within_the_tolerance_are_right() -> None:
         ("rule:length:0", "at least 1"),
         ("rule:length:", "nothing stands behind the colon"),
         ("gold:sums", "--oracle"),
+        ("critic:no-harm", "nobody is there to read"),
     ],
 )
 def test_wrong_names_say_what_exists(spec: str, says: str) -> None:
@@ -124,10 +128,19 @@ def test_the_truth_needs_to_be_asked_for() -> None:
         open_judge("gold:charm", oracle=True)
 
 
+def test_a_principle_by_its_id_is_read_by_the_model_that_is_named() -> None:
+    reader = Reader("harbour", "apprentice")
+    judge = open_judge("critic:no-harm", reader=reader)
+    text = {one.id: one.text for one in load("harbour").principles}["no-harm"]
+    assert judge.lineage == critic(text, open_model("apprentice")).lineage and judge.name == "critic:no-harm"
+    with pytest.raises(InputError, match=r"'harbour' has no principle 'no-hram'; it has .*no-harm"):
+        open_judge("critic:no-hram", reader=reader)
+
+
 def test_every_judge_is_named_in_what_is_said_of_wrong_ones() -> None:
     with pytest.raises(InputError) as error:
         open_judge("nothing-of-this-name")
-    assert all(name in str(error.value) for name in [*JUDGES, *RULES, "gold"])
+    assert all(name in str(error.value) for name in [*JUDGES, *RULES, "gold", "critic:"])
 
 
 def test_a_folder_is_the_reward_model_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 JUDGES = (
     "[NAME=][WEIGHT*]JUDGE, where JUDGE is a reward model's folder, or one of exact, mentions, numeric[:TOLERANCE], "
-    "regex:PATTERN, unknown, rule:NAME, gold:MEASURE. May be given several times."
+    "regex:PATTERN, unknown, code[:share], format[:PATTERN], language[:LANGUAGE], critic:PRINCIPLE, rule:NAME, "
+    "gold:MEASURE. May be given several times."
 )
 
 
@@ -111,6 +112,31 @@ def _common() -> Mapping[str, tuple[Any, Any]]:
             ],
             None,
         ),
+        "constitution": (
+            Annotated[
+                str,
+                typer.Option(
+                    "--constitution",
+                    "-c",
+                    metavar="FILE|PACK",
+                    help="Of critic:PRINCIPLE: the constitution that holds the principle.",
+                    show_default="harbour for the apprentice, hhh for others",
+                ),
+            ],
+            "",
+        ),
+        "reader": (
+            Annotated[
+                str,
+                typer.Option(
+                    "--reader",
+                    metavar="MODEL",
+                    help="Of critic:PRINCIPLE: the model that reads the principle. It stays as it is.",
+                    show_default="the model as it starts",
+                ),
+            ],
+            "",
+        ),
         "oracle": (
             Annotated[
                 bool,
@@ -182,6 +208,8 @@ def _train(
     pretraining: Path | None,
     rollouts: str,
     n: int | None,
+    constitution: str,
+    reader: str,
     oracle: bool,
     seed: int,
     skip_bad_rows: bool,
@@ -196,7 +224,7 @@ def _train(
     terminal = Terminal(quiet_out=as_json)
     order = PolicyOrder(
         name, model, prompts, reward, cost, settings, n, rollouts, critic, pretraining, oracle, seed, skip_bad_rows,
-        threads,
+        threads, constitution, reader,
     )  # fmt: skip
     if dry_run:
         from fairlead.stack.dryrun_policy import estimate_policy

@@ -1,4 +1,5 @@
-"""Judges by name, as a command line gives them: `mentions`, `numeric:0.5`, `rule:emoji`, or a reward model's folder.
+"""Judges by name, as a command line gives them: `mentions`, `numeric:0.5`, `rule:emoji`, `critic:no-harm`, or a reward
+model's folder.
 
 An objective is written `[NAME=][WEIGHT*]JUDGE`; `parsed` takes it apart, `open_judge` opens its judge. To add a judge,
 add a function of its argument (what stands behind the colon) to `JUDGES`. Free of torch, but for folders.
@@ -41,16 +42,27 @@ def parsed(spec: str) -> Named:
     return Named(judge, weight, name or judge)
 
 
-def open_judge(spec: str, *, oracle: bool = False) -> Judge:
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """What a critic by name needs: the constitution that holds its principle, and the model that reads it."""
+
+    constitution: str
+    model: str
+
+
+def open_judge(spec: str, *, oracle: bool = False, reader: Reader | None = None) -> Judge:
     """The judge that a name or a folder means. The folder of a reward model or of an ensemble of them needs torch.
 
     oracle   allow `gold:MEASURE`: the truth of the apprentice's world, which no real task has
+    reader   of `critic:PRINCIPLE`
 
     Raises InputError saying what exists.
     """
     head, colon, argument = spec.partition(":")
     if head == "gold":
         return _gold(spec, argument, oracle)
+    if head == "critic":
+        return _critic(spec, argument, reader)
     make = JUDGES.get(head)
     if make is not None:
         if colon and not argument:
@@ -68,7 +80,8 @@ def open_judge(spec: str, *, oracle: bool = False) -> Judge:
 def known() -> str:
     """What may stand for a judge, in words."""
     return (
-        f"a reward model's folder, {', '.join(_SHOWN)}, gold:MEASURE (with --oracle), or rule:NAME ({', '.join(RULES)})"
+        f"a reward model's folder, {', '.join(_SHOWN)}, critic:PRINCIPLE, gold:MEASURE (with --oracle), or rule:NAME "
+        f"({', '.join(RULES)})"
     )
 
 
@@ -145,6 +158,23 @@ def _gold(spec: str, measure: str, oracle: bool) -> Judge:
         return gold(measure)
     except ValueError as error:
         raise InputError(f"{spec}: {error}") from error
+
+
+def _critic(spec: str, principle: str, reader: Reader | None) -> Judge:
+    """A model that reads one principle of a constitution."""
+    from fairlead.constitution import load
+    from fairlead.judges.critic import critic
+    from fairlead.models import open_model
+
+    if reader is None:
+        raise InputError(f"{spec}: nobody is there to read the principle")
+    constitution = load(reader.constitution)
+    found = {one.id: one for one in constitution.principles}
+    if principle not in found:
+        raise InputError(
+            f"{spec}: constitution {constitution.name!r} has no principle {principle!r}; it has {', '.join(found)}"
+        )
+    return critic(found[principle], open_model(reader.model))
 
 
 def _is_path(spec: str) -> bool:

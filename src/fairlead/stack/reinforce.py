@@ -16,7 +16,7 @@ from fairlead.errors import InputError, MissingResource
 from fairlead.exchange import Exchange
 from fairlead.feedback.formats import read_demonstrations, read_tasks
 from fairlead.judges.lineage import lineage_hash
-from fairlead.judges.named import Named, open_judge, parsed
+from fairlead.judges.named import Named, Reader, open_judge, parsed
 from fairlead.judges.protocol import Judge
 from fairlead.judges.verifiers import references
 from fairlead.methods.config_policy import ALGORITHMS, PolicyConfig
@@ -69,6 +69,14 @@ class PolicyOrder:
     seed: int = 0
     skip_bad_rows: bool = False
     threads: int | None = None
+    constitution: str = ""
+    reader: str = ""
+
+    @property
+    def critics(self) -> Reader:
+        """Who reads principles as a reward: the model as it starts, by its own constitution, where nothing is said."""
+        usual = "harbour" if self.spec == "apprentice" else "hhh"
+        return Reader(self.constitution or usual, self.reader or self.spec)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +154,11 @@ def open_policy_job(order: PolicyOrder, voice: Voice) -> PolicyJob:
     if twice:
         raise InputError(f"two judges are called {twice[0]!r}: name them apart, as in NAME={twice[0]}")
     source = trainable(order.spec)
-    code = {one.judge: open_judge(one.judge, oracle=order.oracle) for one, _ in written if not _is_folder(one)}
+    code = {
+        one.judge: open_judge(one.judge, oracle=order.oracle, reader=order.critics)
+        for one, _ in written
+        if not _is_folder(one)
+    }
     prompts, places = _prompts(order, source, voice)
     _judgeable([one.judge for one, _ in written], prompts, voice)
     pretraining, places_of_pretraining = _pretraining(order, voice)
