@@ -5,7 +5,7 @@
 On published pairs (../shared/data: hh-rlhf, pandalm, llmbar, whichever is there) a critic is asked by the constitution
 `hhh`, beside the reader that takes the longer reply. On the apprentice's own world the truth is known: pairs of a reply
 that breaks a principle and its mended twin. There the claim of Constitutional AI is measured that labels by written
-principles are more consistent than people's: the critic over four wordings of each principle against four simulated
+principles are more consistent than people's: the critic over three wordings of each principle against four simulated
 raters, careful ones and careless ones, on the same pairs. No label is used to train anything.
 """
 
@@ -40,6 +40,7 @@ PUBLISHED = {
     "llmbar adversarial": "llmbar/LLMBar/Adversarial",
 }
 RATERS = 4
+WORDINGS = 3  # of each principle: so many are held out of the apprentice's training
 
 
 def published(data: Path, spec: str, rows: int, terminal: Terminal) -> dict[str, Any]:
@@ -119,9 +120,9 @@ def world(spec: str, cases: int, seed: int) -> list[Row]:
 
 
 def wordings(topic: str, unseen: bool, seed: int) -> list[str]:
-    """Four different sentences that state one principle; `unseen` ones stand in no training text of the apprentice."""
+    """Different sentences that state one principle; `unseen` ones stand in no training text of the apprentice."""
     rng, texts = random.Random(f"words/{topic}/{unseen}/{seed}"), dict[str, None]()
-    while len(texts) < RATERS:
+    while len(texts) < WORDINGS:
         texts[sentence(f"{topic}+", rng, unseen=unseen)] = None
     return list(texts)
 
@@ -185,6 +186,7 @@ def _print(title: str, rows: Sequence[dict[str, Any]]) -> None:
             f"  {row['measure']:<14} {row['who']:<26} {row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]  "
             f"n = {row['n']}, missing {row['missing']}, ties {row['ties']}\n"
         )
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":
