@@ -136,3 +136,20 @@ def test_an_input_that_changed_is_refused(source: Path, tmp_path: Path) -> None:
     source.write_text(source.read_text().replace('{"i": 3}', '{"i": 4}'))
     with pytest.raises(InputError, match="another job"):
         on_ray(source, tmp_path / "out", Make(tmp_path / "log"))
+
+
+def test_the_command_labels_the_same_on_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    from fairlead.cli.main import main
+    from support.choosers import Chooser
+    from support.fakes import Faulty
+
+    monkeypatch.chdir(tmp_path)
+    pairs = [{"prompt": f"what is item {i} ?", "first": f"a good {i}", "second": f"bad {i}"} for i in range(23)]
+    Path("pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    with Faulty(Chooser(), lambda i, body: None) as server:
+        command = ["label", "ai", "pairs.jsonl", "--critic", f"openai/chooser@{server.url}/v1", "--shard", "5"]
+        command += ["--budget", "2M tokens", "--json"]
+        assert main([*command, "--out", "ray", "--ray", "2"]) == 0, capsys.readouterr().err
+        assert json.loads(capsys.readouterr().out)["labelled"] == 23
+        assert main([*command, "--out", "alone"]) == 0
+    assert files(tmp_path / "ray") == files(tmp_path / "alone")

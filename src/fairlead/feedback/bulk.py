@@ -70,16 +70,20 @@ def run_job(
     *,
     progress: Callable[[int, int], None] = lambda done, total: None,
     marks: Sequence[Mark] = (),
+    names: Sequence[str] = (),
     shards: range | None = None,
 ) -> Summary:
     """Label every row of the files that is not on disk yet; `shards` only those, for one worker of several.
+
+    marks, names   of the files, as `stream` takes them
 
     Raises what stopped it; what was labelled before is kept, and another call goes on from there.
     """
     started = time.monotonic()
     summary = Summary(folder.rows, folder.kept)
     pool = _Pool(function, pace.workers)
-    waiting = _chunks(_undone(folder, files, marks, shards), pace.chunk)
+    undone = _undone(folder, lambda first: stream(files, first, marks, names), shards)
+    waiting = _chunks(undone, pace.chunk)
     failure: BaseException | None = None
     try:
         while True:
@@ -129,10 +133,10 @@ def _asked(values: Sequence[Any], function: RowFunction) -> list[Outcome]:
     return outcomes
 
 
-def _undone(folder: JobFolder, files: Sequence[Path], marks: Sequence[Mark], shards: range | None) -> Iterator[Raw]:
+def _undone(folder: JobFolder, rows_from: Callable[[int], Iterator[Raw]], shards: range | None) -> Iterator[Raw]:
     first = shards.start * folder.shard_rows if shards is not None else folder.first_undone
     last = shards.stop * folder.shard_rows if shards is not None else folder.rows
-    for raw in islice(stream(files, first, marks), max(0, last - first)):
+    for raw in islice(rows_from(first), max(0, last - first)):
         if not folder.has(raw.index):
             yield raw
 

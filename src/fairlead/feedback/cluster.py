@@ -33,6 +33,7 @@ class Task:
     rows: int
     shard_rows: int
     files: tuple[Path, ...]
+    names: tuple[str, ...]
     marks: tuple[Mark, ...]
     pace: Pace
     starts: tuple[int, Path] | None = None
@@ -63,11 +64,11 @@ def run_on_ray(
     todo = [shard for shard in range(folder.shards) if shard not in folder.index]
     if not todo:
         return summary
-    where = tuple(path.resolve() for path in files)
+    where, names = tuple(path.resolve() for path in files), tuple(map(str, files))
     here = folder.path.resolve()
     counted = here / f".workers-{secrets.token_hex(4)}"
     starts = None if restarts else (min(workers, len(todo)), counted)
-    task = Task(make, here, folder.rows, folder.shard_rows, where, tuple(marks), pace, starts)
+    task = Task(make, here, folder.rows, folder.shard_rows, where, names, tuple(marks), pace, starts)
     labelled, reasons = folder.counts()
     data = ray.data.from_items([{"shard": shard} for shard in todo], override_num_blocks=len(todo)).map_batches(
         Worker,
@@ -112,7 +113,9 @@ class Worker:
             folder.resume(shard)
             if shard not in folder.index:
                 shards = range(shard, shard + 1)
-                run_job(folder, task.files, self._function, task.pace, marks=task.marks, shards=shards)
+                run_job(
+                    folder, task.files, self._function, task.pace, marks=task.marks, names=task.names, shards=shards
+                )
         except FairleadError as error:
             kind = next(cls for cls in type(error).__mro__ if cls.__module__ == errors.__name__)
             return kind.__name__, str(error)

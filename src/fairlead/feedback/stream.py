@@ -79,8 +79,12 @@ class Survey:
     marks: tuple[Mark, ...]
 
 
-def stream(files: Sequence[Path], first: int = 0, marks: Sequence[Mark] = ()) -> Iterator[Raw]:
+def stream(
+    files: Sequence[Path], first: int = 0, marks: Sequence[Mark] = (), names: Sequence[str] = ()
+) -> Iterator[Raw]:
     """The rows of all files in order, from row `first`; `marks` of the survey make the way there short.
+
+    names  what the files are called in places, where they lie elsewhere than the user named them
 
     Raises `InputError` where a file as a whole cannot be read.
     """
@@ -89,6 +93,8 @@ def stream(files: Sequence[Path], first: int = 0, marks: Sequence[Mark] = ()) ->
     for number in range(start.file, len(files)):
         mark = start if number == start.file else Mark(index, number)
         for place, body, _ in _rows(files[number], [], mark):
+            if names:
+                place = names[number] + place.removeprefix(str(files[number]))
             if index >= first:
                 yield Raw(index, place, body)
             index += 1
