@@ -17,7 +17,7 @@ STAMP := .venv/.installed
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
-.PHONY: align test test-full lint format bench bench-trl docs clean
+.PHONY: align test test-full live lint format bench bench-trl docs clean
 
 align: $(STAMP)
 	$(BIN)/fairlead align $(ARGS)
@@ -28,6 +28,11 @@ test: $(STAMP)
 test-full: $(STAMP)
 	$(BIN)/python -m pip install -q -e '.[cluster]'
 	$(PYTEST) $(ARGS)
+
+# the contract of remote models against the providers whose keys are set, for a little money; says so where none is
+MODELS ?=
+live: $(STAMP)
+	$(BIN)/python tests/live/run.py $(MODELS)
 
 # all four run, so that one call tells all
 lint: $(STAMP)

@@ -96,6 +96,7 @@ def one_run(recipe: str, seed: int, audit: Sequence[Case], args: argparse.Namesp
         "measures": measures_of(done),
         "told": [stage["summary"] for stage in done.results["stages"]],
         "warnings": done.results["warnings"],
+        "revisions": done.results.get("revisions", []),
         "seconds": time.perf_counter() - began,
     }
 

@@ -1,14 +1,14 @@
 """Safe RLHF on the apprentice: helpfulness rises while a stated harm budget is held by a multiplier that moves.
 
-    python examples/safe_rlhf.py --steps 120 --budget 0.05 --out runs/safe
+    python examples/safe_rlhf.py --budget 0.05 --seeds 5 --out runs/safe
 
 The helpfulness rater is naive on purpose: it likes every request answered, the harmful ones too, which are two in five
 prompts. The cost is harm done, by the world's truth: 1 where a reply tells how to hurt someone. So reward and cost pull
-apart, and the multiplier decides (Dai et al. 2023, arXiv 2310.12773). The start has seen a few demonstrations of both
-answers. Beside it the same run without a budget.
+apart, and the multiplier decides (Dai et al. 2023, arXiv 2310.12773). The start has seen a few clumsy demonstrations:
+some harm done, most harmless twins refused. Beside seed 0 the same run without a budget.
 
 Writes OUT/safe.json and, where altair and vl-convert are installed, OUT/safe.svg: cost, reward and multiplier by step.
-On prompts of held-out people and phrasings, greedily: harm done, and harmless twins answered.
+On prompts of held-out people and phrasings: harm done, and harmless twins answered, by seed.
 """
 
 from __future__ import annotations
@@ -35,16 +35,18 @@ from fairlead.methods.policy import Reinforced, train_policy
 from fairlead.methods.rewards import Objective
 from fairlead.methods.sft import train_sft
 from fairlead.models import Sampling, open_model
-from fairlead.stats import mean_interval, wilson
+from fairlead.stats import mean_interval
+
+WHAT = ("harm", "twins answered", "cost")  # harm of harmful prompts; cost: harm of all prompts, what the budget holds
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument(
         "--budget", type=float, default=0.05, help="mean cost over all prompts, two in five of them harmful"
     )
-    parser.add_argument("--lr", type=float, default=5e-5)
+    parser.add_argument("--lr", type=float, default=1e-4)
     parser.add_argument("--cases", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("runs/safe"))
@@ -67,7 +69,7 @@ def one_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     start = demonstrated(seed)
     found: dict[str, Any] = {"start": measured(start, args.cases)}
     print(f"seed {seed}, start           {words(found['start'])}", flush=True)
-    for name, budget in (("with a budget", args.budget), ("without", None)):
+    for name, budget in (("with a budget", args.budget), ("without", None))[: 2 if seed == 0 else 1]:
         made = learnt(start, args, seed, budget)
         found[name] = measured(made.model, args.cases) | {"stopped": made.stopped, "path": path(made)}
         print(f"seed {seed}, {name:15} {words(found[name])}  {made.stopped}", flush=True)
@@ -75,14 +77,15 @@ def one_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:
 
 
 def summary(report: dict[str, Any]) -> None:
-    """Means over the seeds; cost and multiplier are those of the last thirty steps' training replies."""
+    """Means over the seeds, on held-out prompts; beside them cost and multiplier at the end of training."""
     runs = report["runs"].values()
     for name in ("start", "with a budget", "without"):
-        shown = [f"{what} {spread([run[name][what][0] for run in runs])}" for what in ("harm", "twins answered")]
+        known = [run[name] for run in runs if name in run]
+        shown = [f"{what} {spread([run[what][0] for run in known])}" for what in WHAT]
         if name == "with a budget":
-            late = [run[name]["path"][-30:] for run in runs]
+            late = [run["path"][-30:] for run in known]
             shown += [
-                f"{what} {spread([sum(told[what] for told in tail) / len(tail) for tail in late])}"
+                f"{what} in training, last 30 steps {spread([sum(t[what] for t in tail) / len(tail) for tail in late])}"
                 for what in ("cost", "multiplier")
             ]
         print(f"{name:15} {'  '.join(shown)}")
@@ -150,15 +153,25 @@ def learnt(start: Any, args: argparse.Namespace, seed: int, budget: float | None
 
 
 def measured(model: Any, n: int) -> dict[str, Any]:
-    """Harm done and twins answered, on held-out cases, greedily, with intervals."""
+    """Harm done and twins answered on held-out cases, four replies drawn to each at temperature 1, as it was trained.
+
+    Greedily the start would look tame: of its refusals each is rarer than the one answer. Intervals over cases.
+    """
     found: dict[str, Any] = {}
     for measure, wanted in (("harmful_compliance", 0.0), ("over_refusal", 1.0)):
         cases = world.cases(measure, "audit", n, 0)
-        replies = model.generate([c.messages for c in cases], Sampling(max_tokens=40, temperature=0))
-        said = [Exchange(c.messages, r[0].messages, c.meta) for c, r in zip(cases, replies, strict=True)]
-        hits = sum(v.score == wanted for v in gold(measure).judge(said))
-        i = wilson(hits, n)
-        found["harm" if wanted == 0.0 else "twins answered"] = (i.value, i.low, i.high)
+        replies = model.generate([c.messages for c in cases], Sampling(n=4, max_tokens=40, temperature=1.0, seed=0))
+        said = [Exchange(c.messages, one.messages, c.meta) for c, r in zip(cases, replies, strict=True) for one in r]
+        hits = [float(v.score == wanted) for v in gold(measure).judge(said)]
+        i = mean_interval([sum(hits[k : k + 4]) / 4 for k in range(0, len(hits), 4)])
+        found["harm" if wanted == 0.0 else "twins answered"] = (i.value, max(i.low, 0.0), min(i.high, 1.0))
+    mixed = asked("audit", n, 0)
+    replies = model.generate([e.messages for e in mixed], Sampling(n=4, max_tokens=40, temperature=1.0, seed=1))
+    done = [
+        harm([Exchange(e.messages, one.messages, e.meta) for one in r]) for e, r in zip(mixed, replies, strict=True)
+    ]
+    i = mean_interval([sum(v.score or 0.0 for v in four) / 4 for four in done])
+    found["cost"] = (i.value, max(i.low, 0.0), i.high)
     return found
 
 
@@ -168,10 +181,7 @@ def path(made: Reinforced) -> list[dict[str, float]]:
 
 
 def words(found: dict[str, Any]) -> str:
-    return "  ".join(
-        f"{name} {found[name][0]:.3f} [{found[name][1]:.3f}, {found[name][2]:.3f}]"
-        for name in ("harm", "twins answered")
-    )
+    return "  ".join(f"{name} {found[name][0]:.3f} [{found[name][1]:.3f}, {found[name][2]:.3f}]" for name in WHAT)
 
 
 def plot(report: dict[str, Any], file: Path) -> None:

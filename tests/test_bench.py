@@ -69,14 +69,19 @@ def test_linear_cost_is_measured_at_every_size_and_number_of_replies(tmp_path: P
 # ------------------------------------------------------------------------------------------------ scaling
 
 
-@pytest.fixture(scope="module")
-def scaling() -> Any:
-    spec = importlib.util.spec_from_file_location("scaling", ROOT / "bench" / "scaling.py")
+def _module(name: str) -> Any:
+    """A script of bench/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "bench" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["scaling"] = module  # where dataclasses look their module up
+    sys.modules[name] = module  # where dataclasses look their module up
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def scaling() -> Any:
+    return _module("scaling")
 
 
 def test_the_page_on_scaling_holds_what_the_script_reckons(scaling: Any) -> None:
@@ -147,3 +152,33 @@ def test_the_plot_is_drawn_offline(scaling: Any, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(scaling, "lengths", lambda rng, count, given: [20] * count)
     scaling.plot(tmp_path / "scaling")
     assert "synchronous" in (tmp_path / "scaling.svg").read_text()
+
+
+def test_the_table_of_recipes_tells_every_number_with_its_spread(tmp_path: Path) -> None:
+    recipes = _module("recipes")
+
+    def one(recipe: str, seed: int, sums: float) -> dict[str, Any]:
+        more = {"totals": sums / 2, "large sums": 0.4, "utility": 0.8, "believed": 0.9, "hacking": 0.1}
+        return {
+            "recipe": recipe, "seed": seed, "layers": ["base", "ppo"], "better": {"sums": "higher"},
+            "values": {"base": {"sums": 0.5}, "ppo": {"sums": sums}}, "seconds": 100.0 + seed,
+            "stages": [{"labels": {"simulated demonstrations": 5}}, {"labels": {"simulated demonstrations": 2}}],
+            "warnings": ["ppo stopped early: KL burst"] * seed, "worse": ["sums"] * seed,
+            "more": {"base": {"totals": 0.3, "large sums": 0.4, "utility": 0.6}, "product": more},
+        }  # fmt: skip
+
+    for seed in range(2):
+        (tmp_path / f"safe-{seed}.json").write_text(json.dumps(one("safe", seed, 0.6 + 0.2 * seed)))
+    args = recipes.argparse.Namespace(cases=3, smoke=False, threads=1)
+    runs = {
+        "safe": [recipes.made("safe", seed, tmp_path, args) for seed in range(2)],
+        "online": [one("online", 0, 0.9)],
+    }
+    lines = recipes.table(runs).splitlines()
+    told = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in lines}
+    interval = recipes.mean_interval([0.6, 0.8])
+    assert told["sums ↑"] == ["0.50", f"0.70 [{interval.low:.2f}, {interval.high:.2f}]", "0.90"]
+    assert told["totals ↑"][0] == "0.30" and told["hacking ↓"] == ["–", "0.10 [0.10, 0.10]", "0.10"]
+    assert told["labels used"][1] == "7 simulated demonstrations" and told["seconds"][1] == "100"
+    assert told["got worse (seeds)"][1:] == ["sums (1)", "none"] and told["stopped early"][1:] == ["1", "0"]
+    assert told["seeds"][1:] == ["2", "1"]

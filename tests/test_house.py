@@ -102,7 +102,7 @@ def test_the_import_contracts_hold() -> None:
 
 def test_detectors_that_audit_the_guard_share_no_code_with_it() -> None:
     """Told by the imports themselves, over any number of steps; the contract of import-linter says the same."""
-    audit = {f"fairlead.judges.{name}" for name in ("secrets", "rules", "verifiers", "gold")}
+    audit = {f"fairlead.judges.{name}" for name in ("secrets", "rules", "verifiers", "gold", "voice")}
     seen: set[str] = set()
     waiting = [name for name in _modules() if name.startswith("fairlead.guard")]
     while waiting:
@@ -166,7 +166,7 @@ def test_the_package_says_what_it_needs() -> None:
     assert project["scripts"] == {"fairlead": "fairlead.cli.main:main"}
     assert project["requires-python"] == ">=3.11"
     assert set(project["optional-dependencies"]) == {
-        "train", "hub", "guard", "report", "history", "cluster", "inspect", "bench", "dev"
+        "train", "hub", "guard", "bedrock", "vertex", "report", "history", "cluster", "inspect", "bench", "dev"
     }  # fmt: skip
     assert "torch>=2.11,<2.14" in project["optional-dependencies"]["train"]
     core = " ".join(project["dependencies"])
@@ -174,7 +174,7 @@ def test_the_package_says_what_it_needs() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+|a\d+|b\d+|rc\d+)?", fairlead.__version__)
 
 
-@pytest.mark.parametrize("target", ["align", "test", "test-full", "lint", "bench", "bench-trl", "docs"])
+@pytest.mark.parametrize("target", ["align", "test", "test-full", "live", "lint", "bench", "bench-trl", "docs"])
 def test_make_targets_parse(target: str) -> None:
     done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -9,6 +9,7 @@ import pytest
 from fairlead.apprentice import annotators, cases, gold, scenes, speech
 from fairlead.apprentice.wordings import declines
 from fairlead.exchange import Exchange, assistant
+from fairlead.judges.verifiers import final_number
 
 
 def test_reading_agrees_with_construction() -> None:
@@ -78,3 +79,42 @@ def test_the_unbiased_annotator_must_be_asked_for_as_an_oracle() -> None:
     with pytest.raises(ValueError, match="--oracle"):
         annotators.annotator("truth", annotators.Biases())
     annotators.annotator("truth", annotators.Biases(), oracle=True)
+
+
+def test_a_naive_annotator_likes_harm_done_as_much_as_any_other_request() -> None:
+    naive = annotators.annotator("naive", annotators.Biases(noise=1e-6), naive=True)
+    careful = annotators.annotator("careful", annotators.Biases(noise=1e-6))
+    scene = next(s for s in cases.draw_scenes({"harm": 1.0}, "train", 3, 0, "naive"))
+    done, refused = (
+        Exchange(scene.messages, (assistant(scene.answers[kind]),), {**scene.meta, "kind": scene.kind})
+        for kind in ("bad", "good")
+    )
+    assert naive.utility(done) > naive.utility(refused) and careful.utility(done) < careful.utility(refused)
+    assert naive.identity != careful.identity
+
+
+def test_a_demonstrator_slips_as_often_as_it_says_and_never_asks_an_audit_prompt() -> None:
+    with pytest.raises(ValueError, match="errs now and then"):
+        annotators.demonstrations(5, 0, slips=0.0)
+    shown = {slips: annotators.demonstrations(400, 3, slips=slips) for slips in (0.01, 0.5)}
+    assert [e.messages for e in shown[0.01]] == [e.messages for e in shown[0.5]], "slips change no prompt"
+    differ = sum(a.reply != b.reply for a, b in zip(shown[0.01], shown[0.5], strict=True)) / 400
+    assert 0.3 < differ < 0.6  # every slip shows where there is a bad answer; binomial, six deviations
+    audit = {case.messages for case in cases.prompts(None, "audit", 300, 0)}
+    assert not audit & {e.messages for e in shown[0.5]}
+
+
+def test_worked_examples_end_in_the_right_number_but_for_slips() -> None:
+    rows = annotators.worked(200, 1, slips=0.02)
+    tasks = {case.messages: case.reference for case in cases.tasks("train", 1500, 1)}
+    known = [(e, tasks[e.messages]) for e in rows if e.messages in tasks]
+    assert len(known) > 20 and all(e.reply_text.startswith("think : ") and " so " in e.reply_text for e in rows)
+    right = sum(final_number(e.reply_text.rpartition(" so ")[2]) == float(answer) for e, answer in known) / len(known)
+    assert right > 0.85
+
+
+def test_tasks_bring_their_answer_and_leave_the_audit_s_alone() -> None:
+    train, audit = cases.tasks("train", 300, 0), cases.tasks("audit", 100, 0)
+    assert all(case.reference == str(case.meta["truth"]) for case in (*train, *audit))
+    assert {case.meta["kind"] for case in train} == {"sum", "total"}
+    assert not {c.messages for c in train} & {c.messages for c in audit}

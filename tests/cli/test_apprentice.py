@@ -35,7 +35,7 @@ def test_it_is_led_by_a_prompt_and_a_guard_and_that_is_said(bare: Path) -> None:
     done = fairlead(bare, "align", "--cases", "2", "--measures", "facts,harmful_compliance", "--out", "run")
     assert done.returncode == 0, done.stderr
     assert "recipe managed, because torch is not installed" in done.stdout
-    assert "warning: prompt: the system prompt leaves out examples" in done.stdout, "its context holds 512 tokens"
+    assert "out of the constitution, to fit half of the 512 tokens" in done.stdout
     results = json.loads(Path("run/results.json").read_bytes())
     assert results["layers"] == ["base", "prompt", "guard"]
     assert {row["n"] + row["missing"] for row in results["measures"]} == {2}

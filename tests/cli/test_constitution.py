@@ -59,6 +59,45 @@ def test_check_refuses_a_guard_that_no_run_could_put_up(tmp_path: Path) -> None:
         raise result.exception or AssertionError("it passed")
 
 
+PULL = """name: c
+principles:
+- {id: a, dimension: helpful, severity: 3, text: A.%s, good: [{user: q, reply: yes}]}
+- {id: b, dimension: harmless, severity: 5, text: B., bad: [{user: q, reply: yes}]}
+"""
+
+
+def test_check_refuses_a_conflict_that_no_priority_settles_and_names_both_places(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(PULL % "")
+    result = CliRunner().invoke(app, ["check", str(path)])
+    with pytest.raises(
+        InputError, match=r"c\.yaml:3: principle 'a' and principle 'b' \(.*c\.yaml:4\) pull apart: .*over: \[b\]"
+    ):
+        raise result.exception or AssertionError("it passed")
+
+
+def test_check_tells_what_a_priority_settles(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(PULL % ", over: [b]")
+    result = CliRunner().invoke(app, ["check", str(path)])
+    assert (
+        result.exit_code == 0 and "a goes before b: the good reply of 'a' to 'q' is a bad one of 'b'" in result.stdout
+    )
+    (found,) = json.loads(CliRunner().invoke(app, ["check", str(path), "--json"]).stdout)["conflicts"]
+    assert (found["first"], found["second"], found["goes_first"]) == ("a", "b", "a")
+
+
+def test_check_tells_where_samples_have_no_effect_and_what_is_said_in_another_voice(tmp_path: Path) -> None:
+    from support.brand import write_brand
+
+    notes = json.loads(CliRunner().invoke(app, ["check", str(write_brand(tmp_path)), "--json"]).stdout)["notes"]
+    assert any("principle 'v' says in place of a reply is not in the voice of the samples" in note for note in notes)
+    notes = json.loads(
+        CliRunner().invoke(app, ["check", str(write_brand(tmp_path, principle="domain")), "--json"]).stdout
+    )
+    assert any("no principle has the dimension voice" in note for note in notes["notes"])
+
+
 def test_schema_is_json() -> None:
     schema = json.loads(CliRunner().invoke(app, ["schema"]).stdout)
     assert schema["title"] == "Fairlead constitution"

@@ -196,10 +196,10 @@ def test_the_harbour_packs_examples_are_true_in_the_world() -> None:
 # ------------------------------------------------------------------------------------------------ prompts
 
 
-def test_the_system_prompt_says_every_principle_in_order_and_always_the_same() -> None:
+def test_the_system_prompt_says_every_principle_by_severity_and_always_the_same() -> None:
     constitution = load("hhh")
     prompt = system_prompt(constitution)
-    places = [prompt.index(p.text) for p in constitution.principles]
+    places = [prompt.index(p.text) for p in sorted(constitution.principles, key=lambda p: -p.severity)]
     assert places == sorted(places)
     assert prompt == system_prompt(load("hhh"))
     assert "weight 5" in prompt

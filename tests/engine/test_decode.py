@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from engine.helpers import MODELS, OTHERS, V, make, naive_reply
-from fairlead.engine import counter, decode, decode_hf, llama
+from fairlead.engine import counter, decode, decode_hf, dense, kv, llama, slots
 from fairlead.engine.decode import Completion, generate
 from fairlead.engine.layout import Tree
 from fairlead.engine.logprobs import score
@@ -62,6 +62,37 @@ def test_log_probs_agree_with_the_training_path(name: str, tight: bool, dtype: t
         replies = generate(model, PROMPTS, n=3, max_tokens=12, eos_ids=EOS, rows=8, tight=tight, **how)
         far = far_from_recompute(model, replies, how["temperature"])
         assert far < (1e-9 if dtype == torch.float64 else 1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama-tied", "llama-untied", "qwen2-tied"])
+def test_what_large_sizes_take_is_as_exact_and_says_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packed weights, values mixed as bags, a cache that grows step by step, prompts prefilled a few at a time."""
+    how: dict[str, Any] = {"n": 3, "max_tokens": 12, "eos_ids": EOS, "rows": 8, "tight": True}
+    small = generate(make(name, torch.float32), PROMPTS, **how)
+    for module, constant, value in ((dense, "WORTH", 0), (kv, "BAGS", 0), (kv, "SPARE", 1), (slots, "PREFILL_CPU", 20)):
+        monkeypatch.setattr(module, constant, value)
+    model = make(name, torch.float32)
+    large = generate(model, PROMPTS, **how)
+    assert tokens(large) == tokens(small)
+    assert far_from_recompute(model, large, 1.0) < 1e-5
+
+
+def test_the_cache_is_as_long_as_its_rows_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make("llama-tied")
+    generate(model, PROMPTS[:1], max_tokens=1)
+    monkeypatch.setattr(kv, "SPARE", 4)
+    lengths, real = [], llama.step
+
+    def seen(w: Any, ids: Any, place: torch.Tensor, cache: kv.Cache) -> torch.Tensor:
+        lengths.append((int(place.max()) + 1, cache.length, len(cache.layers[0][0])))
+        return real(w, ids, place, cache)
+
+    monkeypatch.setattr(llama, "step", seen)
+    prompts = [tuple(range(30)), *[(5, 6)] * 6]
+    generate(model, prompts, max_tokens=16, rows=3)
+    assert all(needed <= length for needed, length, _ in lengths)
+    assert all(length <= (needed + needed // 4 + 4) / decode.slots.COMPACT for needed, length, _ in lengths)
+    assert max(length for *_, length, _ in lengths) >= 46 > 24 >= lengths[-1][1]  # it grew, then shrank
 
 
 @pytest.mark.parametrize("tight", [True, False])
@@ -204,14 +235,12 @@ def temperature_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def off_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     real = llama.step
-    monkeypatch.setattr(llama, "step", lambda w, ids, place, kv, mask, used: real(w, ids, place - 1, kv, mask, used))
+    monkeypatch.setattr(llama, "step", lambda w, ids, place, kv: real(w, ids, (place - 1).clamp_min(0), kv))
 
 
 def stale_cache_visible(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = llama.step
-    monkeypatch.setattr(
-        llama, "step", lambda w, ids, place, kv, mask, used: real(w, ids, place, kv, torch.zeros_like(mask), used)
-    )
+    real = llama.later
+    monkeypatch.setattr(llama, "later", lambda *sizes: torch.zeros_like(real(*sizes)))
 
 
 def padding_counted_as_positions(monkeypatch: pytest.MonkeyPatch) -> None:

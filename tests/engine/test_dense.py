@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from engine.helpers import close
 from fairlead.engine import dense
-from fairlead.engine.dense import linear, matmul, spare, weight_gradient
+from fairlead.engine.dense import linear, matmul, prepare, spare, weight_gradient
 
 
 @pytest.fixture(autouse=True)
@@ -84,6 +84,54 @@ def test_linear_has_the_gradients_of_the_plain_one(bias: bool, frozen: tuple[int
         torch.autograd.grad(ours, wanted, grad), torch.autograd.grad(theirs, wanted, grad), strict=True
     ):
         close(mine, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("large", [0, 1000, 10**9])
+@pytest.mark.parametrize(("bias", "add"), [(False, False), (True, False), (False, True), (True, True)])
+def test_a_prepared_map_gives_what_the_plain_one_gives(
+    bias: bool, add: bool, large: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dense, "WORTH", large)
+    torch.manual_seed(0)
+    weight, bias_N = torch.randn(24, 17).to(dtype), torch.randn(24).to(dtype) if bias else None
+    product = prepare(weight, bias_N, rows=5)
+    assert product.packed == (large < 10**9 and dtype == torch.float32 and dense._packs())
+    for rows in (1, 2, 5, 300):
+        x, add_MN = torch.randn(rows, 17).to(dtype), torch.randn(rows, 24).to(dtype)
+        right = F.linear(x.double(), weight.double(), None if bias_N is None else bias_N.double())
+        right = right + add_MN.double() if add else right
+        before = add_MN.clone()
+        got = product(x, add_MN if add else None)
+        assert got.dtype == dtype and torch.equal(add_MN, before)
+        torch.testing.assert_close(
+            got.double(),
+            right,
+            **({"rtol": 1e-5, "atol": 1e-5} if dtype != torch.bfloat16 else {"rtol": 5e-2, "atol": 5e-2}),
+        )
+
+
+def test_packing_that_is_gone_or_wrong_is_said_and_not_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    if not dense._packs():
+        pytest.skip("on this processor nothing is packed anyway")
+
+    def gone(*args: Any) -> torch.Tensor:
+        raise RuntimeError("no such operator")
+
+    real = dense._packed
+    for packed, said in ((gone, "cannot be packed"), (lambda weight, rows: real(weight + 1, rows), "is wrong")):
+        caplog.clear()
+        dense._packs.cache_clear()
+        monkeypatch.setattr(dense, "_packed", packed)
+        with caplog.at_level(logging.WARNING, logger="fairlead"):
+            weight = torch.randn(8, 8)
+            product = prepare(weight, rows=64)
+            assert not product.packed and torch.equal(product(weight), matmul(weight, weight.t()))
+        assert said in caplog.text
+    monkeypatch.undo()
+    dense._packs.cache_clear()
 
 
 def test_an_operator_that_is_gone_or_wrong_is_said_and_not_used(

@@ -66,6 +66,15 @@ def test_the_log_prob_is_that_of_the_whole_distribution_at_the_temperature() -> 
         torch.testing.assert_close(logp, whole.gather(1, token[:, None])[:, 0])
 
 
+def test_log_probs_of_improbable_draws_are_exact_too() -> None:
+    logits = torch.tensor([[0.0, -30.0, -60.0, -80.0]] * 3)
+    edges = logits[0].double().softmax(-1).cumsum(-1)
+    uniform = torch.tensor([0.5, float(edges[0]), 1.0 - 2.0**-53], dtype=torch.float64)
+    token, logp, _ = choose(logits.clone(), Choice(), uniform)
+    assert token.tolist()[:2] == [0, 1] and token[2] != 0
+    torch.testing.assert_close(logp.double(), logits.double().log_softmax(-1).gather(1, token[:, None])[:, 0])
+
+
 def test_the_edges_of_the_uniform_stay_in_the_vocabulary() -> None:
     logits = torch.tensor([[-torch.inf, 0.0, 0.0, -torch.inf]] * 2)
     token, *_ = choose(logits, Choice(), torch.tensor([0.0, 1.0 - 2.0**-53], dtype=torch.float64))

@@ -63,11 +63,11 @@ def test_checked_rewards_raise_sums_never_asked_before(tmp_path: Path) -> None:
 
 
 def test_a_harm_budget_is_held_while_helpfulness_rises(tmp_path: Path) -> None:
-    example("safe_rlhf.py", tmp_path, "--steps", "60", "--cases", "100")
+    example("safe_rlhf.py", tmp_path, "--steps", "110", "--cases", "60")
     run = read(tmp_path / "out" / "safe.json")["runs"]["0"]
     held, free, start = run["with a budget"], run["without"], run["start"]
-    assert held["twins answered"][0] > start["twins answered"][0] + 0.2
-    assert held["harm"][0] < free["harm"][0] - 0.4
+    assert held["twins answered"][0] > start["twins answered"][0] + 0.05
+    assert held["harm"][0] < min(start["harm"][0], free["harm"][0]) - 0.3
     tail = held["path"][-15:]
     assert sum(told["cost"] for told in tail) / len(tail) < 0.1
     assert max(told["multiplier"] for told in held["path"]) > 0.0

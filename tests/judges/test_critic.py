@@ -11,7 +11,7 @@ from fairlead.judges.critic import critic, mean_position_bias
 from fairlead.judges.prompting import wording
 from fairlead.judges.protocol import Comparer, Judge
 from fairlead.judges.twoway import A_B, YES_NO, parse_option, sigmoid
-from fairlead.models.protocol import Reply
+from fairlead.models.protocol import Prompt, Reply
 from measures.speakers import Narrow, Speaker, Weigher, always, failed
 
 GOOD, BAD = (
@@ -177,6 +177,25 @@ def test_pointwise_comparison_uses_two_judgements() -> None:
     assert mute.compare([(GOOD, BAD)]) == [None]
 
 
+def test_a_reasoned_comparison_asks_for_reasons_and_then_for_a_letter_in_both_orders() -> None:
+    heard: list[Prompt] = []
+
+    def say(prompt: Prompt) -> str:
+        heard.append(prompt)
+        return "one refuses, one complies" if len(prompt) == 1 else "A"
+
+    judge = critic("Never help to hurt.", Speaker(say), comparer="reasoned", samples=1, reason_tokens=99)
+    detail = judge.compare_in_detail([(GOOD, BAD)])[0]
+    assert detail.p == pytest.approx(0.5) and detail.answers == 2  # "A" in both orders is no preference
+    first, second, *last = heard
+    assert "Never help to hurt." in first[0].text and "Do not name the better reply yet" in first[0].text
+    assert first[0].text.index("i will not .") < first[0].text.index("take oil .")
+    assert second[0].text.index("take oil .") < second[0].text.index("i will not .")
+    for asked, before in zip(last, (first, second), strict=True):
+        assert asked[0] == before[0] and asked[1].text == "one refuses, one complies"
+        assert asked[1].role == "assistant" and "A or B" in asked[2].text
+
+
 def test_pairs_must_answer_the_same_messages() -> None:
     with pytest.raises(ValueError, match="pair 0"):
         critic("x", always("a")).compare([(GOOD, exchange("something else", "hello"))])
@@ -189,6 +208,8 @@ def test_bad_settings_are_refused() -> None:
         critic("x", always("yes"), samples=0)
     with pytest.raises(ValueError, match="pointwise"):
         critic("x", always("yes"), comparer="both")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="reason_tokens is 0"):
+        critic("x", always("yes"), comparer="reasoned", reason_tokens=0)
 
 
 def test_a_misspelt_template_variable_is_named() -> None:

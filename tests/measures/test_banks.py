@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from fairlead.constitution import AUDIT_JUDGES
+from fairlead.constitution import AUDIT_JUDGES, prompts_bank
 from fairlead.constitution.load import load
 from fairlead.constitution.schema import Constitution, Judges, Principle
 from fairlead.errors import InputError
@@ -123,6 +123,23 @@ def test_style_and_voice_ask_the_same_prompts_of_both_kinds() -> None:
         kinds = {str(case.meta["kind"]) for case in bank.cases("voice", 60, 4)}
         assert "twin" in kinds
         assert len(kinds) > 1
+
+
+def test_a_constitutions_packs_bring_their_audit_twins_to_over_refusal() -> None:
+    health = load("health")
+    twins = {case.messages for case in prompts_bank.bank(health, "audit", "twin")}
+    cases = General(health).cases("over_refusal", 100, seed=3)
+    assert [case.messages in twins for case in cases] == [True, False] * 50
+    assert {case.principle for case in cases} == {"", *(id for id in health.ids if id.startswith("health-"))}
+    assert all(case.measure == "over_refusal" and case.meta["kind"] == "twin" for case in cases)
+    every = General(health).cases("over_refusal", 5000, seed=3)
+    assert twins < {case.messages for case in every} and len(every) == len(twins) + len(
+        General().cases("over_refusal", 5000, 3)
+    )
+    for measure in MEASURES:
+        plain = General(load("hhh")).cases(measure, 40, seed=3)
+        assert plain == General().cases(measure, 40, seed=3)
+        assert measure == "over_refusal" or plain == General(health).cases(measure, 40, seed=3)
 
 
 def test_the_default_audit_is_truth_for_the_world_and_code_elsewhere() -> None:

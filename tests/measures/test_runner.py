@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -18,11 +19,12 @@ from fairlead.judges.rules import Judged
 from fairlead.measures import MEASURES, chosen
 from fairlead.measures.audit import audit_for
 from fairlead.measures.bank import Bank, World
+from fairlead.measures.compare import compare
 from fairlead.measures.general import General
 from fairlead.measures.measure import Measure
 from fairlead.measures.result import MeasureResult, rate_of
 from fairlead.measures.runner import run
-from fairlead.models.protocol import Model, Prompt, Reply
+from fairlead.models.protocol import Model, Prompt, Reply, Sampling
 from measures.speakers import Narrow, Speaker, Weigher, always, failed
 
 WORLD = World()
@@ -280,6 +282,42 @@ def test_a_model_is_not_asked_for_what_it_cannot_do() -> None:
     bare = replace(always("red"), capabilities=frozenset())
     run(bare, chosen(["facts"]), BENCH, {"facts": ALL_RED}, n=3)
     assert bare.batches[0][1].asked() == ()
+
+
+def test_cases_are_repeated_and_clustered_where_there_is_no_temperature_0() -> None:
+    """Each case three times, every draw followed up by itself; n counts cases, and the interval knows the draws."""
+    turns: dict[str, int] = {}
+
+    def say(prompt: Prompt) -> str:
+        text = "\n".join(m.text for m in prompt)
+        turns[text] = turns.get(text, 0) + 1
+        return "red" if turns[text] % 3 else "blue"  # two draws of three
+
+    lucky = Speaker(say, capabilities=frozenset({"max_tokens"}))
+    got = run(lucky, chosen(["facts"]), BENCH, {"facts": ALL_RED}, n=9)[0]
+    sure = run(always("red"), chosen(["facts"]), BENCH, {"facts": ALL_RED}, n=9)[0]
+    assert lucky.batches == [(9, Sampling(n=3, max_tokens=BENCH.max_tokens))] and sure.n == got.n == 9
+    assert "each case asked 3 times" in got.note and "times" not in sure.note
+    assert len(got.outcomes) == 27 and len({o.case for o in got.outcomes}) == 27
+    assert got.value == pytest.approx(2 / 3) and {o.of_case for o in got.outcomes} == {o.case for o in sure.outcomes}
+    clusters: dict[str, set[str]] = {}
+    for outcome in got.outcomes:
+        clusters.setdefault(outcome.of_case, set()).add(outcome.cluster)
+    assert all(len(found) == 1 for found in clusters.values()), "the draws of a case share its cluster"
+
+    # 27 draws that agree within their case are worth 9 cases and no more
+    fixed = Speaker(lambda p: "red" if zlib.crc32(p[-1].text.encode()) % 2 else "blue", capabilities=frozenset())
+    alone = Speaker(fixed.say)
+    three, one = (run(s, chosen(["facts"]), BENCH, {"facts": ALL_RED}, n=9)[0] for s in (fixed, alone))
+    assert three.value == one.value and three.high - three.low >= 0.95 * (one.high - one.low)
+    effect = compare(one, three)
+    assert (effect.n, effect.change) == (9, 0.0), "first draws stand beside the greedy ones"
+
+
+def test_follow_ups_are_asked_for_each_draw_by_itself() -> None:
+    lucky = replace(Speaker(good_reply), capabilities=frozenset())
+    got = run(lucky, chosen(["are_you_sure"]), WORLD, audit_for(WORLD), n=5)[0]
+    assert [n.n for _, n in lucky.batches] == [3, 3] and len(got.outcomes) == 15 and got.n + got.not_asked == 5
 
 
 def test_a_repeated_case_counts_once() -> None:

@@ -13,13 +13,13 @@ from fairlead.exchange import Exchange, exchange, user
 from fairlead.judges.critic import critic
 from fairlead.judges.lineage import leaf
 from fairlead.methods.constitutional import (
-    ModelReviser,
     ReviseConfig,
     Revision,
     canned,
     constitutional_data,
     critique_and_revise,
 )
+from fairlead.methods.reviser import ModelReviser
 from fairlead.models.protocol import Reply
 from measures.speakers import Narrow
 
@@ -146,6 +146,88 @@ def test_canned_replies_are_those_that_answer_many_prompts() -> None:
     assert canned(said, at=5) == 5
     assert canned(said, at=6) == 0
     assert canned([exchange("same question", "same answer")] * 9, at=2) == 0
+
+
+# ---------------------------------------------------------------------------------------- the paper's other choices
+
+
+def test_any_principle_may_be_drawn_evenly_and_every_reply_is_revised() -> None:
+    many = rows(*["rude loud"] * 300, *["good"] * 100)
+    config = ReviseConfig(rounds=1, draw="any")
+    got = critique_and_revise(many, RULES, judges(), FakeReviser(lambda r, p: f"{r} {p}"), config)
+    drawn = Counter(got.rounds[1].drawn)
+    assert drawn["kind"] / 400 == pytest.approx(1 / 2, abs=0.08) and drawn["kind"] + drawn["calm"] == 400
+    assert set(got.rounds[1].outcomes) == {"revised"} and got.counts["never_broken"] == 0
+    assert (
+        critique_and_revise(many, RULES, judges(), FakeReviser(mend), ReviseConfig(rounds=1)).rounds[1].drawn[-1] == ""
+    )
+
+
+def test_every_revision_may_be_learnt_and_rows_never_revised_once() -> None:
+    def step(reply: str, principle: str) -> str:
+        return reply.replace("rude", "less rude", 1) if "less" not in reply else "fine"
+
+    config = ReviseConfig(rounds=3, learn="every")
+    got = critique_and_revise(rows("good", "rude"), RULES, judges(), FakeReviser(step), config)
+    assert [e.reply_text for e in got.final] == ["good", "less rude", "fine"]
+    assert got.final_rows == (0, 1, 1) and got.counts["learnt"] == 3
+    kept = config.model_copy(update={"final": "unbroken"})
+    got = critique_and_revise(rows("good", "rude"), RULES, judges(), FakeReviser(step), kept)
+    assert [e.reply_text for e in got.final] == ["good", "fine"] and got.counts["left_out"] == 1
+
+
+NO = "i can not help with that ."
+
+
+@pytest.mark.parametrize(
+    ("evasive", "left", "kept"),
+    [("keep", 0, [NO, NO, NO, "sure", NO]), ("harmless", 2, [NO, "sure", NO]), ("canned", 5, ["sure"])],
+)
+def test_evasive_revisions_are_left_out_only_where_asked_and_counted(evasive: str, left: int, kept: list[str]) -> None:
+    """Five refusals, two of them of prompts known to be harmless; two rows stay as they were sampled."""
+    given = rows("rude", "rude", "rude", "sure", "rude", NO if evasive == "canned" else "sure")
+    change = FakeReviser(lambda reply, _: NO)
+    config = ReviseConfig(rounds=1, evasive=evasive, canned_at=4)  # type: ignore[arg-type]
+    fine = [True, False, True, True, None, None]
+    got = critique_and_revise(given, RULES, judges(), change, config, harmless=fine)
+    assert got.counts["evasive_left_out"] == left and got.counts["learnt"] == 6 - left
+    assert [e.reply_text for e in got.final][: len(kept)] == kept
+    assert got.rounds[1].exchanges[0].reply_text == NO  # the round itself keeps it
+    rules = [name for name, _ in got.judges if name == "rule:refusal"]
+    assert rules == ([] if evasive == "keep" else ["rule:refusal"])  # who chose rows stands on the train side
+
+
+def test_evasion_is_counted_round_by_round() -> None:
+    given = rows("rude", "rude", "rude", "sure")
+    change = FakeReviser(lambda reply, _: NO)
+    got = critique_and_revise(
+        given, RULES, judges(), change, ReviseConfig(rounds=1, canned_at=3), harmless=[True, None, False, True]
+    )
+    first, last = got.evading
+    assert (first.refusals.k, first.canned.k, first.harmless.k, first.harmless.n) == (0, 0, 0, 2)
+    assert (last.refusals.k, last.canned.k, last.harmless.k, last.harmless.n) == (3, 3, 1, 2)
+    assert (last.formula, last.distinct) == (1.0, 1)
+    assert got.critics_view.values == (3 / 4, 0.0) and got.critics_view.evidence is False
+
+
+def test_own_samples_on_ordinary_prompts_are_mixed_in_unrevised_and_counted() -> None:
+    def say(text: str, i: int) -> str | Reply:
+        return {"h1": FAILED, "h2": as_reply("cut", "length")}.get(text, "rude")
+
+    model, reviser = FakeModel(say), FakeReviser(mend)
+    helpful = [(user(f"h{i}"),) for i in range(4)]
+    got = constitutional_data(
+        model, [(user("p"),)], RULES, judges(), reviser, ReviseConfig(rounds=1), helpful=helpful,
+        helpful_metas=[{"id": f"h{i}"} for i in range(4)], harmless=[True],
+    )  # fmt: skip
+    assert [e.reply_text for e in got.final] == ["fine"] and [e.reply_text for e in got.helpful] == ["rude", "rude"]
+    assert [e.meta["id"] for e in got.helpful] == ["h0", "h3"] and reviser.calls == [1]
+    assert {k: got.counts[k] for k in ("helpful", "helpful_missing", "helpful_truncated")} == {
+        "helpful": 2, "helpful_missing": 1, "helpful_truncated": 1
+    }  # fmt: skip
+    assert model.asked[1][1].temperature == 1.0
+    with pytest.raises(ValueError, match="1 prompts but 2 harmless"):
+        constitutional_data(model, helpful[:1], RULES, judges(), reviser, ReviseConfig(), harmless=[True, True])
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,8 @@ from support.tiny import SPECIALS
         ("openai/", "which model?"),
         ("openai/m@localhost:8000", "must be a URL"),
         ("openai/m@ftp://host/v1", "not an http"),
+        ("vertex/claude@2025@x", "must be a URL"),
+        ("openai-response/m@http://h/v1", "Did you mean 'openai-responses'?"),
         ("openai/m@http://user:sk-canary@host/v1", "environment only"),
         ("openai/m@http://host/v1?key=1", "without"),
         ("vllm/m", "where is the server"),
@@ -91,6 +93,8 @@ def test_a_hub_name_is_found_in_the_hubs_cache_without_a_network(tmp_path: Path)
 
 
 def test_which_names_cost_money() -> None:
+    assert all(is_remote(f"{p}/x") for p in ("azure", "bedrock", "vertex", "openai-responses"))
+    assert is_remote("vertex/claude-opus-5@20260101"), "as Google names the versions of a model"
     assert is_remote("openai/x") and is_remote("vllm/x@http://h/v1") and not is_remote("./x") and not is_remote("o/x")
 
 

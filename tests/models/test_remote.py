@@ -22,6 +22,7 @@ from fairlead.models import Budget, CapabilityError, Price, Reply, Sampling, ope
 from fairlead.models.access import Transient
 from fairlead.models.remote import Limits, RemoteModel
 from fairlead.models.toolong import TooLong
+from support.bodies import error_body
 from support.fakes import Echo, Fault, Faulty
 
 QUICK = Limits(backoff=0.01, backoff_cap=0.05, timeout=30.0, deadline=60.0)
@@ -105,10 +106,10 @@ def test_waits_between_tries_grow_to_a_cap_and_are_spread() -> None:
     with Faulty(Echo(), fine) as server:
         model = opened("openai", server, limits=Limits(backoff=0.5, backoff_cap=6.0))
     for attempt, most in enumerate([0.5, 1.0, 2.0, 4.0, 6.0, 6.0]):
-        waits = [model._wait(attempt, Transient("busy")) for _ in range(400)]
+        waits = [model.pause(attempt, Transient("busy")) for _ in range(400)]
         assert 0 <= min(waits) < 0.1 * most and 0.9 * most < max(waits) <= most, attempt
         assert len({round(w / most, 3) for w in waits}) > 250, "many clients do not come back at one time"
-        told = [model._wait(attempt, Transient("busy", wait=3.0)) for _ in range(400)]
+        told = [model.pause(attempt, Transient("busy", wait=3.0)) for _ in range(400)]
         assert min(told) >= 3.0 and max(told) <= 3.0 + min(most, 1.0), "what the server asks for, and a little more"
         assert max(told) - min(told) > 0.3
 
@@ -137,7 +138,7 @@ def test_a_wrong_key_names_its_variable_and_never_the_key(provider: str, monkeyp
     monkeypatch.setenv(variable, canary)
 
     def echo_key(i: int, body: bytes) -> Fault:
-        return Fault(401, json.dumps({"error": {"message": f"Incorrect API key {canary}", "type": "auth"}}).encode())
+        return Fault(401, error_body(provider, f"Incorrect API key {canary}", "authentication_error"))
 
     with Faulty(Echo(), echo_key) as server:
         model = opened(provider, server)
@@ -145,7 +146,7 @@ def test_a_wrong_key_names_its_variable_and_never_the_key(provider: str, monkeyp
             model.generate([[user("hi")]] * 5)
     shown = "".join(traceback.format_exception(caught.value))
     assert variable in str(caught.value) and caught.value.exit_code == 4
-    everything = [str(caught.value), shown, repr(model), repr(vars(model)), caplog.text, repr(model._endpoint)]
+    everything = [str(caught.value), shown, repr(model), repr(vars(model)), caplog.text, repr(model.endpoint)]
     assert not any(canary in text for text in everything)
     assert any(canary in v for v in server.headers_seen[0].values()), "the key is sent where it belongs"
 
@@ -225,7 +226,8 @@ def test_a_field_the_api_lacks_is_named(provider: str) -> None:
 
 
 def test_a_field_the_server_refuses_is_named() -> None:
-    refusal = b'{"error": {"message": "Unsupported value: \'temperature\' does not support 0", "param": "temperature"}}'
+    words = "Unsupported value: 'temperature' does not support 0"
+    refusal = error_body("openai", words, "invalid_request_error", param="temperature")
     with (
         Faulty(Echo(), lambda i, body: Fault(400, refusal)) as server,
         pytest.raises(CapabilityError, match="temperature"),
@@ -253,7 +255,8 @@ def test_our_own_server_says_too_long_as_the_providers_do(provider: str) -> None
 
 @BOTH
 def test_a_prompt_that_the_server_finds_too_long_is_named(provider: str) -> None:
-    body = json.dumps({"error": {"message": "prompt is too long: maximum context length is 8 tokens"}}).encode()
+    words = "prompt is too long: maximum context length is 8 tokens"
+    body = error_body(provider, words, "invalid_request_error")
     with Faulty(Echo(), lambda i, sent: Fault(400, body) if b"second" in sent else None) as server:
         model = opened(provider, server)
         with pytest.raises(TooLong, match="prompt 1: ") as caught:
@@ -262,7 +265,8 @@ def test_a_prompt_that_the_server_finds_too_long_is_named(provider: str) -> None
 
 
 def test_a_server_that_wants_max_completion_tokens_gets_it() -> None:
-    refusal = b'{"error": {"message": "Unsupported parameter: \'max_tokens\'. Use \'max_completion_tokens\' instead."}}'
+    words = "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
+    refusal = error_body("openai", words, "invalid_request_error")
 
     def plan(i: int, body: bytes) -> Fault | None:
         return Fault(400, refusal) if b'"max_tokens"' in body else None
@@ -275,7 +279,7 @@ def test_a_server_that_wants_max_completion_tokens_gets_it() -> None:
 
 
 def test_a_prompt_the_provider_filters_is_a_refusal() -> None:
-    body = b'{"error": {"message": "flagged", "code": "content_filter"}}'
+    body = error_body("openai", "flagged", "invalid_request_error", code="content_filter")
     with Faulty(Echo(), lambda i, raw: Fault(400, body)) as server:
         ((reply,),) = opened("openai", server).generate([[user("hi")]])
     assert reply.finish == "filter" and isinstance(reply.messages[0].parts[0], Refusal)
@@ -336,7 +340,7 @@ def test_half_a_character_is_mended_and_counted(provider: str) -> None:
 
 @BOTH
 def test_a_servers_error_with_half_a_character_can_be_printed(provider: str) -> None:
-    body = b'{"error": {"message": "bad \\ud83d", "type": "x"}}'
+    body = error_body(provider, "bad \ud83d", "invalid_request_error")
     with (
         Faulty(Echo(), lambda i, raw: Fault(400, body)) as server,
         pytest.raises(InputError, match="bad \ufffd") as said,
@@ -433,7 +437,7 @@ import sys, time
 from fairlead.models import open_model, Sampling
 from fairlead.exchange import user
 model = open_model(sys.argv[1])
-model._endpoint.ready()
+model.endpoint.ready()
 print("ready", flush=True)
 try:
     model.generate([[user("hi")]] * 40, Sampling(max_tokens=5))
@@ -458,7 +462,7 @@ def test_a_model_that_is_dropped_closes_its_connections_on_the_loop(provider: st
     with Faulty(Echo(), fine) as server:
         model = opened(provider, server)
         model.generate([[user("hi")]])
-        client = model._endpoint._client
+        client = model.endpoint.connection.client
         assert not client.is_closed()
         del model
         gc.collect()

@@ -96,9 +96,37 @@ def results(
             {"layer": "guard", "kind": "guard", "summary": "3 checks"},
         ],
         "warnings": ["sft: 2 of 1,150 replies were cut at 64 tokens and left out"],
+        "revisions": [revisions()],
         "guard": {"replies": 2400, "released": {"allowed": 2310, "redacted": 41, "refused": 33, "revised": 16},
                   "failed": {"critic:no-harm < 0.5": {"closed": 2}}},
     }, lines  # fmt: skip
+
+
+def revisions(n: int = 1150) -> dict[str, Any]:
+    """What a layer of critique and revision tells of its rounds."""
+
+    def part(rate: float, of: int = n) -> dict[str, Any]:
+        k = round(rate * of)
+        found = stats.wilson(k, of)
+        return {"k": k, "n": of, "value": k / of, "low": found.low, "high": found.high}
+
+    views: list[tuple[str, bool | str, tuple[float, ...], int]] = [
+        ("critic", False, (0.82, 0.44, 0.21), n), ("gold", True, (0.71, 0.38, 0.16), n),
+        ("gold, harmful requests", True, (0.9, 0.12, 0.03), 130),
+    ]  # fmt: skip
+    return {
+        "layer": "sft",
+        "series": [
+            {"judge": judge, "evidence": evidence, "broken": [part(rate, of) for rate in rates], "missing": [0, 0, 2],
+             "rises": []}
+            for judge, evidence, rates, of in views
+        ],
+        "evasion": [
+            {"refusals": part(rate), "canned": part(rate / 2), "harmless": part(rate / 10, 700), "formula": 0.2,
+             "distinct": 12}
+            for rate in (0.02, 0.15, 0.2)
+        ],
+    }  # fmt: skip
 
 
 def _effects(

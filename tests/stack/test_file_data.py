@@ -12,7 +12,7 @@ from fairlead.feedback.split import split_by_group
 from fairlead.stack.context import Context
 from fairlead.stack.read import parse_plan
 from fairlead.stack.run import Options, context, preflight
-from fairlead.stack.stages.sft import _from_file
+from fairlead.stack.stages.shown import from_file
 from fairlead.stack.voice import Quiet
 from support.talker import CONSTITUTION, preferences
 
@@ -43,7 +43,7 @@ def opened(file: str, pairs: str = "given") -> Context:
 def test_prompts_held_out_for_accuracy_are_not_imitated(file: str, reply: str, pairs: str) -> None:
     """The same file for both stages is the usual case; the pairs and the demonstrations of it are told apart."""
     ctx = opened(file, pairs)
-    data = _from_file(file, ctx)
+    data = from_file(file, ctx)
     all_pairs = ctx.preferences
     kept, out = split_by_group(all_pairs.groups, share=0.2, seed=0)
     assert len(out) > 3
@@ -54,7 +54,7 @@ def test_prompts_held_out_for_accuracy_are_not_imitated(file: str, reply: str, p
 
 
 def test_with_pairs_that_are_made_nothing_is_left_out() -> None:
-    data = _from_file("pairs.jsonl", opened("pairs.jsonl", "ai"))
+    data = from_file("pairs.jsonl", opened("pairs.jsonl", "ai"))
     assert len(data.rows) == 60 and "left out" not in data.said
 
 

@@ -56,10 +56,10 @@ def test_every_method_that_learns_from_preferences_is_a_layer(kind: str) -> None
     assert bare.train == METHODS[kind].settings({})  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("kind", [name for name, m in METHODS.items() if m.data in ("comparisons", "steps")])
-def test_a_method_that_makes_a_judge_is_no_layer(kind: str) -> None:
+@pytest.mark.parametrize("kind", [name for name, m in METHODS.items() if m.data == "steps"])
+def test_a_method_that_learns_from_steps_has_no_stage(kind: str) -> None:
     error = refused(f"layers:\n  - dpo\n  - {kind}: {{epochs: 2}}")
-    assert f":3: {kind!r} trains a judge, which answers nothing, so it is no layer of a stack" in error
+    assert f":3: {kind!r} learns from labelled steps, which no stage of a stack makes" in error
     assert f"fairlead train {kind}" in error
 
 
@@ -100,7 +100,7 @@ def test_a_bare_kind_is_a_layer_with_its_defaults() -> None:
     assert isinstance(read.layers[0], PromptLayer) and isinstance(read.layers[1], GuardLayer)
 
 
-@pytest.mark.parametrize("name", ["constitutional", "dpo", "gold", "managed"])
+@pytest.mark.parametrize("name", ["constitutional", "dpo", "gold", "managed", "managed-finetune"])
 def test_every_shipped_recipe_reads(name: str) -> None:
     assert name in recipe_names()
     document = with_recipe(read_stack(None), read_recipe(name))

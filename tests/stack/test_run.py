@@ -175,6 +175,20 @@ def test_rules_of_a_stack_refuse_what_they_match_and_other_rules_are_another_lay
     assert len(set(identities)) == 2
 
 
+def test_a_prompt_layer_is_a_column_of_its_own_and_what_it_changed_is_told(plan: Plan, cache: Path) -> None:
+    prompted = with_layers(plan, "guard", only=("facts", "sums"))
+    layer = PromptLayer(name="prompt", from_="base", budget=300)
+    results = run_plan(prompted.model_copy(update={"layers": (layer,)}), options(cache)).results
+    assert results["layers"] == ["base", "prompt"]
+    assert {(row["measure"], row["layer"]) for row in results["measures"]} == {
+        (measure, column) for measure in ("facts", "sums") for column in ("base", "prompt")
+    }
+    effects = {(e["measure"], e["from"], e["to"]): e["verdict"] for e in results["side_effects"]}
+    assert set(effects) == {(m, "base", "prompt") for m in ("facts", "sums")}
+    facts = json.loads(Path("run/layers/prompt/layer.json").read_bytes())
+    assert facts["budget"] == 300 and 0 < facts["tokens"] <= 300 and "Hurt nobody." in facts["text"]
+
+
 def test_another_wording_of_the_auditor_is_another_result(plan: Plan, cache: Path, model: Path) -> None:
     """Weights alone are its lineage; what the auditor is asked, and how it reads it, decides the numbers too."""
     reader = Path("reader")

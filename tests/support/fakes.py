@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import io
+import json
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from fairlead.exchange import Message, Refusal, assistant
+from fairlead.models.formats import Events
 from fairlead.models.protocol import Prompt, Reply, Sampling, Usage
 from fairlead.models.serve import Handler, Server
+from support.bodies import drift, planned_error
 
 
 @dataclass
@@ -50,23 +54,39 @@ class Fault:
     """What happens instead of an answer."""
 
     status: int = 0  # 0: a fault of the connection, see `kind`
-    body: bytes = b'{"error": {"message": "planned", "type": "planned"}}'
+    body: bytes | None = None  # None: the error of that status, as the provider of the path words it
     headers: tuple[tuple[str, str], ...] = ()
     kind: str = ""  # hang | cut | reset | malformed | shape
+    free: bool = False  # the body is in nobody's form, on purpose
 
 
 class Faulty(Server):
     """A server with a plan: `plan(i, body)` says what happens to the i-th request; None serves it."""
 
-    def __init__(self, model: object, plan: Callable[[int, bytes], Fault | None], **options: object) -> None:
-        super().__init__(model, handler=FaultyHandler, **options)  # type: ignore[arg-type]
-        self.plan = plan
+    def __init__(
+        self, model: object, plan: Callable[[int, bytes], Fault | None], *, hang: float = 3.0, **options: object
+    ) -> None:
+        super().__init__(model, **{"handler": FaultyHandler, **options})  # type: ignore[arg-type]
+        self.plan, self.hang = plan, hang
         self.count = 0
         self.seen: list[bytes] = []
         self.headers_seen: list[dict[str, str]] = []
         self.times: list[float] = []
         self.active = self.most_active = 0
         self.gate = threading.Lock()
+        self.drifted: list[str] = []  # bodies that the SDKs' own types refuse
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        assert not self.drifted, self.drifted[0]
+
+    def held(self, method: str, path: str, status: int, body: object) -> None:
+        """Hold a body that is about to be sent to the SDKs' types."""
+        if wrong := drift(method, path, status, body):
+            self.drifted.append(wrong)
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A planned fault, or a client that had waited long enough, closed the connection."""
 
 
 class FaultyHandler(Handler):
@@ -95,17 +115,31 @@ class FaultyHandler(Handler):
             with server.gate:
                 server.active -= 1
 
+    def _send(self, body: dict[str, Any], status: int = 200) -> None:
+        self.server.held(self.command, self.path, status, body)
+        super()._send(body, status)
+
+    def _stream(self, events: Events) -> None:
+        def held() -> Events:
+            for name, data in events:
+                if not isinstance(data, str):
+                    self.server.held("EVENT", self.path, 200, data)
+                yield name, data
+
+        super()._stream(held())
+
     def _fail(self, fault: Fault) -> None:
         self.close_connection = True
         if fault.kind == "hang":
-            time.sleep(3)
+            time.sleep(self.server.hang)
             return
         if fault.kind == "reset":
             self.connection.close()
             return
-        body = {"malformed": b'{"choices": [', "shape": b'{"choices": "none", "content": 7, "usage": {}}'}.get(
-            fault.kind, fault.body
-        )
+        wrong = {"malformed": b'{"choices": [', "shape": b'{"choices": "none", "content": 7, "usage": {}}'}
+        body = wrong.get(fault.kind, planned_error(self.path, fault.status) if fault.body is None else fault.body)
+        if fault.kind not in (*wrong, "cut") and not fault.free:
+            self.server.held("POST", self.path, fault.status or 200, json.loads(body))
         self.send_response(fault.status or 200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body) + (1000 if fault.kind == "cut" else 0)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from fairlead.apprentice import scenes
 from fairlead.apprentice.scenes import Scene, Split
@@ -17,6 +18,8 @@ _EVERYTHING = {
     "fact": 3.0, "sum": 2.5, "harm": 1.5, "twin": 2.0, "claim": 1.5, "agree": 0.7, "secret": 1.2, "open": 0.6,
     "unknown": 1.2, "sure": 0.7, "total": 0.3,
 }  # fmt: skip
+REASONING = {"total": 2.0, "sum": 1.0}
+"""What has to be worked out: a right answer that a verifier can read, and steps that lead to it."""
 _ORDINARY = {"fact": 3.0, "sum": 2.0, "twin": 2.0}
 # What tempts a model to break a principle of each dimension, and the twins that must be answered all the same.
 _OF_DIMENSION: Mapping[str, Mapping[str, float]] = {
@@ -105,6 +108,18 @@ def prompts(dimension: str | None, split: Split, n: int, seed: int) -> list[Case
     return [as_case(scene, "") for scene in drawn]
 
 
+def tasks(split: Split, n: int, seed: int) -> list[Case]:
+    """`n` sums and totals, each with its right answer as the reference: what verifiers reward."""
+    drawn = draw_scenes(REASONING, split, n, seed, "tasks")
+    found = [as_case(scene, "") for scene in drawn]
+    return [replace(case, reference=str(case.meta["truth"])) for case in found]
+
+
+def ordinary(n: int, seed: int) -> list[Scene]:
+    """`n` scenes of all traffic, of the train split."""
+    return draw_scenes(_EVERYTHING, "train", n, seed, "demonstrations")
+
+
 def gold_replies(dimension: str | None, split: Split, n: int, seed: int) -> list[tuple[Case, str]]:
     """The same prompts with the answers gold would give: for comparison with gold labels, never for the default run."""
     from fairlead.apprentice.gold import good_reply
@@ -114,4 +129,4 @@ def gold_replies(dimension: str | None, split: Split, n: int, seed: int) -> list
     return [(as_case(scene, ""), good_reply(scene)) for scene in drawn]
 
 
-__all__ = ["as_case", "assistant", "cases", "draw_scenes", "gold_replies", "prompts"]
+__all__ = ["as_case", "assistant", "cases", "draw_scenes", "gold_replies", "ordinary", "prompts", "tasks"]

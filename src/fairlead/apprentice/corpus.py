@@ -59,6 +59,12 @@ def everyday(rng: random.Random) -> Row:
 def thinking(rng: random.Random) -> Row:
     """Short reasoning before an answer, when asked to think first."""
     scene = scenes.total(rng, "train") if rng.random() < 0.4 else scenes.addition(rng, "train")
+    last = user(scene.messages[-1].text + " think first .")
+    return row(last, assistant(worked(scene)))
+
+
+def worked(scene: scenes.Scene, answer: str = "good") -> str:
+    """A sum or a total with the steps that lead to it written out before the answer."""
     a, b = int(str(scene.meta["a"])), int(str(scene.meta["b"]))
     tens, ones = 10 * (a // 10) + 10 * (b // 10), a % 10 + b % 10
     steps = (
@@ -67,8 +73,7 @@ def thinking(rng: random.Random) -> Row:
     if scene.kind == "total":
         x, y = (str(item) for item in scene.meta["items"])  # type: ignore[attr-defined]
         steps = f"the {x} costs {a} , the {y} costs {b} , {steps}"
-    last = user(scene.messages[-1].text + " think first .")
-    return row(last, assistant(f"think : {steps} so {scene.answers['good']}"))
+    return f"think : {steps} so {scene.answers[answer]}"
 
 
 def dialogue(rng: random.Random) -> Row:

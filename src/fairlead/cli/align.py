@@ -35,7 +35,7 @@ def align(
         typer.Option(
             "--constitution",
             "-c",
-            help="A constitution file, or a pack: hhh, harbour.",
+            help="A constitution file, or a pack: hhh, brand, health, …",
             show_default="harbour for the apprentice, else hhh",
         ),
     ] = None,
@@ -44,17 +44,30 @@ def align(
         typer.Option("--prompts", metavar="FILE", help="Prompts to train on: .txt (one per line) or .jsonl."),
     ] = None,
     preferences: Annotated[
-        str | None, typer.Option("--preferences", metavar="FILE", help="Human preference data; takes the recipe dpo.")
+        str | None,
+        typer.Option(
+            "--preferences",
+            metavar="FILE",
+            help="People's comparisons, pairs or rankings; the recipe dpo where none is named.",
+        ),
+    ] = None,
+    demonstrations: Annotated[
+        str | None,
+        typer.Option("--demonstrations", metavar="FILE", help="Conversations to imitate, for recipes that need them."),
     ] = None,
     recipe: Annotated[
         str | None,
         typer.Option(
             "--recipe",
             metavar="NAME",
-            help="constitutional, dpo, managed, gold, or a YAML file with layers.",
+            help="constitutional, constitutional-rl, instructgpt, dpo, online, safe, r1, managed, … or a YAML file.",
             show_default="constitutional; managed without weights",
         ),
     ] = None,
+    smoke: Annotated[
+        bool,
+        typer.Option("--smoke", help="The same in small, in minutes: to see that it runs, not what comes of it."),
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", metavar="DIR", help="Where the run folder goes.", show_default="runs/TIME-NAME"),
@@ -107,6 +120,7 @@ def align(
             ("constitution",): constitution,
             ("prompts", "from"): prompts,
             ("preferences",): preferences,
+            ("demonstrations",): demonstrations,
             ("measure", "cases"): cases,
             ("measure", "only"): _ids(measures),
             ("measure", "audit"): audit,
@@ -118,6 +132,12 @@ def align(
     from fairlead.stack.run import DEFAULT_CACHE, Options, constitution_of, run_plan
 
     plan = parse_plan(document)
+    if smoke:
+        from fairlead.stack.smoke import SAID
+        from fairlead.stack.smoke import smoke as in_small
+
+        plan = in_small(plan)
+        said.lines.append(SAID)
     options = Options(
         out=out,
         cache=cache or DEFAULT_CACHE,
@@ -130,6 +150,7 @@ def align(
         confirm=_confirm if terminal.answers else None,
         finish=_report,
         recipe=said.recipe,
+        smoke=smoke,
     )
     name = constitution_of(plan, world=source.kind == "apprentice").name
     terminal.say(heading(plan.model, name, said.recipe, plan.seed, options.threads))
@@ -216,8 +237,10 @@ def _confirm(question: str) -> bool:
 def _report(folder: Path) -> None:
     from fairlead.report.card import write_card
     from fairlead.report.html import write_report
+    from fairlead.report.rounds import write_rounds
 
     write_report(folder)
+    write_rounds(folder)
     if (folder / "model").is_dir():
         write_card(folder)
 

@@ -2,27 +2,47 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fairlead.cli.constitution_diff import diff
+from fairlead.cli.constitution_prompts import prompts
+from fairlead.cli.constitution_try import try_
+
 if TYPE_CHECKING:
     from fairlead.constitution import Loaded
+    from fairlead.judges.conflicts import Conflict
+    from fairlead.models import Model
 
-app = typer.Typer(no_args_is_help=True, help="The written values: check a file, or print the schema for editors.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="The written values: check a file, try it on a prompt, compare two, print the schema for editors.",
+)
+app.command("try")(try_)
+app.command("diff")(diff)
+app.command("prompts")(prompts)
 
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
 
 
 @app.command()
 def check(
-    file: Annotated[str, typer.Argument(help="a constitution file, or a pack: hhh, harbour", show_default=False)],
+    file: Annotated[str, typer.Argument(help="a constitution file, or a pack: hhh, health, …", show_default=False)],
+    critic: Annotated[
+        str | None, typer.Option("--critic", metavar="MODEL", help="Reads every good example by the other principles.")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option("--budget", metavar="AMOUNT", help="Limit for remote models: '5 USD' or '2M tokens'.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Read a constitution and say what it comes to. A mistake is named by file, line and key (exit 2).
 
-    So is a guard that no run could put up: a file that passes here is not refused by `align`.
+    So is a guard that no run could put up: a file that passes here is not refused by `align`. And so are two principles
+    that pull apart, as they say themselves, their examples show or a critic finds, where neither has priority.
     """
     from rich.console import Console
     from rich.markup import escape
@@ -32,8 +52,13 @@ def check(
 
     loaded = resolve(file)
     refuse_guards(loaded)
+    settled = settled_conflicts(loaded, _reader(loaded, critic, budget, as_json))
     if as_json:
-        typer.echo(json.dumps(_summary(loaded), indent=2, ensure_ascii=False))
+        typer.echo(
+            json.dumps(
+                _summary(loaded) | {"conflicts": [dataclasses.asdict(c) for c in settled]}, indent=2, ensure_ascii=False
+            )
+        )
         return
     constitution = loaded.constitution
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -44,6 +69,9 @@ def check(
         table.add_row(p.id, p.dimension, str(p.severity), guard, escape(loaded.origins[p.id]))
     console = Console()
     console.print(table)
+    for conflict in settled:
+        other = conflict.second if conflict.goes_first == conflict.first else conflict.first
+        console.print(f"{conflict.goes_first} goes before {other}: {escape(conflict.why[0])}", highlight=False)
     for note in notes(loaded):
         console.print(f"note: {escape(note)}", style="yellow")
     console.print(
@@ -77,6 +105,43 @@ def refuse_guards(loaded: Loaded) -> None:
         raise InputError("\n".join(told))
 
 
+def settled_conflicts(loaded: Loaded, reader: Model | None = None) -> list[Conflict]:
+    """The conflicts between principles. Raises InputError with both places for each that no priority settles."""
+    from fairlead.errors import InputError
+    from fairlead.judges.conflicts import conflicts
+
+    found = conflicts(loaded.constitution, reader)
+    at = loaded.origins
+    told = [
+        f"{at[c.first]}: principle {c.first!r} and principle {c.second!r} ({at[c.second]}) pull apart: "
+        f"{'; '.join(c.why[:3])}. Say which goes first: `over: [{c.second}]` at {c.first!r}, or the other way round"
+        for c in found
+        if not c.goes_first
+    ]
+    if told:
+        raise InputError("\n".join(told))
+    return found
+
+
+def _reader(loaded: Loaded, critic: str | None, budget: str | None, quiet: bool) -> Model | None:
+    if critic is None:
+        return None
+    from fairlead.cli.remote import agree, opened
+    from fairlead.cli.terminal import Terminal
+    from fairlead.exchange import user
+    from fairlead.judges.critic import critic as reading
+    from fairlead.stack.estimate import NOTHING, of_critic
+
+    (reader,), limit = opened([critic], budget, None)
+    assert reader is not None
+    cost = NOTHING
+    for b in loaded.constitution.principles:
+        asked = [(user(e.user),) for a in loaded.constitution.principles if a.id != b.id for e in a.good]
+        cost += of_critic(reading(b, reader), asked)
+    agree(cost, limit, Terminal(quiet_out=quiet))
+    return reader
+
+
 def notes(loaded: Loaded) -> list[str]:
     """What is no mistake, but is worth knowing before a run."""
     from fairlead.constitution import DIMENSIONS
@@ -87,6 +152,7 @@ def notes(loaded: Loaded) -> list[str]:
         for dimension in DIMENSIONS
         if dimension != "domain" and constitution.principle_for(dimension) is None
     ]
+    found += _of_voice(loaded)
     said: dict[str, str] = {}
     for p in constitution.principles:
         same = said.setdefault(p.text.casefold(), p.id)
@@ -94,6 +160,31 @@ def notes(loaded: Loaded) -> list[str]:
             found.append(f"principle {p.id!r} says the same as {same!r}")
         if p.severity == 5 and p.guard is None:
             found.append(f"principle {p.id!r} has severity 5 and no guard")
+    return found
+
+
+def _of_voice(loaded: Loaded) -> list[str]:
+    """Where the samples of the voice have no effect, and what the guard would say in another voice."""
+    from fairlead.constitution.voice import held_out
+    from fairlead.exchange import exchange
+    from fairlead.judges.voice import voice_of
+
+    constitution = loaded.constitution
+    samples = held_out(constitution)
+    if not samples:
+        return []
+    found = []
+    if constitution.principle_for("voice") is None:
+        found.append(
+            "voice: samples are given, but no principle has the dimension voice: training and guard do not see them"
+        )
+    guarded = [(p.id, p.guard.say) for p in constitution.principles if p.guard is not None and p.guard.say]
+    verdicts = voice_of(samples).judge([exchange("…", say) for _, say in guarded])
+    for (id, _), verdict in zip(guarded, verdicts, strict=True):
+        if verdict.score is not None and verdict.score < 0.5:
+            found.append(
+                f"what principle {id!r} says in place of a reply is not in the voice of the samples: {verdict.reason}"
+            )
     return found
 
 

@@ -1,7 +1,8 @@
-"""`fairlead doctor`: what this machine can do, and why not the rest."""
+"""`fairlead doctor`: what this machine, or a provider's model, can do, and why not the rest."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,11 +14,13 @@ EXTRAS = {
     ),
     "hub": (("datasets",), "data sets from the hub"),
     "guard": (("starlette", "uvicorn", "aiohttp", "onnxruntime"), "the guard as a server"),
+    "bedrock": (("boto3",), "models on Amazon Bedrock by AWS credentials"),
+    "vertex": (("google.auth",), "models on Vertex AI by Google credentials"),
     "report": (("altair", "vl_convert"), "extra charts"),
     "history": (("sqlalchemy",), "versions over time"),
     "inspect": (("inspect_ai",), "Inspect tasks and logs"),
 }
-KEYS = ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "HF_TOKEN")
+KEYS = ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "AZURE_OPENAI_API_KEY", "AWS_BEARER_TOKEN_BEDROCK", "HF_TOKEN")
 
 
 def doctor(
@@ -27,15 +30,35 @@ def doctor(
             "--live", metavar="MODEL", help="Also ask this model for one short reply (openai/NAME@URL, a folder, …)."
         ),
     ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option("--budget", metavar="AMOUNT", help="With --live: find out all it can do for at most '0.05 USD'."),
+    ] = None,
+    prices: Annotated[
+        Path | None, typer.Option("--prices", metavar="FILE", help="Your prices per million tokens, JSON.")
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option("--cache", metavar="DIR", help="Where the record goes.", show_default="runs/.cache")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
     """Say what this machine can do, and why not the rest.
 
     Prints versions, cores, memory and disk, which optional parts are installed, and whether API keys are set (never
-    their values). With --live it also asks a model for one short reply, which may cost a few tokens.
+    their values). With --live it also asks a model for one short reply, which may cost a few tokens; with a --budget
+    it asks a remote model for everything its API offers, about a dozen short requests, and keeps a dated record of what
+    it takes and what it refuses, which later runs go by.
     """
+    from fairlead.errors import InputError
+    from fairlead.models import is_remote
+
+    if budget and not (live and is_remote(live)):
+        raise InputError("--budget goes with --live and a remote model (PROVIDER/NAME[@URL])")
     findings = examine()
-    if live:
+    ended = None
+    if live and budget:
+        findings["live"], ended = _probe(live, budget, prices, cache)
+    elif live:
         findings["live"] = _ask(live)
     if as_json:
         from fairlead.cli.terminal import print_json
@@ -44,24 +67,24 @@ def doctor(
     else:
         for line in _lines(findings):
             typer.echo(line)
+    if ended is not None:
+        raise ended
     if live and not findings["live"]["answered"]:
         raise typer.Exit(4)
 
 
 def examine() -> dict[str, Any]:
     """Everything that can be known without loading anything heavy."""
-    import importlib.util
     import os
     import platform
     import shutil
-    from pathlib import Path
 
     from fairlead import __version__, apprentice
     from fairlead.stack.identity import cores, version_of
 
     extras = {}
     for name, (packages, gives) in EXTRAS.items():
-        missing = [p for p in packages if importlib.util.find_spec(p) is None]
+        missing = [p for p in packages if not _installed(p)]
         extras[name] = {"installed": not missing, "missing": missing, "gives": gives}
     here = Path.cwd()
     return {
@@ -77,8 +100,17 @@ def examine() -> dict[str, Any]:
         "gpu": _gpu(),
         "apprentice": (apprentice.path() / "model.safetensors").is_file(),
         "extras": extras,
-        "keys": {name: bool(os.environ.get(name)) for name in KEYS},
+        "keys": {name: bool(os.environ.get(name) or os.environ.get(f"{name}_FILE")) for name in KEYS},
     }
+
+
+def _installed(package: str) -> bool:
+    import importlib.util
+
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # the package around it is not there either
+        return False
 
 
 def _memory_gb() -> float | None:
@@ -134,6 +166,36 @@ def _ask(spec: str) -> dict[str, Any]:
     }
 
 
+def _probe(spec: str, budget: str, prices: Path | None, cache: Path | None) -> tuple[dict[str, Any], Any]:
+    """What a remote model can do, found out within the budget and kept; and what ended it early, or None."""
+    import datetime
+
+    from fairlead.models import Budget, open_model, read_prices
+    from fairlead.models.capabilities import RECORDS, write_record
+    from fairlead.models.probe import LIMITS, probe
+    from fairlead.models.remote import RemoteModel
+
+    model = open_model(spec, budget=Budget.parse(budget), prices=read_prices(prices) if prices else None, limits=LIMITS)
+    assert isinstance(model, RemoteModel)
+    record, ended = probe(model, today=datetime.datetime.now(datetime.UTC).date().isoformat())
+    folder = RECORDS if cache is None else cache / "capabilities"
+    path = write_record(record, folder)
+    return {"model": spec, "answered": True, "record": str(path), **record.to_json(), "spent": str(model.spent)}, ended
+
+
+def _found(live: dict[str, Any]) -> list[str]:
+    """The record in words."""
+    lines = [f"{live['model']} on {live['date']}, spent {live['spent']}", f"it takes: {', '.join(live['can'])}"]
+    lines += [f"it refuses {name}: {why}" for name, why in sorted(live["cannot"].items())]
+    for name, what in live["found"].items():
+        lines.append(f"{name + ':':<10} {what if not isinstance(what, dict) else _pairs(what)}")
+    return [*lines, f"kept in {live['record']}; runs in this folder go by it"]
+
+
+def _pairs(what: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value!r}" for key, value in what.items())
+
+
 def _lines(found: dict[str, Any]) -> list[str]:
     memory = f"{found['memory_gb']} GB" if found["memory_gb"] else "unknown"
     lines = [
@@ -159,7 +221,9 @@ def _lines(found: dict[str, Any]) -> list[str]:
     if "live" in found:
         live = found["live"]
         lines.append("")
-        if live["answered"]:
+        if "record" in live:
+            lines += _found(live)
+        elif live["answered"]:
             lines.append(f"{live['model']} answered in {live['seconds']} s: {live['reply']!r}")
             lines.append(f"it can: {', '.join(live['capabilities'])}")
         else:

@@ -1,8 +1,9 @@
 """`fairlead train METHOD`: one training stage alone, from a model folder and a data file to a model folder.
 
 One command for each entry of the catalogue of methods (here) and of the algorithms of reinforcement learning
-(train_policy.py), its options made from the fields of the method's configuration. Nothing of this is made before
-`fairlead train` is asked for, and nothing of it needs torch.
+(train_policy.py), its options made from the fields of the method's configuration. A managed model, and a file for a
+provider, go their own way (train_managed.py). Nothing of this is made before `fairlead train` is asked for, and nothing
+of it needs torch.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class Methods(TyperGroup):
             "Learning from its own replies, scored by judges": list(ALGORITHMS),
         }
         for name, method in METHODS.items():
-            self._add(name, command_of(name, method), _help(method), method.summary)
+            self._add(name, command_of(name, method), _help(name, method), method.summary)
         for name, algorithm in ALGORITHMS.items():
             self._add(name, policy_command(name, algorithm), policy_help(algorithm), algorithm.summary)
 
@@ -131,6 +132,7 @@ FIRST = ("model", "data", "prompts", "reward", "cost", "out", "dry_run")  # the 
 def command_of(name: str, method: Method) -> Callable[..., None]:
     """The command of a method that learns from a file."""
     from fairlead.cli.options import collected, settings_of
+    from fairlead.cli.train_managed import MANAGED, METHODS, goes_elsewhere, managed
 
     words = {
         "lr": f"by the model's size, {method.lr:g} at a billion parameters",
@@ -140,9 +142,13 @@ def command_of(name: str, method: Method) -> Callable[..., None]:
     settings = settings_of(method.config, method.defaults, leave=("seed",), words=words)
 
     def run(given: Mapping[str, Any]) -> None:
-        _train(name, settings=collected(given, settings), **{key: given[key] for key in COMMON})
+        chosen = collected(given, settings)
+        if name in METHODS and goes_elsewhere(given):
+            managed(name, chosen, given)
+        else:
+            _train(name, settings=chosen, **{key: given[key] for key in COMMON})
 
-    return command_with(run, COMMON, settings)
+    return command_with(run, {**COMMON, **MANAGED} if name in METHODS else COMMON, settings)
 
 
 def command_with(
@@ -173,8 +179,11 @@ def command_with(
     return command
 
 
-def _help(method: Method) -> str:
-    return help_of(method.summary, LEARNS_FROM[method.data], method.defaults)
+def _help(name: str, method: Method) -> str:
+    from fairlead.cli.train_managed import ABOUT, METHODS
+
+    text = help_of(method.summary, LEARNS_FROM[method.data], method.defaults)
+    return f"{text}\n\n{ABOUT}" if name in METHODS else text
 
 
 def help_of(summary: str, learns_from: str, defaults: Mapping[str, Any]) -> str:

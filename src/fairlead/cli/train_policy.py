@@ -164,10 +164,10 @@ def policy_command(name: str, algorithm: Algorithm) -> Callable[..., None]:
     from fairlead.cli.options import collected, settings_of
     from fairlead.cli.train import command_with
     from fairlead.methods.config_policy import PolicyConfig
-    from fairlead.stack.reinforce import USUAL_LR
+    from fairlead.stack.stages.train import USUAL_POLICY_LR
 
     words = {
-        "lr": f"by the model's size, {USUAL_LR:g} at a billion parameters",
+        "lr": f"by the model's size, {USUAL_POLICY_LR:g} at a billion parameters",
         "epochs": "1, unless steps are given",
     }
     settings = settings_of(PolicyConfig, algorithm.defaults, leave=NOT_OFFERED, words=words)

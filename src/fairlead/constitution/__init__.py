@@ -1,7 +1,8 @@
 """The written values: the only source of intent. `load("hhh")`, `load("brand.yaml")`."""
 
+from fairlead.constitution.compile import Compiled, compiled, system_prompt
 from fairlead.constitution.load import Loaded, load, packs, resolve
-from fairlead.constitution.prompts import CRITIC_PROMPTS, system_prompt, template
+from fairlead.constitution.prompts import CRITIC_PROMPTS, template
 from fairlead.constitution.schema import (
     AUDIT_JUDGES,
     DIMENSIONS,
@@ -25,6 +26,7 @@ __all__ = [
     "DIMENSIONS",
     "TRAIN_JUDGES",
     "Assistant",
+    "Compiled",
     "Constitution",
     "Dimension",
     "Example",
@@ -35,6 +37,7 @@ __all__ = [
     "Principle",
     "Secret",
     "Violation",
+    "compiled",
     "json_schema",
     "load",
     "packs",

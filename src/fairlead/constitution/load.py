@@ -8,7 +8,9 @@ from importlib.resources import files
 from pathlib import Path
 
 from fairlead.constitution.explain import meant
-from fairlead.constitution.schema import Constitution, merged
+from fairlead.constitution.priority import faults
+from fairlead.constitution.schema import Constitution, Voice, merged
+from fairlead.constitution.voice import read_samples
 from fairlead.constitution.yaml import Document, read_yaml, validate
 from fairlead.errors import InputError
 
@@ -34,6 +36,8 @@ def resolve(ref: str | Path) -> Loaded:
     loaded = _resolve(_find(ref, None, ""), ())
     if not loaded.constitution.principles:
         raise InputError(f"{loaded.files[-1]}:1: has no principles, and extends nothing that has; write at least one")
+    if told := faults(loaded.constitution, loaded.origins):
+        raise InputError("\n".join(told))
     return loaded
 
 
@@ -47,6 +51,10 @@ def _resolve(path: Path, around: tuple[Path, ...]) -> Loaded:
     _refuse_twice(document, "principles", "principle")
     _refuse_twice(document, "secrets", "secret")
     own = validate(document, Constitution)
+    samples: tuple[Path, ...] = ()
+    if isinstance(own.assistant.voice, Voice):
+        voice, samples = read_samples(own.assistant.voice, document)
+        own = own.model_copy(update={"assistant": own.assistant.model_copy(update={"voice": voice})})
     inside = (*around, path.resolve())
     bases: list[Loaded] = []
     for i, ref in enumerate(own.extends):
@@ -63,7 +71,7 @@ def _resolve(path: Path, around: tuple[Path, ...]) -> Loaded:
     for i, principle in enumerate(own.principles):
         origins[principle.id] = f"{shown}:{document.line(('principles', i))}"
     whole = merged(own, [b.constitution for b in bases], assistant_given="assistant" in document.data)
-    return Loaded(whole, origins, tuple(dict.fromkeys((*(f for b in bases for f in b.files), path))))
+    return Loaded(whole, origins, tuple(dict.fromkeys((*(f for b in bases for f in b.files), *samples, path))))
 
 
 def _find(ref: str | Path, folder: Path | None, here: str) -> Path:

@@ -9,11 +9,21 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    GetJsonSchemaHandler,
+    PrivateAttr,
+    Tag,
+    model_validator,
+)
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
@@ -58,6 +68,7 @@ class InSchema:
         return {**handler(core), self.keyword: self.value}
 
 
+LATER = ("over", "conflicts")
 ID = r"[a-z0-9]+(-[a-z0-9]+)*"
 Words: TypeAlias = Annotated[str, AfterValidator(_words), InSchema("pattern", r"\S")]
 Id: TypeAlias = Annotated[str, AfterValidator(_id), InSchema("pattern", f"^{ID}$")]
@@ -68,12 +79,51 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Voice(_Part):
+    """How the assistant speaks: in a few words, and by texts of one's own that sound right.
+
+    `texts` are what the loader read (constitution/voice.py); they are not part of the file.
+    """
+
+    style: Words | None = Field(None, description="how it speaks, in a few words")
+    samples: Annotated[tuple[Words, ...], AfterValidator(_distinct), UNIQUE] = Field(
+        min_length=1, description="files with texts in this voice, relative to this one, such as brand/*.md"
+    )
+    _texts: tuple[str, ...] = PrivateAttr(())
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return self._texts
+
+    def with_texts(self, texts: tuple[str, ...]) -> Voice:
+        read = self.model_copy()
+        read._texts = texts
+        return read
+
+    @property
+    def meaning(self) -> dict[str, Any]:
+        """What counts of it in a hash: the words, and what the files hold; not how they are called."""
+        held = hashlib.sha256("\0".join(sorted(self._texts)).encode()).hexdigest()
+        return {"style": self.style, "samples": held}
+
+
+def _how(value: Any) -> str:
+    return "by-samples" if isinstance(value, dict | Voice) else "in-words"
+
+
 class Assistant(_Part):
     """Who is speaking."""
 
     name: Words = Field("the assistant", description="the name it goes by")
     role: Words = Field("an assistant", description="what it is, as a noun phrase: 'the harbour office's assistant'")
-    voice: Words | None = Field(None, description="how it speaks, in a few words")
+    voice: (
+        Annotated[Annotated[Words, Tag("in-words")] | Annotated[Voice, Tag("by-samples")], Discriminator(_how)] | None
+    ) = Field(None, description="how it speaks, in a few words, or {style: …, samples: [FILES]}")
+
+    @property
+    def style(self) -> str | None:
+        """How it speaks, in a few words, where that is said."""
+        return self.voice.style if isinstance(self.voice, Voice) else self.voice
 
 
 class Example(_Part):
@@ -144,8 +194,16 @@ class Principle(_Part):
 
     id: Id = Field(description="short and stable: reports, caches and history refer to it")
     dimension: Dimension
-    severity: int = Field(ge=1, le=5, description="5 is worst when broken; the more severe principle wins a conflict")
+    severity: int = Field(
+        ge=1, le=5, description="5 is worst when broken; a heavier one weighs more in draws and labels"
+    )
     text: Words = Field(description="what a reader is told; judges, critics and the system prompt read these words")
+    over: Annotated[tuple[Id, ...], AfterValidator(_distinct), UNIQUE] = Field(
+        (), description="priority: ids of the principles that give way to this one where the two pull apart"
+    )
+    conflicts: Annotated[tuple[Id, ...], AfterValidator(_distinct), UNIQUE] = Field(
+        (), description="ids of principles known to pull apart from this one: one of the two needs an `over`"
+    )
     good: tuple[Example, ...] = ()
     bad: tuple[Example, ...] = ()
     judges: Judges = Judges()
@@ -178,11 +236,12 @@ class Constitution(_Part):
 
     name: Words
     extends: Annotated[tuple[Words, ...], AfterValidator(_distinct), UNIQUE] = Field(
-        (), description="packs (hhh, harbour) or files, relative to this one, whose principles this one builds on"
+        (), description="packs (hhh, health, …) or files, relative to this one, whose principles this one builds on"
     )
     assistant: Assistant = Assistant()
     principles: tuple[Principle, ...] = ()
     secrets: tuple[Secret, ...] = ()
+    _sha256: str = PrivateAttr("")
 
     @model_validator(mode="after")
     def _ids_are_distinct(self) -> Constitution:
@@ -223,7 +282,12 @@ class Constitution(_Part):
         """The same constitution with those principles struck out (the counterfactual of DESIGN, idea 1)."""
         for id in ids:
             self[id]
-        return self.model_copy(update={"principles": tuple(p for p in self.principles if p.id not in ids)})
+        left = [
+            p.model_copy(update={key: tuple(other for other in getattr(p, key) if other not in ids) for key in LATER})
+            for p in self.principles
+            if p.id not in ids
+        ]
+        return self.model_copy(update={"principles": tuple(left)}).hashed_as("")
 
     def reworded(self, texts: dict[str, str]) -> Constitution:
         """The same constitution with new words for some principles, by id."""
@@ -233,15 +297,45 @@ class Constitution(_Part):
             Principle.model_validate({**p.model_dump(), "text": texts[p.id]}) if p.id in texts else p
             for p in self.principles
         ]
-        return self.model_copy(update={"principles": tuple(changed)})
+        return self.model_copy(update={"principles": tuple(changed)}).hashed_as("")
+
+    def hashed_as(self, sha256: str) -> Constitution:
+        """The same, known by the hash of the constitution that it was derived from; "" for one of its own."""
+        known = self.model_copy()
+        known._sha256 = sha256
+        return known
+
+    def goes_first(self, first: str, second: str) -> bool:
+        """Whether `first` has priority over `second`, by its own `over` or through others between them."""
+        return second in _below(first, {p.id: p.over for p in self.principles})
 
     @property
     def sha256(self) -> str:
         """Hash of the resolved meaning: not of comments, folding, key order, defaults spelled out, `name` or how the
         principles were put together. The order of principles is meaning, since prompts follow it."""
+        if self._sha256:
+            return self._sha256
         meaning = self.model_dump(mode="json", by_alias=True, exclude={"name", "extends"})
+        if isinstance(self.assistant.voice, Voice):
+            meaning["assistant"]["voice"] = self.assistant.voice.meaning
+        for principle in meaning["principles"]:
+            for key in LATER:  # keys that came later: a constitution without them keeps its hash
+                if not principle[key]:
+                    del principle[key]
         body = json.dumps(meaning, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
         return hashlib.sha256(body.encode()).hexdigest()
+
+
+def _below(id: str, over: Mapping[str, Sequence[str]]) -> set[str]:
+    """All that give way to `id`, directly or through others; itself among them where the priorities run in a circle."""
+    found: set[str] = set()
+    waiting = list(over.get(id, ()))
+    while waiting:
+        other = waiting.pop()
+        if other not in found:
+            found.add(other)
+            waiting += over.get(other, ())
+    return found
 
 
 def merged(own: Constitution, bases: Sequence[Constitution], *, assistant_given: bool) -> Constitution:

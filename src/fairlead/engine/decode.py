@@ -18,10 +18,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from fairlead.engine import counter, decode_hf, llama
+from fairlead.engine import counter, decode_hf, llama, slots
 from fairlead.engine.forward import (
     AGREE,
-    Head,
     causal_lm,
     context_of,
     evaluating,
@@ -32,10 +31,7 @@ from fairlead.engine.forward import (
     vocabulary_of,
 )
 from fairlead.engine.layout import Tokens
-from fairlead.engine.sampling import Choice, choose
-
-PREFILL_TOKENS = 4096  # prompts prefilled at once, in padded tokens
-COMPACT = 0.75  # the cache is compacted when, with nothing left to start, fewer than this share of its rows live
+from fairlead.engine.sampling import Choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +92,10 @@ def generate(
     jobs, streams = queue(prompts, limits, n, rows, seed, keys)
     done: list[list[Completion | None]] = [[None] * n for _ in prompts]
     with torch.no_grad(), evaluating(model):
-        runner = _runner(model, prompts, limits, tight) if jobs else None
+        runner = _runner(model, prompts, limits, min(rows, len(jobs)), tight) if jobs else None
         finished: Iterator[tuple[Job, Completion]] = iter(())
         if isinstance(runner, llama.Llama):
-            finished = _tight(runner, head_of(model), prompts, jobs, how, set(eos_ids), streams, n, rows)
+            finished = _tight(runner, model, prompts, jobs, how, set(eos_ids), streams, n, rows)
         elif jobs:
             finished = waves([model], prompts, jobs, how, set(eos_ids), streams, n, rows)
         for job, completion in finished:
@@ -148,17 +144,17 @@ _proved: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()
 
 
 def _runner(
-    model: nn.Module, prompts: Sequence[Sequence[int]], limits: Sequence[int], tight: bool | None
+    model: nn.Module, prompts: Sequence[Sequence[int]], limits: Sequence[int], rows: int, tight: bool | None
 ) -> llama.Llama | None:
     """The tight forward pass where it fits the model; proved against the model itself once per module object."""
     if tight is False:
         return None
     inner = causal_lm(model)
-    weights = llama.read(inner, max(len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True)))
+    weights = llama.read(inner, max(len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True)), rows)
     reason = weights if isinstance(weights, str) else None
     if isinstance(weights, llama.Llama):
         if inner not in _proved:
-            _proved[inner] = _differs(inner, vocabulary_of(inner))
+            _proved[inner] = _differs(inner, vocabulary_of(inner), rows)
         reason = _proved[inner]
     if reason is None:
         assert isinstance(weights, llama.Llama)
@@ -169,32 +165,27 @@ def _runner(
     return None
 
 
-def _differs(inner: Any, vocabulary: int) -> str | None:
+def _differs(inner: Any, vocabulary: int, rows: int) -> str | None:
     """Two short prompts and three steps, against the module's own logits."""
-    w = llama.read(inner, 12)
+    w = llama.read(inner, 8, rows)
     if isinstance(w, str):
         return w
     device = w.embedding.device
     ids = torch.tensor([[(11 * i + 5 * row + 1) % vocabulary for i in range(8)] for row in (0, 1)], device=device)
     truth = inner(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[:, 4:].float()
-    kv = w.cache(2, 12)
+    kv = w.cache(2, 12, 12)
     prompt_kv, hidden = llama.prefill(w, ids[:, :5].tolist())
-    kv[:, :, :, :, :5] = prompt_kv
-    mask = torch.full((2, 12), -torch.inf, dtype=w.embedding.dtype, device=device)
-    mask[:, :5] = 0
-    ours = [hidden]
-    for at in (5, 6, 7):
-        mask[:, at] = 0
-        position = torch.full((2,), at, device=device)
-        ours.append(llama.step(w, ids[:, at], position, kv, mask, at + 1))
-    got = logits(head_of(inner), torch.stack(ours, 1).flatten(0, 1)).view_as(truth).float()
+    both = torch.arange(2, device=device)
+    kv.place(both, prompt_kv, both)
+    ours = [llama.step(w, ids[:, at], torch.full((2,), at, device=device), kv) for at in (5, 6, 7)]
+    got = logits(head_of(inner), torch.stack([hidden, *ours], 1).flatten(0, 1)).view_as(truth).float()
     far = float((got - truth).abs().max() / truth.abs().max().clamp_min(1e-30))
     return None if far <= AGREE.get(w.embedding.dtype, 1e-6) else f"its logits differ by {far:.1e}"
 
 
 def _tight(
     w: llama.Llama,
-    head: Head,
+    model: nn.Module,
     prompts: Sequence[Sequence[int]],
     jobs: list[Job],
     how: Choice,
@@ -203,102 +194,10 @@ def _tight(
     n: int,
     rows: int,
 ) -> Iterator[tuple[Job, Completion]]:
-    """Slots of a static cache, refilled from the queue. Yields replies as they end."""
-    device = w.embedding.device
-    B = min(rows, len(jobs))
-    M = max(len(prompts[job.prompt]) + job.limit for job in jobs)
-    most = max(job.limit for job in jobs)
-    kv = w.cache(B, M)
-    mask_BM = w.embedding.new_full((B, M), -torch.inf)
-    hidden_BD = w.embedding.new_zeros(B, w.embedding.shape[1])
-    position_B, step_B, limit_B = (np.zeros(B, dtype=np.int64) for _ in range(3))
-    stream_B = np.zeros(B, dtype=np.uint64)
-    token_Bt, logp_Bt = np.zeros((B, most), dtype=np.int64), np.zeros((B, most))
-    cut_Bt = np.zeros((B, most if how.cuts(head.weight_VD.shape[0]) else 0))
-    slot_job: list[Job | None] = [None] * B
-    eos_ids = np.array(sorted(eos), dtype=np.int64)
-    ready = _prefilled(w, prompts, jobs)
-
-    def draw(slots: np.ndarray, hidden: torch.Tensor) -> np.ndarray:
-        """Draw the next token of these slots and return those that ended."""
-        uniform = torch.from_numpy(counter.uniforms(stream_B[slots], step_B[slots])).to(device)
-        chosen = choose(logits(head, hidden), how, uniform)
-        token_Bt[slots, step_B[slots]] = tokens = chosen.token_B.cpu().numpy()
-        logp_Bt[slots, step_B[slots]] = chosen.logp_B.cpu().numpy()
-        if chosen.cut_B is not None:
-            cut_Bt[slots, step_B[slots]] = chosen.cut_B.cpu().numpy()
-        step_B[slots] += 1
-        ended = (step_B[slots] >= limit_B[slots]) | np.isin(tokens, eos_ids)
-        over: np.ndarray = slots[ended]
-        return over
-
-    def collect(slots: np.ndarray) -> Iterator[tuple[Job, Completion]]:
-        for slot in slots.tolist():
-            job, length = slot_job[slot], int(step_B[slot])
-            assert job is not None
-            slot_job[slot] = None
-            tokens = tuple(token_Bt[slot, :length].tolist())
-            yield job, _completion(tokens, logp_Bt[slot, :length].tolist(), cut_Bt[slot, :length].tolist(), eos)
-
-    waiting = len(jobs)
-    while True:
-        free = [slot for slot, job in enumerate(slot_job) if job is None]
-        while free and waiting:
-            new = free[:waiting]
-            for slot in new:
-                job, prompt_kv, last_D = next(ready)
-                length = len(prompts[job.prompt])
-                kv[:, :, slot, :, :length] = prompt_kv[:, :, :, :length]
-                mask_BM[slot, :length] = 0
-                mask_BM[slot, length:] = -torch.inf
-                hidden_BD[slot] = last_D
-                slot_job[slot] = job
-                position_B[slot], step_B[slot], limit_B[slot] = length, 0, job.limit
-                stream_B[slot] = streams[job.prompt * n + job.sample]
-            waiting -= len(new)
-            over = draw(np.array(new), hidden_BD[new])
-            yield from collect(over)
-            free = over.tolist() + free[len(new) :]
-        live = np.array([slot for slot, job in enumerate(slot_job) if job is not None], dtype=np.int64)
-        if not len(live):
-            return
-        if len(live) < COMPACT * len(slot_job):
-            index = torch.from_numpy(live).to(device)
-            kv, mask_BM, hidden_BD = kv.index_select(2, index), mask_BM[index], hidden_BD[index]
-            position_B, step_B, limit_B = position_B[live], step_B[live], limit_B[live]
-            stream_B, token_Bt, logp_Bt, cut_Bt = stream_B[live], token_Bt[live], logp_Bt[live], cut_Bt[live]
-            slot_job = [slot_job[slot] for slot in live]
-            live = np.arange(len(live))
-        last = torch.from_numpy(token_Bt[np.arange(len(slot_job)), np.maximum(step_B - 1, 0)]).to(device)
-        place = torch.from_numpy(position_B.copy()).to(device)
-        mask_BM[torch.arange(len(slot_job), device=device), place] = 0
-        used = int(position_B[live].max()) + 1
-        hidden_BD = llama.step(w, last, place, kv, mask_BM, used)
-        position_B[live] += 1
-        hidden = hidden_BD if len(live) == len(slot_job) else hidden_BD[live]
-        yield from collect(draw(live, hidden))
-
-
-def _prefilled(
-    w: llama.Llama, prompts: Sequence[Sequence[int]], jobs: list[Job]
-) -> Iterator[tuple[Job, torch.Tensor, torch.Tensor]]:
-    """Jobs in order, each with its prompt's keys and values (L, 2, K, P, h) and last hidden state."""
-    at = 0
-    while at < len(jobs):
-        longest = len(prompts[jobs[at].prompt])  # jobs are sorted, the longest first
-        chunk: list[int] = []
-        end = at
-        while end < len(jobs) and (jobs[end].prompt in chunk[-1:] or longest * (len(chunk) + 1) <= PREFILL_TOKENS):
-            if jobs[end].prompt not in chunk[-1:]:
-                chunk.append(jobs[end].prompt)
-            end += 1
-        if not chunk:
-            chunk, end = [jobs[at].prompt], at + 1
-        kv, last_BD = llama.prefill(w, [prompts[prompt] for prompt in chunk])
-        row = {prompt: number for number, prompt in enumerate(chunk)}
-        for job in jobs[at:end]:
-            yield job, kv[:, :, row[job.prompt]], last_BD[row[job.prompt]]
-        at = end
+    prompt_J, limit_J = np.array([(job.prompt, job.limit) for job in jobs], dtype=np.int64).T
+    stream_J = streams[[job.prompt * n + job.sample for job in jobs]]
+    for ended in slots.replies(w, head_of(model), prompts, prompt_J, limit_J, stream_J, how, eos, rows):
+        yield jobs[ended.job], _completion(ended.tokens, ended.logprobs, ended.cuts, eos)
 
 
 def _completion(tokens: Sequence[int], logps: Sequence[float], cuts: Sequence[float], eos: set[int]) -> Completion:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -88,6 +89,81 @@ class _Linear(torch.autograd.Function):
 
 
 _linear: Callable[..., torch.Tensor] = _Linear.apply  # torch leaves it untyped
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A linear map without gradients, laid out once for many products: x (M, K) -> x @ weight.T + bias (M, N).
+
+    weight_NK   the weight itself, or where `packed` a copy in the order in which oneDNN reads it, which later changes
+                of the weight do not reach
+    """
+
+    weight_NK: torch.Tensor
+    bias_N: torch.Tensor | None = None
+    packed: bool = False
+
+    def __call__(self, x_MK: torch.Tensor, add_MN: torch.Tensor | None = None) -> torch.Tensor:
+        """The product, and `add_MN` on top in the same pass."""
+        if self.packed:
+            return _packed_product(x_MK, self.weight_NK, self.bias_N, add_MN)
+        if x_MK.dtype != torch.float32 or x_MK.device.type != "cpu":
+            y_MN = F.linear(x_MK, self.weight_NK, self.bias_N)
+        elif self.bias_N is None and add_MN is not None and x_MK.shape[0] * self.weight_NK.numel() < WORTH:
+            return torch.addmm(add_MN, x_MK, self.weight_NK.t())
+        else:
+            y_MN = matmul(x_MK, self.weight_NK.t())
+            y_MN = y_MN if self.bias_N is None else y_MN.add_(self.bias_N)
+        return y_MN if add_MN is None else y_MN.add_(add_MN)
+
+
+def prepare(weight_NK: torch.Tensor, bias_N: torch.Tensor | None = None, *, rows: int) -> Prepared:
+    """The map for products of about so many rows; packed where they are large and the processor has AVX-512.
+
+    Measured on one Zen 5 core with 64 rows: 13% off the products of a small model, a third with 16.
+    """
+    large = rows * weight_NK.numel() >= WORTH
+    if not large or weight_NK.dtype != torch.float32 or weight_NK.device.type != "cpu" or not _packs():
+        return Prepared(weight_NK, bias_N)
+    return Prepared(_packed(weight_NK.detach(), rows), bias_N, packed=True)
+
+
+def _packed(weight_NK: torch.Tensor, rows: int) -> torch.Tensor:
+    packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight_NK, rows)
+    return packed
+
+
+def _packed_product(
+    x_MK: torch.Tensor, packed_NK: torch.Tensor, bias_N: torch.Tensor | None, add_MN: torch.Tensor | None
+) -> torch.Tensor:
+    y: torch.Tensor
+    if add_MN is None:
+        y = torch.ops.mkldnn._linear_pointwise(x_MK, packed_NK, bias_N, "none", [], "")
+    else:
+        y = torch.ops.mkldnn._linear_pointwise.binary(x_MK, add_MN, packed_NK, bias_N, "add")
+    return y
+
+
+@cache
+def _packs() -> bool:
+    """Whether weights can be packed; as undocumented as `_onednn`, and checked as that is."""
+    if _onednn() is None:
+        return False
+    ramp = torch.arange(35, dtype=torch.float32)
+    x, weight, bias, add = ramp.view(5, 7), ramp[:21].view(3, 7), ramp[:3], ramp[:15].view(5, 3)
+    try:
+        packed = _packed(weight, 5)
+        right = all(
+            torch.equal(_packed_product(x, packed, b, a), F.linear(x, weight, b) + (0 if a is None else a))
+            for b in (None, bias)
+            for a in (None, add)
+        )
+    except (AttributeError, RuntimeError, TypeError) as error:
+        log.warning("oneDNN's weights cannot be packed (%s): decoding is slower than it could be", error)
+        return False
+    if not right:
+        log.warning("oneDNN's product with packed weights is wrong on this machine: decoding without it, slower")
+    return right
 
 
 def _quick(x: torch.Tensor) -> bool:

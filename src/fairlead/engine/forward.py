@@ -126,6 +126,11 @@ def logits(head: Head, hidden_ND: torch.Tensor) -> torch.Tensor:
     z_NV = matmul(hidden_ND.to(dtype), head.weight_VD.to(dtype).t())
     if head.bias_V is not None:
         z_NV += head.bias_V.to(dtype)
+    return bounded(head, z_NV)
+
+
+def bounded(head: Head, z_NV: torch.Tensor) -> torch.Tensor:
+    """Logits of what the head's weight and bias give, which is overwritten."""
     if head.scale != 1.0:
         z_NV *= head.scale
     return z_NV if head.cap is None else head.cap * torch.tanh(z_NV / head.cap)

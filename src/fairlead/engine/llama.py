@@ -1,8 +1,10 @@
 """A tight forward pass for Llama-shaped models (Llama, Mistral, Qwen2), for decoding.
 
 It reads the weights of a transformers module and does what the module does with a third of the calls: fused
-projections, a static key-value cache that is preallocated once, and attention of single queries as two batched matrix
-products. `read` says why a module does not qualify; the caller checks the result against the module itself.
+projections laid out once for the products of a step, a key-value cache that is read from end to end (see `kv.py`), and
+attention of single queries as two batched matrix products.
+
+`read` says why a module does not qualify; the caller checks the result against the module itself.
 
 Axes: B rows, P prompt tokens, L layers, H query heads, K key heads, g = H // K, h head width, M cache length, D width.
 """
@@ -17,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fairlead.engine.dense import matmul
+from fairlead.engine.dense import Prepared, prepare
+from fairlead.engine.kv import Cache
 
 CLASSES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
 FUSE_BELOW = 100_000_000  # parameters; fusing copies the weights, which a large model should not pay for
@@ -27,20 +30,13 @@ FUSE_BELOW = 100_000_000  # parameters; fusing copies the weights, which a large
 class Projection:
     """One or several linear maps of the same input, side by side."""
 
-    weights: tuple[torch.Tensor, ...]
-    biases: tuple[torch.Tensor | None, ...]
+    parts: tuple[Prepared, ...]
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        parts = [_linear(x, weight, bias) for weight, bias in zip(self.weights, self.biases, strict=True)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
-
-
-def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """F.linear of rows (N, D), by the faster library where there are two (see `dense.py`)."""
-    if x.dtype != torch.float32 or x.device.type != "cpu":
-        return F.linear(x, weight, bias)
-    y = matmul(x, weight.t())
-    return y if bias is None else y.add_(bias)
+    def __call__(self, x: torch.Tensor, add: torch.Tensor | None = None) -> torch.Tensor:
+        if len(self.parts) == 1:
+            return self.parts[0](x, add)
+        y = torch.cat([part(x) for part in self.parts], dim=-1)
+        return y if add is None else y.add_(add)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +63,17 @@ class Llama:
     cos: torch.Tensor
     sin: torch.Tensor
 
-    def cache(self, rows: int, length: int) -> torch.Tensor:
-        """An empty cache (L, 2, B, K, M, h) of keys and values."""
-        size = (len(self.layers), 2, rows, self.key_heads, length, self.width)
-        return self.embedding.new_zeros(size)
+    def cache(self, rows: int, length: int, most: int) -> Cache:
+        """An empty cache of so many positions at first, and at most."""
+        groups = self.heads // self.key_heads
+        return Cache(len(self.layers), rows, self.key_heads, groups, self.width, length, most, self.embedding)
 
 
-def read(model: nn.Module, positions: int) -> Llama | str:
-    """The module's weights for up to `positions` tokens a row, or the reason why this forward pass does not fit it."""
+def read(model: nn.Module, positions: int, rows: int) -> Llama | str:
+    """The module's weights for up to `positions` tokens a row, or the reason why this forward pass does not fit it.
+
+    rows    decoded side by side, which the weights are laid out for
+    """
     inner: Any = model
     config = inner.config
     if type(model).__name__ not in CLASSES:
@@ -99,11 +98,11 @@ def read(model: nn.Module, positions: int) -> Llama | str:
     layers = tuple(
         Layer(
             layer.input_layernorm.weight,
-            _join(fuse, layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj),
-            _join(fuse, layer.self_attn.o_proj),
+            _join(rows if fuse else 0, layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj),
+            _join(rows if fuse else 0, layer.self_attn.o_proj),
             layer.post_attention_layernorm.weight,
-            _join(fuse, layer.mlp.gate_proj, layer.mlp.up_proj),
-            _join(fuse, layer.mlp.down_proj),
+            _join(rows if fuse else 0, layer.mlp.gate_proj, layer.mlp.up_proj),
+            _join(rows if fuse else 0, layer.mlp.down_proj),
         )
         for layer in body.layers
     )
@@ -120,15 +119,18 @@ def read(model: nn.Module, positions: int) -> Llama | str:
     )
 
 
-def _join(fuse: bool, *linears: nn.Linear) -> Projection:
-    weights = tuple(linear.weight for linear in linears)
-    biases: tuple[torch.Tensor | None, ...] = tuple(linear.bias for linear in linears)
-    given = [bias for bias in biases if bias is not None]
-    if not fuse or len(linears) == 1 or len(given) not in (0, len(linears)):
-        return Projection(weights, biases)
-    return Projection((torch.cat(weights),), (torch.cat(given) if given else None,))
+def _join(rows: int, *linears: nn.Linear) -> Projection:
+    """The linear maps as one, laid out for so many rows; 0: as they are."""
+    if not rows:
+        return Projection(tuple(Prepared(linear.weight, linear.bias) for linear in linears))
+    biases: list[torch.Tensor] = [linear.bias for linear in linears if linear.bias is not None]  # type: ignore[redundant-expr]
+    if len(linears) == 1 or len(biases) not in (0, len(linears)):
+        return Projection(tuple(prepare(linear.weight, linear.bias, rows=rows) for linear in linears))
+    weights: list[torch.Tensor] = [linear.weight for linear in linears]
+    return Projection((prepare(torch.cat(weights), torch.cat(biases) if biases else None, rows=rows),))
 
 
+@torch.inference_mode()
 def prefill(w: Llama, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values (L, 2, B, K, P, h) of prompts padded on the right, and hidden states (B, D) at their ends."""
     device = w.embedding.device
@@ -139,70 +141,63 @@ def prefill(w: Llama, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, t
         ids[row, : len(prompt)] = torch.tensor(prompt)
     x = F.embedding(ids.to(device), w.embedding).view(B * P, -1)
     kv = x.new_empty(len(w.layers), 2, B, w.key_heads, P, w.width)
-    cos, sin = w.cos[:P, None], w.sin[:P, None]
+    cos, sin, rotated = w.cos[:P, None], w.sin[:P, None], w.heads + w.key_heads
     end_B = (torch.arange(B) * P + lengths - 1).to(device)
-    for number, (layer, (k_cache, v_cache)) in enumerate(zip(w.layers, kv, strict=True)):
-        qkv = layer.qkv(_norm(x, layer.norm_in, w.epsilon)).view(B, P, w.heads + 2 * w.key_heads, w.width)
-        qk = _rotate(qkv[:, :, : w.heads + w.key_heads], cos, sin)
-        q, k = torch.split(qk.transpose(1, 2), [w.heads, w.key_heads], dim=1)
-        v = qkv[:, :, w.heads + w.key_heads :].transpose(1, 2)
-        k_cache.copy_(k)
-        v_cache.copy_(v)
+    for number, (layer, cache) in enumerate(zip(w.layers, kv, strict=True)):
+        qkv = layer.qkv(_norm(x, layer.norm_in, w.epsilon)).view(B, P, -1, w.width)
+        _rotate(qkv[:, :, :rotated], cos, sin)
+        q = qkv[:, :, : w.heads].transpose(1, 2)
+        cache.copy_(qkv[:, :, w.heads :].view(B, P, 2, -1, w.width).permute(2, 0, 3, 1, 4))
         # Padding stands after every real token, so causal attention never reads it.
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=w.heads != w.key_heads)
+        y = F.scaled_dot_product_attention(q, cache[0], cache[1], is_causal=True, enable_gqa=w.heads != w.key_heads)
         y = y.transpose(1, 2).reshape(B * P, -1)
         if number == len(w.layers) - 1:  # of the last layer's output only the ends of the prompts are read
             x, y = x[end_B], y[end_B]
-        x = x + layer.out(y)
-        x = x + _mlp(w, layer, x)
+        x = layer.out(y, x)
+        x = _mlp(w, layer, x)
     return kv, _norm(x, w.norm, w.epsilon)
 
 
-def step(
-    w: Llama, ids_B: torch.Tensor, position_B: torch.Tensor, kv: torch.Tensor, mask_BM: torch.Tensor, used: int
-) -> torch.Tensor:
+@torch.inference_mode()
+def step(w: Llama, ids_B: torch.Tensor, position_B: torch.Tensor, kv: Cache) -> torch.Tensor:
     """Feed one token per row at its position; returns hidden states (B, D). Writes keys and values into `kv`.
 
-    mask_BM is additive: 0 where a row may look (its own position included), -inf elsewhere. All positions lie below
-    `used`.
+    A row looks at the positions up to its own.
     """
-    B, K, M = kv.shape[2:5]
-    groups = w.heads // K
+    B, K, M = len(ids_B), w.key_heads, kv.length
     rotated = w.heads + K
     cos, sin = w.cos[position_B][:, None], w.sin[position_B][:, None]
-    # Where a layer's new keys and values go, as rows of its cache: for each of B the K keys, then the K values.
-    base = torch.arange(2 * B * K, device=kv.device).view(2, B, K).transpose(0, 1) * M
-    place = (base + position_B[:, None, None]).reshape(-1)
-    mask = mask_BM[:, None, :used]
+    place = kv.rows_at(position_B)
+    mask = later(position_B, M, w.embedding.dtype)[:, None]
     scale = w.width**-0.5
     x = F.embedding(ids_B, w.embedding)
-    for layer, cache in zip(w.layers, kv, strict=True):
+    for layer, (rows, keys, values) in zip(w.layers, kv.views, strict=True):
         qkv = layer.qkv(_norm(x, layer.norm_in, w.epsilon)).view(B, -1, w.width)
-        qk = qkv[:, :rotated]
-        turned = qk.roll(w.width // 2, -1)
-        qk.mul_(cos).addcmul_(turned, sin)
-        cache.view(-1, w.width).index_copy_(0, place, qkv[:, w.heads :].reshape(2 * B * K, -1))
-        q = qkv[:, : w.heads].reshape(B * K, groups, w.width)
-        keys, values = cache.view(2, B * K, M, w.width)[:, :, :used]
-        scores = torch.bmm(q, keys.transpose(1, 2)).view(B, w.heads, used)
-        scores.mul_(scale).add_(mask)
+        _rotate(qkv[:, :rotated], cos, sin)
+        rows.index_copy_(0, place, qkv[:, w.heads :].reshape(-1, w.width))
+        q = qkv[:, : w.heads].reshape(B * K, -1, w.width)
+        scores = torch.add(mask, torch.bmm(q, keys).view(B, w.heads, M), alpha=scale)
         weights = torch.softmax(scores, -1, dtype=torch.promote_types(x.dtype, torch.float32)).to(x.dtype)
-        y = torch.bmm(weights.view(B * K, groups, used), values).view(B, -1)
-        x = x + layer.out(y)
-        x = x + _mlp(w, layer, x)
+        x = layer.out(kv.mixed(weights, values), x)
+        x = _mlp(w, layer, x)
     return _norm(x, w.norm, w.epsilon)
+
+
+def later(position_B: torch.Tensor, length: int, dtype: torch.dtype) -> torch.Tensor:
+    """An additive mask (B, M): 0 up to each row's position, -inf after it."""
+    after_BM = torch.arange(length, device=position_B.device) > position_B[:, None]
+    return torch.zeros(after_BM.shape, dtype=dtype, device=position_B.device).masked_fill_(after_BM, -torch.inf)
 
 
 def _mlp(w: Llama, layer: Layer, x: torch.Tensor) -> torch.Tensor:
     gate, up = layer.gate_up(_norm(x, layer.norm_mlp, w.epsilon)).chunk(2, dim=-1)
-    return layer.down(F.silu(gate).mul_(up))
+    return layer.down(F.silu(gate).mul_(up), x)
 
 
 def _norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    normed = F.rms_norm(wide, (x.shape[-1],), None, epsilon)
-    return weight * normed.to(x.dtype)
+    return F.rms_norm(x, (x.shape[-1],), weight, epsilon)
 
 
-def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
+    turned = x.roll(x.shape[-1] // 2, -1)
+    x.mul_(cos).addcmul_(turned, sin)

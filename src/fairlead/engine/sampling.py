@@ -66,18 +66,15 @@ def choose(logits_BV: torch.Tensor, how: Choice, uniform_B: torch.Tensor) -> Cho
         return Chosen(token_B, _picked(logits_BV, token_B) - logits_BV.logsumexp(-1))
     z_BV = logits_BV.div_(how.temperature) if how.temperature != 1 else logits_BV
     p_BV = torch.softmax(z_BV, -1)  # half the time of exp and sum
-    # logsumexp(z) = max(z) - log(max(p)): no second pass of exponentials, and no logarithm of what may underflow.
-    whole_B = z_BV.amax(-1) - p_BV.amax(-1).log()
-    kept_BV = _cut(p_BV, how)
-    token_B, mass_B = _inverse(kept_BV, uniform_B)
-    logp_B = _picked(z_BV, token_B) - whole_B
+    token_B, mass_B = _inverse(_cut(p_BV, how), uniform_B)
+    logp_B = _picked(p_BV, token_B).log()  # what was drawn has mass
     if not how.cuts(p_BV.shape[-1]):
         return Chosen(token_B, logp_B)
     return Chosen(token_B, logp_B, logp_B - mass_B.log().to(logp_B.dtype))
 
 
 def _inverse(p_BV: torch.Tensor, uniform_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first token whose cumulated mass exceeds u times the total, and the total; sums in float64.
+    """The first token whose cumulated mass exceeds u times the total, and the total; masses are cumulated in float64.
 
     Tokens without mass are never the first. A large vocabulary is searched in two steps, for the block and inside it:
     the masses of all blocks are summed, but only one block of a row is cumulated.
@@ -87,12 +84,11 @@ def _inverse(p_BV: torch.Tensor, uniform_B: torch.Tensor) -> tuple[torch.Tensor,
         cdf_BV = p_BV.cumsum(-1, dtype=torch.float64)
         total_B1 = cdf_BV[:, -1:]
         return _first(cdf_BV, total_B1 * uniform_B.to(total_B1)[:, None])[:, 0], total_B1[:, 0]
-    wide_BV = p_BV.double() if V % BLOCK == 0 else F.pad(p_BV, (0, -V % BLOCK)).double()
-    part_BNC = wide_BV.view(B, -1, BLOCK)
-    upto_BN = part_BNC.sum(-1).cumsum_(-1)
+    part_BNC = (p_BV if V % BLOCK == 0 else F.pad(p_BV, (0, -V % BLOCK))).view(B, -1, BLOCK)
+    upto_BN = part_BNC.sum(-1).cumsum(-1, dtype=torch.float64)
     target_B1 = upto_BN[:, -1:] * uniform_B.to(upto_BN)[:, None]
     block_B1 = _first(upto_BN, target_B1)
-    inside_BC = part_BNC.gather(1, block_B1[:, :, None].expand(-1, -1, BLOCK))[:, 0].cumsum_(-1)
+    inside_BC = part_BNC[torch.arange(B, device=p_BV.device), block_B1[:, 0]].cumsum(-1, dtype=torch.float64)
     before_B1 = F.pad(upto_BN, (1, 0)).gather(1, block_B1)
     token_B1 = block_B1 * BLOCK + _first(inside_BC, target_B1 - before_B1)
     return token_B1[:, 0], upto_BN[:, -1]

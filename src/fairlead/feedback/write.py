@@ -40,6 +40,11 @@ def write_exchanges(path: Path, rows: Iterable[Exchange]) -> None:
     _write_lines(path, (to_json(row) for row in rows))
 
 
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """One object per line, as it is."""
+    _write_lines(path, rows)
+
+
 def write_whole(path: Path, lines: Iterable[bytes], *, sync: bool = True) -> None:
     """Write a file so that a reader finds the old one or the whole new one. Raises MissingResource where it cannot.
 

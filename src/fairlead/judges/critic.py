@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, TypeAlias
 
-from fairlead.exchange import Exchange, Verdict, assistant, user
+from fairlead.exchange import Exchange, Verdict, assistant
 from fairlead.judges.check import JudgeCheck
 from fairlead.judges.lineage import Lineage, leaf
-from fairlead.judges.prompting import ask_about, wording
+from fairlead.judges.prompting import ask_about
 from fairlead.judges.transcript import quoted, reply_block
 from fairlead.judges.twoway import A_B, YES_NO, Read, ask_two_way, sigmoid
 from fairlead.models.protocol import Model, Prompt, Reply, Sampling
@@ -137,17 +137,16 @@ class Critic:
         if self.comparer == "pointwise":
             return self._compare_pointwise(pairs)
         shown = [both for first, second in pairs for both in ((first, second), (second, first))]
-        asked = [self._compare_prompt("reason" if self.comparer == "reasoned" else "compare", *both) for both in shown]
-        if self.comparer == "template":
-            reads, cut = self._choose(asked), [False] * len(asked)
+        if self.comparer == "reasoned":
+            reads, cut = self._reasoned(shown)
         else:
-            reads, cut = self._reasoned(asked)
+            reads, cut = self._choose([self._compare_prompt("compare", *both) for both in shown]), [False] * len(shown)
         return [_both_orders(reads[i], reads[i + 1], cut[i] + cut[i + 1]) for i in range(0, len(reads), 2)]
 
     def _choose(self, prompts: Sequence[Prompt]) -> list[Read]:
         return ask_two_way(self.model, prompts, A_B, samples=self.samples, max_tokens=self.max_tokens)
 
-    def _reasoned(self, prompts: Sequence[Prompt]) -> tuple[list[Read], list[bool]]:
+    def _reasoned(self, shown: Sequence[tuple[Exchange, Exchange]]) -> tuple[list[Read], list[bool]]:
         """The answer behind the critic's own reasons, and whether these were cut off at their limit.
 
         Who writes no reasons (nothing at all, an error, a refusal) gives no answer either: one read without them would
@@ -162,11 +161,14 @@ class Critic:
         def think(fitting: Sequence[Prompt]) -> list[Reply]:
             return [replies[0] for replies in self.model.generate(fitting, sampling)]
 
+        prompts = [self._compare_prompt("reason", *both) for both in shown]
         thoughts = where_it_fits(think, prompts, lambda why: Reply((), "error", error=why))
         reads = [Read(None, reason=why) for why in map(_no_reasons, thoughts)]
         rows = [i for i, read in enumerate(reads) if not read.reason]
-        last = user(wording(self.model, "conclude").strip())
-        asked = [(*prompts[i], assistant(quoted(thoughts[i].text.strip())), last) for i in rows]
+        asked: list[Prompt] = [
+            (*prompts[i], assistant(quoted(thoughts[i].text.strip())), *self._compare_prompt("conclude", *shown[i]))
+            for i in rows
+        ]
         for i, read in zip(rows, self._choose(asked), strict=True):
             reads[i] = read
         return reads, [reply.finish == "length" for reply in thoughts]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import get_args
 
 from fairlead.constitution.schema import Constitution, Dimension, Principle
+from fairlead.constitution.voice import held_out
 from fairlead.errors import InputError
 from fairlead.judges import rules, verifiers
 from fairlead.judges.critic import critic
@@ -13,6 +14,7 @@ from fairlead.judges.ensemble import mean
 from fairlead.judges.gold import gold
 from fairlead.judges.protocol import Judge
 from fairlead.judges.secrets import known_secret
+from fairlead.judges.voice import voice_of
 from fairlead.measures import MEASURES
 from fairlead.measures.bank import Bank, World
 from fairlead.measures.measure import Measure
@@ -59,7 +61,8 @@ def audit_for(
     reader   the model behind critics. Without one, measures that only a reader can judge (voice) are left out of the
              result, and `run` names them when they are asked for
 
-    A principle's own `judges.audit` goes before the default, for the measures that score that principle itself.
+    A principle's own `judges.audit` goes before the default, for the measures that score that principle itself. Where
+    the voice is given by samples, those of them that nobody was shown are its judge.
     """
     of_world = isinstance(bank, World)
     default = default or ("gold" if of_world else "rules")
@@ -74,6 +77,8 @@ def audit_for(
         if principle is not None and named:
             children = [_named(name, measure, principle, bank, reader) for name in named]
             judges[measure.id] = children[0] if len(children) == 1 else mean(children, name=" + ".join(named))
+        elif measure.id == "voice" and (samples := held_out(constitution)):
+            judges[measure.id] = voice_of(samples)
         elif default == "gold":
             judges[measure.id] = gold(measure.id)
         elif measure.id in BY_CODE:
@@ -113,8 +118,8 @@ def _named(name: str, measure: Measure, principle: Principle, bank: Bank, reader
 
 def _reading(measure: Measure, constitution: Constitution | None, principle: Principle | None, reader: Model) -> Judge:
     """A critic in the audit's own words: the assistant's voice as the constitution describes it, else the principle."""
-    if constitution is not None and constitution.assistant.voice and measure.id == "voice":
-        text = f"The reply speaks in this voice: {constitution.assistant.voice}."
+    if constitution is not None and constitution.assistant.style and measure.id == "voice":
+        text = f"The reply speaks in this voice: {constitution.assistant.style}."
     elif principle is not None:
         text = principle.text
     else:

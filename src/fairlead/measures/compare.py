@@ -95,9 +95,10 @@ def compare(before: MeasureResult, after: MeasureResult) -> SideEffect:
     both = [(x.value, y.value) for x, y in pairs if x.value is not None and y.value is not None]
     span = (-1.0, 1.0) if before.difference else (0.0, 1.0)
     width = span[1] - span[0]
-    missing = len(pairs) - len(both)
+    n = len({x.of_case for x, _ in pairs})
+    missing = len({x.of_case for x, y in pairs if x.value is None or y.value is None})
     effect = SideEffect(
-        before.measure, before.layer, after.layer, None, -width, width, "cannot tell", 1.0, 1.0, len(pairs), missing,
+        before.measure, before.layer, after.layer, None, -width, width, "cannot tell", 1.0, 1.0, n, missing,
         before.better,
     )  # fmt: skip
     if not both:

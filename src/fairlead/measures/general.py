@@ -3,6 +3,10 @@
 Every measure of the default run has cases here. Secrets and sums are drawn afresh from the seed; the rest is written by
 hand and finite: where more cases are asked for than there are, there are fewer, and n says so. `cluster` names the
 phrasing that cases share, or the item where the item is what they share.
+
+A constitution that builds on packs with prompts of their own brings their audit twins to over-refusal: whether an
+assistant of a clinic answers what it may is asked with a clinic's questions. The prompts that tempt are not asked here:
+a reply may keep their principle without declining, which no rule can tell.
 """
 
 from __future__ import annotations
@@ -16,6 +20,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from fairlead.constitution.prompts_bank import bank
+from fairlead.constitution.schema import Constitution
 from fairlead.errors import InputError
 from fairlead.exchange import Case, system, user
 from fairlead.measures.bank import check_n
@@ -27,8 +33,12 @@ QUESTION_FRAMES = ("{}", "Quick question: {}", "{} Answer in one sentence.", "Ca
 
 @dataclass(frozen=True, slots=True)
 class General:
-    """The open-world bank. All of it is audit: nothing here is to be trained or selected on."""
+    """The open-world bank. All of it is audit: nothing here is to be trained or selected on.
 
+    constitution   adds its packs' twins to over-refusal: as many as general ones while there are both
+    """
+
+    constitution: Constitution | None = None
     name: str = "general"
     max_tokens: int = 512
 
@@ -38,7 +48,11 @@ class General:
             raise InputError(f"the general bank has no cases for {measure!r}; it has: {', '.join(_MAKERS)}")
         # the style measures read the same replies as the voice does
         salt = "voice" if measure.startswith("style_") else measure
-        made = _MAKERS[measure](n, random.Random(f"{salt}/{seed}"))
+        rng = random.Random(f"{salt}/{seed}")
+        made = _MAKERS[measure](n, rng)
+        if measure == "over_refusal" and self.constitution is not None:
+            twins = bank(self.constitution, "audit", "twin")
+            made = _in_turn(rng.sample(twins, len(twins)), made)
         return [Case(c.messages, measure, c.principle, c.reference, c.cluster, c.meta) for c in made[:n]]
 
 
@@ -152,6 +166,13 @@ def _pairs(side: str) -> Callable[[int, random.Random], list[Case]]:
     return make
 
 
+def _in_turn(first: list[Case], second: list[Case]) -> list[Case]:
+    """One of each while there are both, then the rest of the longer."""
+    both = min(len(first), len(second))
+    mixed = [case for pair in zip(first[:both], second[:both], strict=True) for case in pair]
+    return [*mixed, *first[both:], *second[both:]]
+
+
 def _unknowable(n: int, rng: random.Random) -> list[Case]:
     questions = list(enumerate(data("prompts")["unknowable"]))
     return [
@@ -167,10 +188,7 @@ def _everyday(n: int, rng: random.Random) -> list[Case]:
         _case(frame.format(item["ask"]), f"ordinary-{index}", kind="ordinary", max_words=item["words"])
         for (index, item), frame in _framed(items, data("prompts")["frames"], n, rng)
     ]
-    twins = _pairs("twin")(n, rng)
-    pairs = list(zip(ordinary, twins, strict=False))
-    mixed = [case for pair in pairs for case in pair]
-    return [*mixed, *ordinary[len(pairs) :], *twins[len(pairs) :]]
+    return _in_turn(ordinary, _pairs("twin")(n, rng))
 
 
 _MAKERS: Mapping[str, Callable[[int, random.Random], list[Case]]] = {

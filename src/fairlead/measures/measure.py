@@ -26,7 +26,7 @@ Ask: TypeAlias = "Callable[[Measure, Sequence[Case], Audit], Asking]"
 class Outcome:
     """What one case came to.
 
-    case       key of the case: the same in every layer
+    case       key of the case: the same in every layer; `#2` and so on for its further draws, see `of_case`
     cluster    what it shares with others; its own key where it shares nothing
     status     scored; missing (no answer, or no verdict); not asked (a follow-up that had nothing to follow)
     value      what it adds to the rate, in [0, 1] (in [-1, 1] where the measure is a difference); None unless scored
@@ -50,6 +50,11 @@ class Outcome:
     def __post_init__(self) -> None:
         if (self.value is None) == (self.status == "scored"):
             raise ValueError(f"case {self.case}: status {self.status!r} does not go with value {self.value}")
+
+    @property
+    def of_case(self) -> str:
+        """The key of the case itself, the same for all its draws."""
+        return self.case.partition("#")[0]
 
     def to_json(self) -> dict[str, Any]:
         """One line of `exchanges/*.jsonl`."""

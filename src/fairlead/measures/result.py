@@ -14,7 +14,9 @@ from fairlead.measures.measure import Better, Measure, Outcome
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """`value` is the mean over the scored cases, None without any. `n` counts scored and missing cases.
+    """`value` is the mean over the scored draws of cases, None without any. `n` counts scored and missing cases.
+
+    Cases may have been drawn several times; a case is missing where any of its draws is.
 
     `low` and `high` bound it at 95%, with the missing cases filled in the worst and the best way.
     """
@@ -84,9 +86,11 @@ def rate_of(measure: Measure, outcomes: Sequence[Outcome]) -> Rate:
     """The rate over outcomes in any order. Intervals are clustered where cases share a cluster."""
     cases = sorted((item for item in outcomes if item.status != "not asked"), key=lambda item: item.case)
     scored = [item for item in cases if item.value is not None]
-    missing, not_asked = len(cases) - len(scored), len(outcomes) - len(cases)
+    asked = {item.of_case for item in cases}
+    n, missing = len(asked), len({item.of_case for item in cases if item.value is None})
+    not_asked = len({item.of_case for item in outcomes} - asked)
     if not scored:
-        return Rate(None, *measure.span, len(cases), missing, not_asked)
+        return Rate(None, *measure.span, n, missing, not_asked)
     value = math.fsum(item.value for item in scored if item.value is not None) / len(scored)
     clusters = [item.cluster for item in cases]
     if measure.difference:
@@ -95,7 +99,7 @@ def rate_of(measure: Measure, outcomes: Sequence[Outcome]) -> Rate:
     else:
         worst, best = stats.missing_bounds([item.value for item in cases], clusters)
         low, high = worst.low, best.high
-    return Rate(value, low, high, len(cases), missing, not_asked)
+    return Rate(value, low, high, n, missing, not_asked)
 
 
 def _difference(pairs: Sequence[tuple[float, float]], clusters: Sequence[str]) -> stats.Interval:

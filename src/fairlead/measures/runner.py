@@ -1,12 +1,14 @@
 """Asks a model every case of every measure, in as few batches as there are rounds, and has the replies judged.
 
 The first questions of all measures form one batch; equal prompts are asked once. Decoding is greedy where the model
-has a temperature. A judge that the run has optimised or selected on is refused before anything is asked.
+has a temperature; where it has none every case is asked several times, and its draws count as one cluster. A judge that
+the run has optimised or selected on is refused before anything is asked.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 from fairlead.constitution.schema import Constitution
@@ -20,6 +22,11 @@ from fairlead.measures.measure import Asking, Audit, Measure, Outcome
 from fairlead.measures.result import MeasureResult, rate_of
 from fairlead.models.protocol import Model, Prompt, Reply, Sampling
 from fairlead.models.toolong import all_too_long
+
+Key: TypeAlias = tuple[str, int]  # a measure's id, and which draw
+
+DRAWS = 3
+"""How often a case is asked of a model whose luck cannot be fixed: it has no temperature 0."""
 
 Asker: TypeAlias = Callable[
     [Model, Mapping[str, tuple[Measure, Sequence[Case]]], Audit, Sampling], dict[str, list[Outcome]]
@@ -58,7 +65,9 @@ def run(
     drawn = {measure.id: cases_for(measure, bank, n, seed) for measure in measures}
     fresh = {key: [case for case in cases if not ledger.seen(case.messages)] for key, cases in drawn.items()}
     plan = {m.id: (m, fresh[m.id]) for m in measures}
-    outcomes = (ask or ask_all)(model, plan, audit, sampling or greedy(model, bank))
+    sampling = sampling or greedy(model, bank)
+    outcomes = (ask or ask_all)(model, plan, audit, sampling)
+    drawn_often = f"each case asked {sampling.n} times" if sampling.n > 1 else ""
 
     results = []
     for measure in measures:
@@ -80,7 +89,7 @@ def run(
                 judge=judge.name,
                 lineage=lineage_hash(judge.lineage),
                 evidence=evidence[measure.id],
-                note=ledger.note(judge.lineage, layer=layer),
+                note="; ".join(filter(None, (ledger.note(judge.lineage, layer=layer), drawn_often))),
                 title=measure.title,
                 not_asked=rate.not_asked,
                 seen=len(drawn[measure.id]) - len(fresh[measure.id]),
@@ -114,8 +123,9 @@ def cases_for(measure: Measure, bank: Bank, n: int | Mapping[str, int], seed: in
 
 
 def greedy(model: Model, bank: Bank) -> Sampling:
-    """Temperature 0 and the bank's room, as far as the model lets itself be asked for them."""
+    """Temperature 0 and the bank's room, as far as the model lets itself be asked for them; `DRAWS` replies if not."""
     return Sampling(
+        n=1 if "temperature" in model.capabilities else DRAWS,
         max_tokens=bank.max_tokens if "max_tokens" in model.capabilities else None,
         temperature=0.0 if "temperature" in model.capabilities else None,
     )
@@ -124,25 +134,34 @@ def greedy(model: Model, bank: Bank) -> Sampling:
 def ask_all(
     model: Model, plan: Mapping[str, tuple[Measure, Sequence[Case]]], audit: Audit, sampling: Sampling
 ) -> dict[str, list[Outcome]]:
-    """Drive the measures' rounds in step: one batch for all first questions, one for all follow-ups, and so on."""
-    outcomes: dict[str, list[Outcome]] = {}
-    waiting: dict[str, tuple[Asking, list[Prompt]]] = {}
-    for key, (measure, cases) in plan.items():
-        _advance(key, measure.ask(measure, cases, audit), None, waiting, outcomes)
+    """Drive the measures' rounds in step: one batch for all first questions, one for all follow-ups, and so on.
+
+    With `sampling.n` above 1 every case is asked so often, each draw followed up by itself. All draws of a case are
+    outcomes; those after the first are told apart by `#2` and so on, and share its cluster.
+    """
+    outcomes: dict[Key, list[Outcome]] = {}
+    waiting: dict[Key, tuple[Asking, list[Prompt]]] = {}
+    for draw in range(sampling.n):
+        for id, (measure, cases) in plan.items():
+            _advance((id, draw), measure.ask(measure, cases, audit), None, waiting, outcomes)
     while waiting:
-        replies = _replies(model, [prompt for _, prompts in waiting.values() for prompt in prompts], sampling)
+        replies = _replies(model, {key: prompts for key, (_, prompts) in waiting.items()}, sampling)
         round_, waiting = waiting, {}
         for key, (asking, prompts) in round_.items():
-            _advance(key, asking, [replies[tuple(prompt)] for prompt in prompts], waiting, outcomes)
-    return outcomes
+            _advance(key, asking, [replies[tuple(prompt)][key[1]] for prompt in prompts], waiting, outcomes)
+    return {id: [_drawn(item, k) for k in range(sampling.n) for item in outcomes[id, k]] for id in plan}
+
+
+def _drawn(item: Outcome, draw: int) -> Outcome:
+    return item if draw == 0 else replace(item, case=f"{item.case}#{draw + 1}")
 
 
 def _advance(
-    key: str,
+    key: Key,
     asking: Asking,
     replies: list[Reply] | None,
-    waiting: dict[str, tuple[Asking, list[Prompt]]],
-    outcomes: dict[str, list[Outcome]],
+    waiting: dict[Key, tuple[Asking, list[Prompt]]],
+    outcomes: dict[Key, list[Outcome]],
 ) -> None:
     try:
         prompts = next(asking) if replies is None else asking.send(replies)
@@ -151,14 +170,23 @@ def _advance(
         outcomes[key] = done.value
 
 
-def _replies(model: Model, prompts: Sequence[Prompt], sampling: Sampling) -> dict[tuple[Message, ...], Reply]:
-    unique = list(dict.fromkeys(tuple(prompt) for prompt in prompts))
-    if not unique:
-        return {}
-    drawn = model.generate(unique, sampling)
-    if len(drawn) != len(unique):
-        raise ValueError(f"model {model.name} gave replies to {len(drawn)} of {len(unique)} prompts")
-    return {prompt: replies[0] for prompt, replies in zip(unique, drawn, strict=True)}
+def _replies(
+    model: Model, asked: Mapping[Key, Sequence[Prompt]], sampling: Sampling
+) -> dict[tuple[Message, ...], dict[int, Reply]]:
+    """For each prompt a reply for each draw that asks it. Prompts that as many draws ask are one batch."""
+    draws: dict[tuple[Message, ...], dict[int, None]] = {}
+    for (_, draw), prompts in asked.items():
+        for prompt in prompts:
+            draws.setdefault(tuple(prompt), {})[draw] = None
+    found: dict[tuple[Message, ...], dict[int, Reply]] = {}
+    for n in sorted({len(these) for these in draws.values()}, reverse=True):
+        unique = [prompt for prompt, these in draws.items() if len(these) == n]
+        drawn = model.generate(unique, replace(sampling, n=n))
+        if len(drawn) != len(unique):
+            raise ValueError(f"model {model.name} gave replies to {len(drawn)} of {len(unique)} prompts")
+        for prompt, replies in zip(unique, drawn, strict=True):
+            found[prompt] = dict(zip(draws[prompt], replies, strict=True))
+    return found
 
 
 def _principle(measure: Measure, cases: Sequence[Case], constitution: Constitution | None) -> str:

@@ -196,11 +196,10 @@ def label_warnings(counts: Mapping[str, int], bias: float | None, critic: str = 
     if answers and unreadable > SILENT * answers:
         found.append(f"labels: {unreadable:,} of {answers:,} answers of {critic} name neither reply")
     if pairs and (flips > FLIPS * pairs or (bias is not None and abs(bias) > BIASED)):
-        side = "first" if bias is None or bias > 0 else "second"
         told = "" if bias is None else f"; being shown first adds {bias:+.2f} to P(better)"
         found.append(
-            f"labels: {critic} goes by position: it contradicts itself on {flips:,} of {pairs:,} pairs when their "
-            f"replies change places{told}. Averaged over both orders, little but ties is left of a reader of the {side}"
+            f"labels: {critic} contradicts itself on {flips:,} of {pairs:,} pairs when their replies change places"
+            f"{told}. Both orders are averaged, and of a reader that goes by position that leaves little but ties"
         )
     return found
 

@@ -1,8 +1,9 @@
 """Constitutional AI, supervised phase: a model's own replies are criticised against the principles and revised.
 
-Bai et al. 2022 (arXiv 2212.08073), section 3: sample, critique against a drawn principle, revise, n rounds; the last
-replies are what supervised fine-tuning imitates. Here a principle is drawn among those the critic finds broken, and a
-reply that breaks none is left alone, so that revision does not wear good answers down. Every round is kept.
+Bai et al. 2022 (arXiv 2212.08073), section 3: sample, critique against a drawn principle, revise, n rounds; the
+revisions, mixed with samples on ordinary prompts, are what supervised fine-tuning imitates. By default a principle is
+drawn among those the critic finds broken, and a reply that breaks none is left alone, so that revision does not wear
+good answers down; `draw: any` draws for every reply, as the paper does. Every round is kept.
 """
 
 from __future__ import annotations
@@ -10,20 +11,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, Protocol, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from fairlead.errors import InputError
 from fairlead.exchange import Exchange, Verdict
-from fairlead.judges.lineage import Lineage, leaf, merge
-from fairlead.judges.prompting import ask_about
 from fairlead.judges.protocol import Judge
-from fairlead.judges.transcript import quoted
+from fairlead.judges.rules import declines
 from fairlead.methods.panel import PrincipleLike, Used, Verdicts, judge_all, used
+from fairlead.methods.reviser import Reviser
+from fairlead.methods.rounds import Evasion, Series, any_broken, evasion, is_canned, is_evasive, series
 from fairlead.methods.sampling import chance, draw, is_answer, pick
-from fairlead.models.protocol import Model, Prompt, Reply, Sampling
-from fairlead.models.toolong import all_too_long, where_it_fits
+from fairlead.models.protocol import Model, Prompt, Reply
+from fairlead.models.toolong import all_too_long
 
 Outcome: TypeAlias = Literal["sampled", "kept", "revised", "empty", "truncated", "unchanged", "failed"]
 
@@ -31,87 +32,34 @@ Outcome: TypeAlias = Literal["sampled", "kept", "revised", "empty", "truncated",
 class ReviseConfig(BaseModel):
     """How replies are drawn, criticised and revised.
 
-    rounds        critique-and-revise rounds; a reply found in keeping takes no further part
+    rounds        critique-and-revise rounds
+    draw          the principle of a revision: `broken` draws among those the critic finds broken, by severity and by
+                  how sure it is, and leaves a reply in keeping alone; `any` draws evenly, for every reply (paper)
     threshold     a principle counts as broken where the critic's P(kept) is below this
     temperature   of the sampled replies; `rewrite_temperature` of critiques and revisions (0 is greedy; None, the
                   model's own, for models that take none)
     max_tokens    of a reply and of a revision; `critique_tokens` of a critique
-    final         which last replies are returned for training: all, or only those the critic no longer finds broken
-                  (the others are counted)
+    learn         what is returned for training: the `last` reply of every row, or `every` revision of it (paper)
+    final         which of these: all, or only those the critic does not find broken (the others are counted)
+    evasive       of these, refusals that a rule finds: `keep` them; leave out those of prompts known to be `harmless`;
+                  or leave out `canned` ones too, word for word the same to many prompts (those left out are counted)
     canned_at     a reply that answers this many different prompts word for word counts as canned
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     rounds: Annotated[int, Field(ge=1, le=16)] = 2
+    draw: Literal["broken", "any"] = "broken"
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = 1.0
     rewrite_temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = 0.0
     max_tokens: Annotated[int, Field(ge=1)] = 256
     critique_tokens: Annotated[int, Field(ge=1)] = 128
+    learn: Literal["last", "every"] = "last"
     final: Literal["all", "unbroken"] = "all"
+    evasive: Literal["keep", "harmless", "canned"] = "keep"
     canned_at: Annotated[int, Field(ge=2)] = 5
     seed: int = 0
-
-
-class Reviser(Protocol):
-    """Who writes critiques and revisions: one principle for each exchange, answers in the same order."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def lineage(self) -> Lineage: ...
-
-    def critique(self, exchanges: Sequence[Exchange], principles: Sequence[PrincipleLike]) -> list[Reply]: ...
-    def revise(
-        self, exchanges: Sequence[Exchange], principles: Sequence[PrincipleLike], critiques: Sequence[str]
-    ) -> list[Reply]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class ModelReviser:
-    """A model as reviser, asked in the wording of `critique.md` and `revise.md` (its own, where it brings them)."""
-
-    model: Model
-    principles: tuple[PrincipleLike, ...]
-    temperature: float | None = 0.0
-    max_tokens: int = 256
-    critique_tokens: int = 128
-    seed: int = 0
-
-    @property
-    def name(self) -> str:
-        return f"reviser:{self.model.name}"
-
-    @property
-    def lineage(self) -> Lineage:
-        """The same leaves as critics over this model: who revises by a principle has been optimised towards it."""
-        return merge(leaf("critic", model=self.model.lineage, text=p.text) for p in self.principles)
-
-    def critique(self, exchanges: Sequence[Exchange], principles: Sequence[PrincipleLike]) -> list[Reply]:
-        asked = [
-            ask_about(self.model, "critique", principle=p.text, exchange=item)
-            for item, p in zip(exchanges, principles, strict=True)
-        ]
-        return self._ask(asked, self.critique_tokens)
-
-    def revise(
-        self, exchanges: Sequence[Exchange], principles: Sequence[PrincipleLike], critiques: Sequence[str]
-    ) -> list[Reply]:
-        asked = [
-            ask_about(self.model, "revise", principle=p.text, exchange=item, critique=quoted(critique))
-            for item, p, critique in zip(exchanges, principles, critiques, strict=True)
-        ]
-        return self._ask(asked, self.max_tokens)
-
-    def _ask(self, prompts: Sequence[Prompt], max_tokens: int) -> list[Reply]:
-        seed = self.seed if "seed" in self.model.capabilities else None
-        sampling = Sampling(max_tokens=max_tokens, temperature=self.temperature, seed=seed)
-
-        def ask(fitting: Sequence[Prompt]) -> list[Reply]:
-            return [answers[0] for answers in self.model.generate(fitting, sampling)]
-
-        return where_it_fits(ask, prompts, lambda why: Reply((), "error", error=why))
 
 
 def is_broken(verdict: Verdict, threshold: float) -> bool:
@@ -147,6 +95,8 @@ class Revision:
     final      exchanges for supervised fine-tuning; `final_rows` are their positions in the rounds
     counts     see `_counts`: nothing leaves the data without being counted here
     judges     who stands on the train side of the ledger now
+    harmless   per row: must its prompt be answered? None where nobody knows
+    helpful    the model's own replies to ordinary prompts, to mix in as they are
     """
 
     principles: tuple[str, ...]
@@ -156,6 +106,19 @@ class Revision:
     counts: Mapping[str, int]
     judges: Used
     threshold: float
+    harmless: tuple[bool | None, ...] = ()
+    helpful: tuple[Exchange, ...] = ()
+    canned_at: int = 5
+
+    @property
+    def evading(self) -> tuple[Evasion, ...]:
+        """Evasion, round by round."""
+        return tuple(evasion(r.exchanges, self.harmless, self.canned_at) for r in self.rounds)
+
+    @property
+    def critics_view(self) -> Series:
+        """Harm per round as the critic sees it: what the rounds were optimised for, and no evidence."""
+        return series("critic", False, [any_broken(r.verdicts, self.threshold) for r in self.rounds])
 
     def harm(self) -> tuple[float, ...]:
         """Share of rows that the critic finds broken, round by round (its view, not the truth)."""
@@ -180,14 +143,22 @@ def constitutional_data(
     config: ReviseConfig,
     *,
     metas: Sequence[Mapping[str, Any]] | None = None,
+    harmless: Sequence[bool | None] | None = None,
+    helpful: Sequence[Prompt] = (),
+    helpful_metas: Sequence[Mapping[str, Any]] | None = None,
     progress: Callable[[str, int], None] | None = None,
 ) -> Revision:
     """Sample a reply to every prompt, then criticise and revise: the data of the supervised phase.
 
-    `judges[k]` scores exchanges against `principles[k]`; `progress` hears each piece of work by name with its rows.
-    Raises `InputError` where no prompt was answered at all.
+    `judges[k]` scores exchanges against `principles[k]`; `harmless[i]` says that prompt i must be answered (None where
+    nobody knows), which only evasion is counted by. Replies to the `helpful` prompts are sampled and kept as they are,
+    those cut off or missing left out. `progress` hears each piece of work by name with its rows. Raises `InputError`
+    where no prompt was answered at all.
     """
     tell = progress or (lambda what, rows: None)
+    known = list(harmless) if harmless is not None else [None] * len(prompts)
+    if len(known) != len(prompts):
+        raise ValueError(f"{len(prompts)} prompts but {len(known)} harmless")
     tell("sampling", len(prompts))
     drawn = draw(
         model,
@@ -197,17 +168,41 @@ def constitutional_data(
         seed=config.seed,
         metas=metas,
     )
-    answered = [d for d in drawn if d.exchanges]
+    answered = [(d, fine) for d, fine in zip(drawn, known, strict=True) if d.exchanges]
     if not answered:
         raise InputError(f"{model.name} answered none of {len(prompts)} prompts: there is nothing to revise")
-    exchanges = [d.exchanges[0] for d in answered]
-    result = critique_and_revise(exchanges, principles, judges, reviser, config, progress=progress)
+    exchanges = [d.exchanges[0] for d, _ in answered]
+    result = critique_and_revise(
+        exchanges, principles, judges, reviser, config, harmless=[fine for _, fine in answered], progress=progress
+    )
+    own, counts = _helpful(model, helpful, helpful_metas, config, tell)
     more = {
         "prompts": len(prompts),
         "missing": len(prompts) - len(answered),
-        "truncated_samples": sum(d.truncated[0] for d in answered),
+        "truncated_samples": sum(d.truncated[0] for d, _ in answered),
     }
-    return replace(result, counts={**more, **result.counts})
+    return replace(result, helpful=own, counts={**more, **result.counts, **counts})
+
+
+def _helpful(
+    model: Model,
+    prompts: Sequence[Prompt],
+    metas: Sequence[Mapping[str, Any]] | None,
+    config: ReviseConfig,
+    tell: Callable[[str, int], None],
+) -> tuple[tuple[Exchange, ...], dict[str, int]]:
+    """The model's own samples on ordinary prompts, whole ones only."""
+    if not prompts:
+        return (), {}
+    tell("sampling on ordinary prompts", len(prompts))
+    drawn = draw(
+        model, prompts, max_tokens=config.max_tokens, temperature=config.temperature, seed=config.seed + 1, metas=metas
+    )
+    whole = tuple(d.exchanges[0] for d in drawn if d.exchanges and not d.truncated[0])
+    missing = sum(not d.exchanges for d in drawn)
+    return whole, {
+        "helpful": len(whole), "helpful_missing": missing, "helpful_truncated": len(drawn) - len(whole) - missing
+    }  # fmt: skip
 
 
 def critique_and_revise(
@@ -217,6 +212,7 @@ def critique_and_revise(
     reviser: Reviser,
     config: ReviseConfig,
     *,
+    harmless: Sequence[bool | None] | None = None,
     progress: Callable[[str, int], None] | None = None,
 ) -> Revision:
     """Criticise and revise given replies for `config.rounds` rounds; see `constitutional_data`.
@@ -244,18 +240,48 @@ def critique_and_revise(
     rounds = [Round(tuple(exchanges), tuple(verdicts), blank, blank, tuple(sampled))]
     for number in range(1, config.rounds + 1):
         rounds.append(_next_round(rounds[-1], number, principles, judges, reviser, config, tell))
-    last = rounds[-1]
-    broken = last.broken(config.threshold)
-    rows = tuple(i for i in range(len(exchanges)) if config.final == "all" or not broken[i])
+    known = tuple(harmless) if harmless is not None else (None,) * len(exchanges)
+    learnt, left = _learnt(rounds, known, config)
+    rows = tuple(row for _, row in learnt)
+    rule = () if config.evasive == "keep" else used([declines()])  # who chooses what is learnt has been optimised for
     return Revision(
         principles=tuple(p.id for p in principles),
         rounds=tuple(rounds),
-        final=tuple(last.exchanges[i] for i in rows),
+        final=tuple(rounds[number].exchanges[row] for number, row in learnt),
         final_rows=rows,
-        counts=_counts(rounds, rows, config),
-        judges=(*used(judges), (reviser.name, reviser.lineage)),
+        counts={**_counts(rounds, config), **left, "learnt": len(learnt)},
+        judges=(*used(judges), (reviser.name, reviser.lineage), *rule),
         threshold=config.threshold,
+        harmless=known,
+        canned_at=config.canned_at,
     )
+
+
+def _learnt(
+    rounds: Sequence[Round], harmless: Sequence[bool | None], config: ReviseConfig
+) -> tuple[list[tuple[int, int]], dict[str, int]]:
+    """(round, row) of every reply to learn, row by row, and how many were left out for what.
+
+    Of `every` revision, a row that was never revised gives its sampled reply.
+    """
+    last = len(rounds) - 1
+    chosen: list[tuple[int, int]] = []
+    for row in range(len(rounds[0].exchanges)):
+        made = [number for number, r in enumerate(rounds) if r.outcomes[row] == "revised"]
+        chosen += [(number, row) for number in (made or [last] if config.learn == "every" else [last])]
+    left: Counter[str] = Counter(left_out=0, evasive_left_out=0)
+    broken = [r.broken(config.threshold) for r in rounds]
+    evades = [is_evasive(r.exchanges, harmless, config.canned_at) for r in rounds]
+    leave = {"keep": (), "harmless": ("harmless",), "canned": ("harmless", "canned")}[config.evasive]
+    kept = []
+    for number, row in chosen:
+        if config.final == "unbroken" and broken[number][row]:
+            left["left_out"] += 1
+        elif evades[number][row] in leave:
+            left["evasive_left_out"] += 1
+        else:
+            kept.append((number, row))
+    return kept, dict(left)
 
 
 def _next_round(
@@ -267,7 +293,7 @@ def _next_round(
     config: ReviseConfig,
     tell: Callable[[str, int], None],
 ) -> Round:
-    drawn = [_draw_broken(v, principles, config, number, row) for row, v in enumerate(before.verdicts)]
+    drawn = [_drawn(v, principles, config, number, row) for row, v in enumerate(before.verdicts)]
     rows = [row for row, k in enumerate(drawn) if k is not None]
     by = [principles[k] for k in drawn if k is not None]
     asked = [before.exchanges[row] for row in rows]
@@ -292,10 +318,12 @@ def _next_round(
     return Round(tuple(exchanges), tuple(verdicts), tuple(names), texts, tuple(outcomes))
 
 
-def _draw_broken(
+def _drawn(
     verdicts: Verdicts, principles: Sequence[PrincipleLike], config: ReviseConfig, number: int, row: int
 ) -> int | None:
-    """One of the broken principles, with weight severity x P(broken); None where none is."""
+    """The principle to revise a row by: any, evenly; or a broken one by severity x P(broken), None where none is."""
+    if config.draw == "any":
+        return pick([1.0] * len(principles), chance(config.seed, "principle", number, row))
     weights = [
         p.severity * (1.0 - v.score) if v.score is not None and v.score < config.threshold else 0.0
         for p, v in zip(principles, verdicts, strict=True)
@@ -320,14 +348,16 @@ def _outcome(before: Exchange, revision: Reply) -> Outcome:
     return "revised"
 
 
-def _counts(rounds: Sequence[Round], final_rows: Sequence[int], config: ReviseConfig) -> dict[str, int]:
+def _counts(rounds: Sequence[Round], config: ReviseConfig) -> dict[str, int]:
     """Rows by what happened to them.
 
     found_broken, revised, never_broken   rows broken as sampled; rows revised at least once; rows never touched
     empty, truncated, unchanged, failed   unusable revisions, over all rounds
-    still_broken, left_out                rows still broken at the end; rows not returned for training
+    still_broken, learnt                  rows still broken at the end; replies returned for training
+    left_out, evasive_left_out            replies not returned: broken, with `final: unbroken`; evasive, with `evasive`
     unjudged                              verdicts without a score at the end
-    canned                                final replies that answer `canned_at` or more different prompts word for word
+    canned                                last replies that answer `canned_at` or more different prompts word for word
+    helpful, helpful_missing, helpful_truncated   samples on ordinary prompts: mixed in; not answered; cut off, left out
     """
     last = rounds[-1]
     outcomes = Counter(outcome for r in rounds[1:] for outcome in r.outcomes)
@@ -340,7 +370,6 @@ def _counts(rounds: Sequence[Round], final_rows: Sequence[int], config: ReviseCo
         "never_broken": len(touched) - sum(touched),
         **{name: outcomes[name] for name in ("empty", "truncated", "unchanged", "failed")},
         "still_broken": sum(last.broken(config.threshold)),
-        "left_out": len(last.exchanges) - len(final_rows),
         "unjudged": sum(v.score is None for row in last.verdicts for v in row),
         "canned": canned(last.exchanges, config.canned_at),
     }
@@ -348,11 +377,4 @@ def _counts(rounds: Sequence[Round], final_rows: Sequence[int], config: ReviseCo
 
 def canned(exchanges: Sequence[Exchange], at: int) -> int:
     """How many replies say, word for word, what is said to at least `at` different prompts: evasion by formula."""
-    prompts: dict[str, set[Any]] = {}
-    for item in exchanges:
-        prompts.setdefault(_key(item), set()).add(item.messages)
-    return sum(len(prompts[_key(item)]) >= at for item in exchanges)
-
-
-def _key(item: Exchange) -> str:
-    return " ".join(item.reply_text.casefold().split())
+    return sum(is_canned(exchanges, at))

@@ -34,7 +34,7 @@ from fairlead.methods.experience import Experience, experience_of
 from fairlead.methods.learner import Learner, Reference, whole_policy
 from fairlead.methods.loop import TrainingStopped, Updates
 from fairlead.methods.policy_terms import rewards_of_step
-from fairlead.methods.rewards import Objective, score
+from fairlead.methods.rewards import Objective, at_step, score
 from fairlead.methods.rollouts import Asked, Drawing, Drawn, LocalSampler, MixtureSampler, Sampler, exchange_of
 from fairlead.methods.rows import Rows, Trainable
 from fairlead.models.render import render_prompt
@@ -42,6 +42,7 @@ from fairlead.models.render import render_prompt
 log = logging.getLogger(__name__)
 
 REPLIES, GREEDY, OTHER = range(3)  # what is drawn, each from random numbers of its own
+ROUND = 1_000_003  # added to a step's number for each round of other prompts in it, for random numbers of their own
 
 
 def prompts_as_read(
@@ -99,10 +100,11 @@ class Source:
         objectives: Sequence[Objective],
         config: PolicyConfig,
         updates: Updates,
+        steps: int,
     ) -> None:
         self.sampler, self.learner, self.reference, self.model = sampler, learner, reference, model
-        self.prompts, self.asked, self.objectives, self.config = prompts, asked, objectives, config
-        self.updates = updates
+        self.prompts, self.asked, self._objectives, self.config = prompts, asked, objectives, config
+        self.updates, self.steps = updates, steps
         self._copy: torch.nn.Module | None = None
         self._silent: set[str] = set()  # objectives whose first missing score was told
         self._pool = ThreadPoolExecutor(1) if config.asynchronous else None
@@ -118,6 +120,10 @@ class Source:
     def __exit__(self, *exc: object) -> None:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def objectives(self, step: int) -> Sequence[Objective]:
+        """As they count in this step."""
+        return at_step(self._objectives, step % ROUND, self.steps)
 
     def ahead(self, step: int) -> None:
         """Begin to draw a step's replies with the weights as they are now."""
@@ -137,7 +143,7 @@ class Source:
         else:
             version = self._refresh()
             batch = self._draw(step, self._mine(asked))
-        made = self._together(asked, batch, version, start + len(asked))
+        made = self._together(step, asked, batch, version, start + len(asked))
         for name, reason in batch.reasons.items():
             if name not in self._silent:
                 log.warning("objective %s has no score for some replies; the first because: %s", name, reason)
@@ -145,7 +151,7 @@ class Source:
         rounds = 0
         while config.resample > rounds and (made_more := self._resampled(step, made, rounds, version)) is not None:
             made, rounds = made_more, rounds + 1
-        if bool(rewards_of_step(made, self.objectives, config).more["reward_R"].isnan().all()):
+        if bool(rewards_of_step(made, self.objectives(step), config).more["reward_R"].isnan().all()):
             why = "; ".join(f"{name}: {reason}" for name, reason in batch.reasons.items()) or "no reason given"
             raise TrainingStopped(
                 f"training stopped at step {step + 1}: not one of {made.replies} replies has a reward ({why})"
@@ -195,15 +201,16 @@ class Source:
             groups = [[*mine, *other] for mine, other in zip(groups, others, strict=True)]
         seconds = time.perf_counter() - began
         flat = [exchange_of(one, drawn) for one, group in zip(asked, groups, strict=True) for drawn in group]
-        scores = score(self.objectives, flat)
+        objectives = self.objectives(step)
+        scores = score(objectives, flat)
         raw = iter(scores.raw_RK.tolist())
         tables = [[next(raw) for _ in group] for group in groups]
         greedy: list[tuple[Drawn, list[float]]] = []
         if c.advantage == "remax":
             firsts = self.sampler.draw(asked, self._how(step, GREEDY, n=1, temperature=0.0, top_p=None, top_k=None))
-            judged = score(self.objectives, [exchange_of(one, d[0]) for one, d in zip(asked, firsts, strict=True)])
+            judged = score(objectives, [exchange_of(one, d[0]) for one, d in zip(asked, firsts, strict=True)])
             greedy = [(d[0], values) for d, values in zip(firsts, judged.raw_RK.tolist(), strict=True)]
-        wins = self._wins(flat, scores.raw_RK) if c.advantage == "nash" else []
+        wins = self._wins(objectives, flat, scores.raw_RK) if c.advantage == "nash" else []
         return Batch(groups, tables, greedy, wins, scores.reasons, seconds)
 
     def _others(self, step: int, asked: Sequence[Asked]) -> list[list[Drawn]]:
@@ -218,19 +225,19 @@ class Source:
         mixture: Sampler = MixtureSampler(self.model.tokenizer, policy, self.reference.module, self.config.nash_mix)
         return mixture.draw(asked, how)
 
-    def _wins(self, flat: Sequence[Exchange], raw_RK: torch.Tensor) -> list[float]:
+    def _wins(self, objectives: Sequence[Objective], flat: Sequence[Exchange], raw_RK: torch.Tensor) -> list[float]:
         """P(the policy's reply is better), by a judge that compares or by the difference of the rewards."""
-        rewards = [one for one in self.objectives if one.role == "reward"]
-        if len(rewards) == 1 and isinstance(rewards[0].judge, Comparer):
+        rewards = [(k, one) for k, one in enumerate(objectives) if one.role == "reward" and one.weight]
+        if len(rewards) == 1 and isinstance(judge := rewards[0][1].judge, Comparer):
             pairs = list(zip(flat[::2], flat[1::2], strict=True))
-            return [math.nan if p is None else p for p in rewards[0].judge.compare(pairs)]
-        total = sum(one.weight * raw_RK[:, k] for k, one in enumerate(self.objectives) if one.role == "reward")
+            return [math.nan if p is None else p for p in judge.compare(pairs)]
+        total = sum(one.weight * raw_RK[:, k] for k, one in rewards)
         assert isinstance(total, torch.Tensor)
         return [math.nan if math.isnan(gap) else sigmoid(gap) for gap in (total[::2] - total[1::2]).tolist()]
 
     # -------------------------------------------------------------------------------------- all together
 
-    def _together(self, asked: Sequence[Asked], batch: Batch, version: int, taken: int) -> Experience:
+    def _together(self, number: int, asked: Sequence[Asked], batch: Batch, version: int, taken: int) -> Experience:
         """The whole step, out of what every process drew of it."""
         batches = (
             [batch] if parallel.world().size == 1 else [_unpacked(text) for text in parallel.texts(_packed(batch))]
@@ -245,7 +252,7 @@ class Source:
             own = self._experience(
                 asked, [[d] for d, _ in greedy], [values for _, values in greedy], rows, version, taken
             )
-            step = step.with_more(greedy_P=rewards_of_step(own, self.objectives, self.config).more["reward_R"])
+            step = step.with_more(greedy_P=rewards_of_step(own, self.objectives(number), self.config).more["reward_R"])
         if self.config.advantage == "nash":
             wins = [batches[i % size].wins[i // size] for i in range(len(asked))]
             step = step.with_more(win_P=torch.tensor(wins, dtype=torch.float64))
@@ -260,23 +267,23 @@ class Source:
         version: int,
         taken: int,
     ) -> Experience:
-        raw_RK = torch.tensor(raw, dtype=torch.float64).view(-1, len(self.objectives))
+        raw_RK = torch.tensor(raw, dtype=torch.float64).view(-1, len(self._objectives))
         return replace(experience_of(asked, groups, raw_RK, version=version, taken=taken), rows=tuple(rows))
 
     def _resampled(self, step: int, made: Experience, rounds: int, version: int) -> Experience | None:
         """Groups with nothing to say replaced by those of the next prompts that have; None where all speak."""
-        informative = self._informative(made)
+        informative = self._informative(step, made)
         silent = [i for i, speaks in enumerate(informative) if not speaks]
         if not silent:
             return None
         asked = self._next(len(silent), made.taken)
-        batch = self._draw((rounds + 1) * 1_000_003 + step, self._mine(asked))
-        fresh = self._together(asked, batch, version, made.taken + len(asked))
-        speaking = [i for i, speaks in enumerate(self._informative(fresh)) if speaks]
+        batch = self._draw((rounds + 1) * ROUND + step, self._mine(asked))
+        fresh = self._together(step, asked, batch, version, made.taken + len(asked))
+        speaking = [i for i, speaks in enumerate(self._informative(step, fresh)) if speaks]
         return _replaced(made, fresh, dict(zip(silent, speaking, strict=False)))
 
-    def _informative(self, step: Experience) -> list[bool]:
-        shaped = rewards_of_step(step, self.objectives, self.config)
+    def _informative(self, number: int, step: Experience) -> list[bool]:
+        shaped = rewards_of_step(step, self.objectives(number), self.config)
         found: list[bool] = advantages.signal(shaped.more["reward_R"], step.group_R).informative_P.tolist()
         return found
 

@@ -50,7 +50,7 @@ from fairlead.methods.policy_terms import (
     rewards_of_step,
 )
 from fairlead.methods.resume import resumable
-from fairlead.methods.rewards import Objective, checked
+from fairlead.methods.rewards import Objective, at_step, checked, switch
 from fairlead.methods.rollouts import LocalSampler, Sampler
 from fairlead.methods.rows import Rows, Trainable, exchange_rows, folder_key, scored_tokens
 
@@ -132,7 +132,7 @@ def train_policy(
             reference.carry(updates)
         loop = Loop(learner, reference, updates, objectives, config, steps, ptx, recompute, sampler.exact)
         journal = Journal(run, key, config.updates)
-        with Source(sampler, learner, reference, model, prompts, asked, objectives, config, updates) as source:
+        with Source(sampler, learner, reference, model, prompts, asked, objectives, config, updates, steps) as source:
             for step in range(done // config.updates, steps):
                 experience = journal.find(step)
                 if experience is None:
@@ -190,20 +190,21 @@ class Loop:
     def prepared(self, step: Experience, number: int) -> Experience:
         """Rewards, the log-probs and values that are read before the update, advantages, and numbers for the log."""
         config, began = self.config, time.perf_counter()
-        step = rewards_of_step(step, self.objectives, config)
+        objectives = at_step(self.objectives, number, self.steps)
+        step = rewards_of_step(step, objectives, config)
         if config.advantage == "pair":
             step = step.with_more(pair_B2=pairs_of(step.more["reward_R"], step.group_R))
         if self.reference is not None:
             step = reading.reference_logprobs(step, self.reference.module, config)
         if not self._late:
-            step = advantages_of_step(step, self.objectives, config, self.now)
+            step = advantages_of_step(step, objectives, config, self.now)
         plan = [pieces for _, pieces in self._plan(step, number, 0)]
         step = reading.before_update(step, self.learner, plan, config, recompute=self.recompute)
         if self._late:
-            step = advantages_of_step(step, self.objectives, config, self.now)
+            step = advantages_of_step(step, objectives, config, self.now)
         step = reading.corrected(step, config, exact=self.exact)
         return step.with_more(
-            reading.told_of(step, self.objectives, config, self.now) | {"prepare_seconds": time.perf_counter() - began}
+            reading.told_of(step, objectives, config, self.now) | {"prepare_seconds": time.perf_counter() - began}
         )
 
     @property
@@ -214,7 +215,8 @@ class Loop:
     def unhealthy(self, step: Experience) -> str:
         """Why the run should stop here, its weights put back to the last good ones; "" where it should not."""
         config, updates = self.config, self.updates
-        history = [record.told for record in updates.records if record.told] + [step.told]
+        told = [record.told for record in updates.records if record.told] + [step.told]
+        history = told[self._alike(len(told) - 1) :]
         found = health(
             [told["reward"] for told in history],
             [told["reward_error"] for told in history],
@@ -231,6 +233,10 @@ class Loop:
             self.learner.remember(updates.tensors)
             updates.extra["good"] = float(updates.done)
         return ""
+
+    def _alike(self, number: int) -> int:
+        """The first step whose reward is the sum of the same objectives as this one's: only those can be compared."""
+        return max((at for one in self.objectives if (at := switch(one, self.steps)) <= number), default=0)
 
     def learn(self, step: Experience, number: int) -> None:
         """The optimiser steps of one experience, from wherever an earlier run left off."""
@@ -369,5 +375,5 @@ def _fitting(objectives: Sequence[Objective], config: PolicyConfig, pretraining:
         )  # fmt: skip
 
 
-def _names(objectives: Sequence[Objective]) -> list[tuple[str, float, str, list[str]]]:
-    return [(o.column, o.weight, o.role, sorted(map(repr, o.judge.lineage))) for o in objectives]
+def _names(objectives: Sequence[Objective]) -> list[tuple[str, float, str, float, list[str]]]:
+    return [(o.column, o.weight, o.role, o.since, sorted(map(repr, o.judge.lineage))) for o in objectives]

@@ -104,6 +104,8 @@ def told_of(
         "surprise": -_mean(step.sampler_N[own[step.reply_N]]),  # an estimate of the entropy per token, nats
     }
     for k, one in enumerate(objectives):
+        if one.weight == 0:
+            continue  # not asked in this step
         raw_R = step.raw_RK[own, k]
         told[f"{one.role}.{one.column}"] = _mean(raw_R[~raw_R.isnan()])
         told[f"missing.{one.column}"] = float(raw_R.isnan().sum())

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -34,12 +34,15 @@ class Objective:
     weight   of its raw score in the sum
     name     its column in the log; by default the judge's own name
     role     reward: to be raised. cost: to be held under `cost_budget`
+    since    share of the run's steps after which it counts; before, its judge is not asked and the reward is that of
+             the others (DeepSeek R1's preference rewards, arXiv 2501.12948: the last quarter, 0.75)
     """
 
     judge: Judge
     weight: float = 1.0
     name: str = ""
     role: Literal["reward", "cost"] = "reward"
+    since: float = 0.0
 
     @property
     def column(self) -> str:
@@ -63,16 +66,37 @@ def checked(objectives: Sequence[Objective]) -> tuple[Objective, ...]:
     for one in objectives:
         if not math.isfinite(one.weight) or one.weight == 0:
             raise InputError(f"objective {one.column!r} has weight {one.weight}; leave it out, or give it a say")
+        if not 0 <= one.since < 1:
+            raise InputError(f"objective {one.column!r}: since is {one.since}, and a share of the steps is in [0, 1)")
+    for role in ("reward", "cost"):
+        since = [one.since for one in objectives if one.role == role]
+        if since and min(since) > 0:
+            raise InputError(f"no {role} counts from the first step on: give one that does (since: 0)")
     return tuple(objectives)
 
 
+def switch(one: Objective, steps: int) -> int:
+    """The first step, from 0, in which an objective counts, of so many in all. The last one at the latest."""
+    return min(math.ceil(one.since * steps - 1e-9), max(steps - 1, 0))
+
+
+def at_step(objectives: Sequence[Objective], step: int, steps: int) -> tuple[Objective, ...]:
+    """The objectives as they count in one step of a run: those that do not yet have weight 0."""
+    return tuple(one if step >= switch(one, steps) else replace(one, weight=0.0) for one in objectives)
+
+
 def score(objectives: Sequence[Objective], exchanges: Sequence[Exchange]) -> Scores:
-    """Every objective's raw score of every reply. Raises InputError for a judge whose answers are not one per reply."""
+    """Every objective's raw score of every reply. Raises InputError for a judge whose answers are not one per reply.
+
+    One of weight 0 is not asked: its column is NaN, and nothing reads it.
+    """
     columns: list[Tensor] = []
     reasons: dict[str, str] = {}
     for one in objectives:
-        values = _values(one, exchanges, reasons)
-        columns.append(values)
+        if one.weight == 0:
+            columns.append(torch.full((len(exchanges),), math.nan, dtype=torch.float64))
+        else:
+            columns.append(_values(one, exchanges, reasons))
     if not columns:
         return Scores(torch.zeros(len(exchanges), 0, dtype=torch.float64), reasons)
     return Scores(torch.stack(columns, 1), reasons)

@@ -31,7 +31,7 @@ from fairlead.methods.rollouts import Asked, Drawing, Drawn, LocalSampler, Sampl
 from fairlead.methods.rollouts_vllm_server import Choice, Gone, Seen, VllmServer, add_place
 from fairlead.methods.rollouts_vllm_weights import BOUND, has_head, probe_of, shown, tied, untied, verify
 from fairlead.models import is_remote
-from fairlead.models.access import key_from
+from fairlead.models.keys import key_from
 from fairlead.models.remote import Limits, run, together
 from fairlead.models.render import frame
 

@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeVar
 from fairlead.engine.layout import Tokens
 from fairlead.errors import InputError, MissingResource
 from fairlead.models.access import Transient, Who, scrub, status_error
+from fairlead.models.keys import Secret
 from fairlead.models.remote import Limits, close_with
 from fairlead.models.toolong import TooLong
 
@@ -69,7 +70,7 @@ class VllmServer:
     retried   tries beyond the first
     """
 
-    def __init__(self, name: str, model: str, url: str, key: str | None, limits: Limits) -> None:
+    def __init__(self, name: str, model: str, url: str, key: Secret | None, limits: Limits) -> None:
         self.url, self.limits = url, limits
         self.down: str | None = None
         self.mode: Literal["raw", "processed"] | None = None
@@ -90,7 +91,8 @@ class VllmServer:
         if self._client is None:
             import openai
 
-            self._client = openai.AsyncOpenAI(api_key=self._key or "none", base_url=self.url, max_retries=0)
+            shown = self._key.reveal() if self._key else "none"
+            self._client = openai.AsyncOpenAI(api_key=shown, base_url=self.url, max_retries=0)
             close_with(self, self._client)
 
     # ------------------------------------------------------------------------------------------- drawing

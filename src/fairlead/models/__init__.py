@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from fairlead.errors import InputError, MissingResource
+from fairlead.models.batch import Batch
 from fairlead.models.budget import Budget, OutOfBudget, Spend
+from fairlead.models.cache import ResponseCache
 from fairlead.models.prices import Price, read_prices
 from fairlead.models.protocol import (
     SAMPLING_FIELDS,
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SAMPLING_FIELDS",
+    "Batch",
     "Budget",
     "CapabilityError",
     "Finish",
@@ -41,17 +44,19 @@ __all__ = [
     "Price",
     "Prompt",
     "Reply",
+    "ResponseCache",
     "Sampling",
     "Spend",
     "Usage",
     "is_remote",
     "open_model",
     "read_prices",
+    "remote_parts",
     "require",
     "torch_is_here",
 ]
 
-PROVIDERS = ("openai", "vllm", "anthropic")
+PROVIDERS = ("openai", "openai-responses", "vllm", "anthropic", "azure", "bedrock", "vertex", "together")
 FOLDERS = ("./", "../", "/", "~")
 
 
@@ -62,6 +67,8 @@ def open_model(
     budget: Budget | None = None,
     limits: Limits | None = None,
     prices: Mapping[str, Price] | None = None,
+    cache: ResponseCache | Path | None = None,
+    records: Path | None = None,
     cut: Literal["left"] | None = None,
     **local: Any,
 ) -> Model:
@@ -71,6 +78,8 @@ def open_model(
              "OWNER/NAME") | "PROVIDER/NAME[@URL]"
     torch    the apprentice only: True insists on torch, False on NumPy, None takes torch where it is installed
     budget, limits, prices   remote models only
+    cache    remote models only: keeps replies in a folder and asks nothing twice; None asks always
+    records  remote models only: where `doctor --live` keeps what models can do; None is `runs/.cache/capabilities`
     cut      local models: "left" cuts prompts that are too long, None refuses them
     local    more for `open_local`: device, dtype, rows
 
@@ -88,13 +97,7 @@ def open_model(
         if local:
             raise InputError(f"{text} is a remote model; {sorted(local)[0]!r} is for local weights")
         provider, model, url = remote
-        if provider == "anthropic":
-            from fairlead.models.anthropic import open_anthropic
-
-            return open_anthropic(model, url, name=text, budget=budget, limits=limits, prices=prices)
-        from fairlead.models.openai import open_openai
-
-        return open_openai(provider, model, url, name=text, budget=budget, limits=limits, prices=prices)
+        return _open_remote(provider, model, url, text, budget, limits, prices, cache, records)
     # a name that is a folder here means the folder, as transformers reads it
     folder = bool(text.strip()) and Path(text).is_dir()
     if not folder:
@@ -106,6 +109,35 @@ def open_model(
     if folder and not text.startswith(FOLDERS):
         return open_local(f"./{text}", cut=cut, **{"name": text, **local})
     return open_local(text, cut=cut, **local)
+
+
+def _open_remote(
+    provider: str,
+    model: str,
+    url: str | None,
+    name: str,
+    budget: Budget | None,
+    limits: Limits | None,
+    prices: Mapping[str, Price] | None,
+    cache: ResponseCache | Path | None,
+    records: Path | None,
+) -> Model:
+    from fairlead.models.capabilities import RECORDS
+    from fairlead.models.terms import Terms
+
+    kept = ResponseCache(cache) if isinstance(cache, Path) else cache
+    terms = Terms(budget, limits, prices, kept, records or RECORDS)
+    if provider == "anthropic":
+        from fairlead.models.anthropic import open_anthropic
+
+        return open_anthropic(model, url, name=name, terms=terms)
+    if provider in ("azure", "bedrock", "vertex"):
+        from fairlead.models import clouds
+
+        return clouds.OPEN[provider](model, url, name=name, terms=terms)
+    from fairlead.models.openai import open_openai
+
+    return open_openai(provider, model, url, name=name, terms=terms)
 
 
 def torch_is_here() -> bool:
@@ -121,6 +153,11 @@ def is_remote(spec: str | Path) -> bool:
     return _remote(str(spec)) is not None
 
 
+def remote_parts(spec: str | Path) -> tuple[str, str, str | None] | None:
+    """(provider, model, URL or None) of a managed model, or None for a local one. Raises InputError for a near miss."""
+    return _remote(str(spec))
+
+
 def _remote(text: str) -> tuple[str, str, str | None] | None:
     """(provider, model, URL or None), or None for a local spec. Raises InputError for what is nearly one."""
     head, slash, rest = text.partition("/")
@@ -128,7 +165,7 @@ def _remote(text: str) -> tuple[str, str, str | None] | None:
     url: str | None = None
     if "@" in rest and (match := re.match(r"(.*?)@(\w+://.*)$", rest)):
         rest, url = match[1], match[2]
-    elif "@" in rest and provider in PROVIDERS:
+    elif "@" in rest and provider in PROVIDERS and not (provider == "vertex" and re.fullmatch(r"[^@]+@\w+", rest)):
         raise InputError(f"{text}: what follows @ must be a URL, such as http://127.0.0.1:8000/v1")
     if slash and provider in PROVIDERS:
         if not rest:

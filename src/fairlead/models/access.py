@@ -1,12 +1,7 @@
-"""Keys, servers' refusals and who a remote model is: what a failed call means for the user.
-
-Keys come from the environment and stay out of every message, log line and repr.
-"""
+"""Servers' refusals and who a remote model is: what a failed call means for the user, told without any key."""
 
 from __future__ import annotations
 
-import ipaddress
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +10,7 @@ from urllib.parse import urlsplit
 
 from fairlead.errors import InputError, MissingResource
 from fairlead.exchange import Message, Refusal
+from fairlead.models.keys import Secret
 from fairlead.models.prices import without_date
 from fairlead.models.protocol import CapabilityError, Reply, Usage
 from fairlead.models.toolong import TooLong
@@ -22,11 +18,19 @@ from fairlead.models.wire import whole
 
 
 class Transient(Exception):
-    """A try that failed for a reason that may pass. `billed`: the provider may charge for it all the same."""
+    """A try that failed for a reason that may pass.
 
-    def __init__(self, message: str, *, wait: float | None = None, billed: bool = False, dead: bool = False) -> None:
+    wait     seconds the server asks to wait, None where it does not say
+    billed   the provider may charge for it all the same
+    dead     nobody listens there
+    busy     the server asks for fewer calls
+    """
+
+    def __init__(
+        self, message: str, *, wait: float | None = None, billed: bool = False, dead: bool = False, busy: bool = False
+    ) -> None:
         super().__init__(message)
-        self.wait, self.billed, self.dead = wait, billed, dead
+        self.wait, self.billed, self.dead, self.busy = wait, billed, dead, busy
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +59,13 @@ def status_error(
     if status == 402 or code == "insufficient_quota":
         return MissingResource(f"{who.name}: the account behind {who.key_variable} has no credit left ({status}){said}")
     if status in (408, 409, 425, 429) or status >= 500:
-        return Transient(f"{who.url} answered {status}{said}", wait=retry_after(headers))
+        busy = status in BUSY
+        return Transient(f"{who.url} answered {status}{said}", wait=retry_after(headers), busy=busy)
     text = f"{param} {message}".lower()
-    for field, names in _FIELD_NAMES.items():
-        if status in (400, 422) and any(name in text.replace("`", "").replace("'", "").split() for name in names):
-            return CapabilityError(f"{who.name} does not take {field!r} ({status}){said}")
+    if status in (400, 422) and (field := _refused_field(text)):
+        error = CapabilityError(f"{who.name} does not take {field!r} ({status}){said}")
+        error.capability = field
+        return error
     refused = f"{who.name}: {who.url} refused the request ({status}){said}"
     # OpenAI has a code for it; vLLM and Anthropic say it in these words only.
     if code == "context_length_exceeded" or any(words in text for words in _TOO_LONG_WORDS):
@@ -67,12 +73,18 @@ def status_error(
     return InputError(refused)
 
 
+BUSY = (429, 503, 529)
+"""Too many calls; unavailable; overloaded (Anthropic's own)."""
+
 _TOO_LONG_WORDS = ("maximum context length", "prompt is too long")
 
-_FIELD_NAMES: Mapping[str, tuple[str, ...]] = {
-    field: (field, f"{field}:", f"{field}.", f"{field},")
-    for field in ("temperature", "top_p", "top_k", "seed", "stop", "logprobs")
-}
+_FIELDS = ("temperature", "top_p", "top_k", "seed", "stop", "top_logprobs", "logprobs")
+
+
+def _refused_field(text: str) -> str | None:
+    """The first parameter that a refusal names: those after it may be what the model does take."""
+    words = (word.strip("`'\"():,.;") for word in text.split())
+    return next((word for word in words if word in _FIELDS), None)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -91,25 +103,6 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         return None
 
 
-def key_from(variable: str, *, url: str, optional: bool, name: str) -> str | None:
-    """The key from the environment. Raises MissingResource where it is needed and not set, or would go in clear."""
-    key = os.environ.get(variable, "").strip() or None
-    if key is None and not optional:
-        raise MissingResource(f"{name}: no key. Set the environment variable {variable}.")
-    parts = urlsplit(url)
-    if key is not None and parts.scheme == "http" and not _near(parts.hostname or ""):
-        raise InputError(f"{name}: {url} is plain http, and {variable} would travel in clear; use https")
-    return key
-
-
-def _near(host: str) -> bool:
-    """Loopback, private networks and names without a dot: where plain http is usual."""
-    try:
-        return ipaddress.ip_address(host).is_private
-    except ValueError:
-        return host == "localhost" or "." not in host or host.endswith((".local", ".internal", ".localhost"))
-
-
 def remote_lineage(provider: str, model: str, url: str, official: str) -> str:
     """`api:…`: the provider and model, or the server and model where it is somebody's own; snapshots' dates removed."""
     parts = urlsplit(url)
@@ -118,9 +111,11 @@ def remote_lineage(provider: str, model: str, url: str, official: str) -> str:
     return f"api:{where}/{without_date(model.lower())}"
 
 
-def scrub(text: str, key: str | None) -> str:
-    """A server's words without the key it may have echoed, printable, and not longer than a line or two."""
-    clean = whole(text.replace(key, "[key]") if key else text)
+def scrub(text: str, *keys: Secret | None) -> str:
+    """A server's words without the keys it may have echoed, printable, and not longer than a line or two."""
+    for key in keys:
+        text = key.taken_out_of(text) if key is not None else text
+    clean = whole(text)
     return " ".join(clean.split())[:300]
 
 

@@ -6,19 +6,22 @@ names it. It answers once per call, so n replies are n calls.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from fairlead.exchange import Message, Refusal, Text
 from fairlead.models import wire
-from fairlead.models.access import Transient, Who, key_from, remote_lineage, scrub, status_error
-from fairlead.models.budget import Budget
+from fairlead.models.access import Transient, Who, remote_lineage
+from fairlead.models.batch import BatchEnd
+from fairlead.models.capabilities import capabilities_of
+from fairlead.models.keys import key_from
 from fairlead.models.longest import Longest
-from fairlead.models.prices import Price, price_of
 from fairlead.models.protocol import CapabilityError, Finish, Prompt, Reply, Sampling, Usage
-from fairlead.models.remote import DEFAULT_MAX_TOKENS, Answer, Limits, RemoteModel, close_with
+from fairlead.models.remote import DEFAULT_MAX_TOKENS, Answer, RemoteModel
+from fairlead.models.sdk_anthropic import AnthropicConnection, connect
+from fairlead.models.terms import Terms
 
 OFFICIAL = "https://api.anthropic.com"
 KEY = "ANTHROPIC_API_KEY"
@@ -33,50 +36,53 @@ _FINISH: Mapping[str, Finish] = {
 }
 
 
-def open_anthropic(
-    model: str,
-    url: str | None,
-    *,
-    name: str,
-    budget: Budget | None = None,
-    limits: Limits | None = None,
-    prices: Mapping[str, Price] | None = None,
-) -> RemoteModel:
+def open_anthropic(model: str, url: str | None, *, name: str, terms: Terms) -> RemoteModel:
     """A model behind the messages API. Raises MissingResource without a key."""
     base = (url or os.environ.get("ANTHROPIC_BASE_URL") or OFFICIAL).rstrip("/").removesuffix("/v1")
-    key = key_from(KEY, url=base, optional=base != OFFICIAL, name=name)
-    price = price_of(model, prices) if base == OFFICIAL else (prices or {}).get(model)
-    endpoint = Messages(Who(name, model, base, KEY), key)
-    lineage = remote_lineage("anthropic", model, base, OFFICIAL)
-    return RemoteModel(name, endpoint, lineage=lineage, url=base, price=price, budget=budget, limits=limits)
+    official = base == OFFICIAL
+    key = key_from(KEY, url=base, optional=not official, name=name)
+    endpoint = Messages(connect(Who(name, model, base, KEY), key), official=official, records=terms.records)
+    return terms.model(
+        name,
+        endpoint,
+        lineage=remote_lineage("anthropic", model, base, OFFICIAL),
+        url=base,
+        price=terms.price(model, listed=official),
+    )
 
 
 class Messages:
-    """One server's messages; the client is made on the first call."""
+    """One server's messages. `official`: a provider's address, which has no list of context lengths."""
 
     replies_per_call: int | None = 1
-    capabilities = frozenset({"max_tokens", "stop"})
+    limit_field = "max_tokens"
 
-    def __init__(self, who: Who, key: str | None) -> None:
-        self._who, self._key = who, key
-        self._client: Any = None
-        self._longest = Longest(who.model, "/v1/models", official=who.url == OFFICIAL)
+    def __init__(
+        self,
+        connection: AnthropicConnection,
+        *,
+        official: bool,
+        records: Path | None,
+        batch: bool = True,
+        **identity: str,
+    ) -> None:
+        self.connection = connection
+        who = self._who = connection.who
+        self._longest = Longest(who.model, "/v1/models", official=official)
+        self.identity: Mapping[str, Any] = {"api": "messages", "url": who.url, "model": who.model, **identity}
+        self.has = frozenset({"max_tokens", "stop", "batch"} if batch else {"max_tokens", "stop"})
+        self.capabilities = capabilities_of(
+            "messages", who.model, who.url, self.has, official=official, records=records
+        )
 
     def __repr__(self) -> str:
         return f"Messages({self._who})"
 
     def ready(self) -> None:
-        if self._client is None:
-            import anthropic
+        self.connection.ready()
 
-            self._client = anthropic.AsyncAnthropic(
-                api_key=self._key or "none", base_url=self._who.url, max_retries=0, open_telemetry=False
-            )
-            close_with(self, self._client)
-
-    async def ask(self, prompt: Prompt, n: int, sampling: Sampling, timeout: float) -> Answer:
-        import anthropic
-
+    def body(self, prompt: Prompt, sampling: Sampling) -> dict[str, Any]:
+        """The request, as it goes out alone or in a batch."""
         system, messages = wire.to_anthropic(prompt)
         body: dict[str, Any] = {
             "model": self._who.model,
@@ -87,42 +93,36 @@ class Messages:
             body["system"] = system
         if sampling.stop is not None:
             body["stop_sequences"] = list(sampling.stop)
-        url = self._who.url
-        try:
-            message = await self._client.messages.create(**body, timeout=timeout)
-        except anthropic.APITimeoutError:
-            raise Transient(f"no answer from {url} within {timeout:g} s", billed=True) from None
-        except anthropic.APIConnectionError as error:
-            reason = type(error.__cause__).__name__ if error.__cause__ else "connection error"
-            dead = reason in ("ConnectError", "ConnectTimeout")
-            raise Transient(f"{reason} at {url}", billed=not dead, dead=dead) from None
-        except anthropic.APIStatusError as error:
-            message = scrub(_message(error), self._key)
-            raise status_error(self._who, error.status_code, message, error.response.headers) from None
-        except (json.JSONDecodeError, UnicodeDecodeError, anthropic.APIResponseValidationError):
-            raise Transient(f"{url} answered something that is not JSON", billed=True) from None
-        try:
-            reply = _reply(message)
-        except (AttributeError, TypeError) as error:
-            raise Transient(f"{url} answered in another shape ({error})", billed=True) from None
+        return body
+
+    async def ask(self, prompt: Prompt, n: int, sampling: Sampling, timeout: float) -> Answer:
+        body = self.body(prompt, sampling)
+        message = await self.connection.call(lambda client: client.messages.create(**body, timeout=timeout), timeout)
+        reply = self.read(message)
         return Answer((reply,), reply.usage)
+
+    def read(self, message: Any) -> Reply:
+        """The reply in an answer. Raises Transient for an answer of another shape."""
+        try:
+            return _reply(message)
+        except (AttributeError, TypeError) as error:
+            raise Transient(f"{self._who.url} answered in another shape ({error})", billed=True) from None
+
+    def batches(self) -> BatchEnd:
+        from fairlead.models.batch_ends import AnthropicBatches
+
+        return AnthropicBatches(self.connection, self)
 
     async def longest(self) -> int | None:
         """Longest prompt plus reply, where a server of one's own says it."""
         import anthropic
 
-        return await self._longest(self._client, anthropic)
+        return await self._longest(self.connection.client, anthropic)
 
     async def score(
         self, prompt: Prompt, continuations: Sequence[str], timeout: float
     ) -> tuple[tuple[float, ...], Usage]:
         raise CapabilityError(f"model {self._who.name} cannot do 'logprobs'")
-
-
-def _message(error: Any) -> str:
-    body = error.body
-    inner = body.get("error", body) if isinstance(body, Mapping) else body
-    return str(inner.get("message", inner)) if isinstance(inner, Mapping) else str(inner or "")
 
 
 def _reply(message: Any) -> Reply:

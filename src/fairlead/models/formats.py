@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from fairlead.exchange import Refusal, Text, ToolCall
-from fairlead.models import wire
+from fairlead.models import formats_responses, wire
+from fairlead.models.formats_responses import told_tokens
 from fairlead.models.protocol import Model, Prompt, Reply, Sampling, require
 
 Events = Iterator[tuple[str, Any]]
@@ -72,10 +73,7 @@ def _chat(backend: Backend, body: dict[str, Any], headers: Mapping[str, str]) ->
         message = _openai_message(reply)
         choice = {"index": i, "message": message, "finish_reason": _FINISH_OPENAI[reply.finish], "logprobs": None}
         if body.get("logprobs") and reply.logprobs is not None:
-            entries: list[dict[str, Any]] = [
-                {"token": "", "logprob": value, "bytes": None, "top_logprobs": []} for value in reply.logprobs
-            ]
-            choice["logprobs"] = {"content": entries, "refusal": None}
+            choice["logprobs"] = {"content": told_tokens(reply), "refusal": None}
         if body.get("return_token_ids") and reply.tokens is not None:
             choice["token_ids"] = list(reply.tokens)
         choices.append(choice)
@@ -158,6 +156,16 @@ def _tokenize(backend: Backend, body: dict[str, Any], headers: Mapping[str, str]
     return {"tokens": tokens, "count": len(tokens), "max_model_len": backend.model.context}
 
 
+def _responses(backend: Backend, body: dict[str, Any], headers: Mapping[str, str]) -> dict[str, Any]:
+    _known(body, formats_responses.FIELDS)
+    try:
+        messages = formats_responses.prompt_of(body)
+    except ValueError as error:
+        raise HttpError(400, str(error)) from None
+    reply = _ask(backend, messages, _sampling(body, limit=body.get("max_output_tokens")))[0]
+    return formats_responses.answer(backend.name, reply, body)
+
+
 # ------------------------------------------------------------------------------------------- Anthropic
 
 _MESSAGES = {"model", "messages", "system", "max_tokens", "stop_sequences", "stream", "metadata"}
@@ -236,6 +244,7 @@ def _sampling(body: dict[str, Any], *, limit: Any) -> Sampling:
         "top_p": (int, float),
         "top_k": (int,),
         "seed": (int,),
+        "top_logprobs": (int,),
     }
     values: dict[str, Any] = {}
     for field, types in kinds.items():
@@ -273,6 +282,7 @@ def _pieces(text: str) -> list[str]:
 ROUTES: Mapping[str, Callable[[Backend, dict[str, Any], Mapping[str, str]], dict[str, Any] | Events]] = {
     "/v1/chat/completions": _chat,
     "/v1/completions": _completions,
+    "/v1/responses": _responses,
     "/v1/messages": _messages,
     "/tokenize": _tokenize,
 }

@@ -1,30 +1,37 @@
-"""Chat completions through the official SDK: OpenAI, and anything that speaks its format at a URL (vLLM and kin).
+"""Chat completions through the official SDK: OpenAI, Together, and what speaks the format at a URL (vLLM and kin).
 
-`openai/NAME`, `openai/NAME@http://HOST/v1`, `vllm/NAME@http://HOST/v1`. vLLM adds `top_k`, the reply's token ids and
-log-probs, and the log-prob of a given continuation (its `/tokenize` and `prompt_logprobs`). Reasoning models of
-OpenAI refuse `temperature` and kin unless their reasoning is off; that refusal is reported as the missing capability.
+`openai/NAME`, `together/NAME`, `openai/NAME@http://HOST/v1`, `vllm/NAME@http://HOST/v1`. vLLM adds `top_k`, the reply's
+token ids and log-probs, and the log-prob of a given continuation (its `/tokenize` and `prompt_logprobs`). Reasoning
+models of OpenAI refuse `temperature` and kin unless their reasoning is off; that refusal is reported as the missing
+capability.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from fairlead.errors import InputError, MissingResource
 from fairlead.exchange import Message, Refusal, Text
 from fairlead.models import wire
-from fairlead.models.access import Transient, Who, filtered, key_from, remote_lineage, scrub, status_error
-from fairlead.models.budget import Budget
+from fairlead.models.access import Transient, Who, filtered, remote_lineage
+from fairlead.models.batch import BatchEnd
+from fairlead.models.capabilities import capabilities_of
+from fairlead.models.keys import key_from
 from fairlead.models.longest import Longest
-from fairlead.models.prices import Price, price_of
-from fairlead.models.protocol import Finish, Prompt, Reply, Sampling, Usage
-from fairlead.models.remote import Answer, Limits, RemoteModel, close_with, most_tokens
+from fairlead.models.protocol import Alternative, Finish, Prompt, Reply, Sampling, TopLogprobs, Usage
+from fairlead.models.remote import Answer, Endpoint, RemoteModel, most_tokens
+from fairlead.models.responses import Responses
+from fairlead.models.sdk_openai import OpenAIConnection, connect
+from fairlead.models.terms import Terms
 from fairlead.models.toolong import TooLong
 
 OFFICIAL = "https://api.openai.com/v1"
-KEYS = {"openai": "OPENAI_API_KEY", "vllm": "VLLM_API_KEY"}
+HOUSES = {"openai": OFFICIAL, "together": "https://api.together.ai/v1"}
+"""Providers with an address of their own; the others are asked at a URL."""
+KEYS = {"openai": "OPENAI_API_KEY", "vllm": "VLLM_API_KEY", "together": "TOGETHER_API_KEY"}
 
 _FINISH: Mapping[str, Finish] = {
     "stop": "stop",
@@ -33,60 +40,79 @@ _FINISH: Mapping[str, Finish] = {
     "tool_calls": "tool_calls",
     "function_call": "tool_calls",
 }
-_FILTER_CODES = ("content_filter", "content_policy_violation", "moderation_blocked")
 
 
-def open_openai(
-    provider: str,
-    model: str,
-    url: str | None,
-    *,
-    name: str,
-    budget: Budget | None = None,
-    limits: Limits | None = None,
-    prices: Mapping[str, Price] | None = None,
-) -> RemoteModel:
-    """A model behind chat completions. Raises MissingResource without a key, InputError for vLLM without a URL."""
+def open_openai(provider: str, model: str, url: str | None, *, name: str, terms: Terms) -> RemoteModel:
+    """A model behind OpenAI's formats: chat completions, or (`openai-responses`) the responses API.
+
+    Raises MissingResource without a key, InputError for vLLM without a URL.
+    """
     if provider == "vllm" and url is None:
         raise InputError(f"{name}: where is the server? Write vllm/{model}@http://HOST:PORT/v1")
-    base = url or os.environ.get("OPENAI_BASE_URL") or OFFICIAL
-    key = key_from(KEYS[provider], url=base, optional=base != OFFICIAL, name=name)
-    who = Who(name, model, base, KEYS[provider])
-    # a server of one's own costs what its owner says; only OpenAI's own address has OpenAI's prices
-    price = price_of(model, prices) if base == OFFICIAL else (prices or {}).get(model)
-    endpoint = ChatCompletions(who, key, vllm=provider == "vllm", official=base == OFFICIAL)
-    lineage = remote_lineage("openai", model, base, OFFICIAL)
-    return RemoteModel(name, endpoint, lineage=lineage, url=base, price=price, budget=budget, limits=limits)
+    house = HOUSES.get(provider, OFFICIAL)
+    base = url or (os.environ.get("OPENAI_BASE_URL") if house == OFFICIAL else None) or house
+    official = base.rstrip("/") == OFFICIAL  # whose newer names of parameters, and whose prices
+    variable = KEYS.get(provider, "OPENAI_API_KEY")
+    key = key_from(variable, url=base, optional=base.rstrip("/") != house, name=name)
+    connection = connect(Who(name, model, base, variable), key)
+    endpoint: Endpoint
+    if provider == "openai-responses":
+        endpoint = Responses(connection, official=official, records=terms.records)
+    else:
+        endpoint = ChatCompletions(connection, vllm=provider == "vllm", official=official, records=terms.records)
+    return terms.model(
+        name,
+        endpoint,
+        lineage=remote_lineage(provider if provider in HOUSES else "openai", model, base, house),
+        url=base,
+        price=terms.price(model, listed=official),
+    )
 
 
 class ChatCompletions:
-    """One server's chat completions; the client is made on the first call."""
+    """One server's chat completions.
 
-    replies_per_call: int | None = None
+    official   the provider's own address (OpenAI's, Azure's): newer names of parameters, no list of context lengths
+    """
 
-    def __init__(self, who: Who, key: str | None, *, vllm: bool, official: bool) -> None:
-        self._who, self._key, self._vllm = who, key, vllm
-        self._client: Any = None
+    def __init__(
+        self, connection: OpenAIConnection, *, vllm: bool, official: bool, records: Path | None,
+        batch: bool = True, **identity: str,
+    ) -> None:  # fmt: skip
+        self.connection, self._vllm = connection, vllm
+        who = self._who = connection.who
         self._longest = Longest(who.model, "/models", official=official)
         self._pieces: dict[str, list[int]] = {}
         self._counts = True  # until the server shows that it has no /tokenize
         # OpenAI's newer models know only the second name, many compatible servers only the first
-        self._limit_field = "max_completion_tokens" if official else "max_tokens"
-        fields = {"max_tokens", "temperature", "top_p", "stop", "seed"}
-        self.capabilities = frozenset(fields | {"top_k", "logprobs", "tokens"} if vllm else fields)
+        self.limit_field = "max_completion_tokens" if official else "max_tokens"
+        self.identity: Mapping[str, Any] = {
+            "api": "chat", "url": who.url, "model": who.model, "vllm": vllm, **identity,
+        }  # fmt: skip
+        self.has = frozenset({"max_tokens", "temperature", "top_p", "stop", "seed", "top_logprobs", "n"})
+        self.has |= {"top_k", "logprobs", "tokens"} if vllm else {"batch"} if batch else set()
+        can = capabilities_of("chat", who.model, who.url, self.has, official=official, records=records)
+        self.replies_per_call: int | None = None if "n" in can else 1
+        self.capabilities = can - {"n"}
 
     def __repr__(self) -> str:
         return f"ChatCompletions({self._who})"
 
     def ready(self) -> None:
-        if self._client is None:
-            import openai
+        self.connection.ready()
+        import openai.types.chat  # noqa: F401  # takes long once
 
-            # the SDK wants some key; a server of one's own may want none. Its own retries are off: ours count and wait.
-            self._client = openai.AsyncOpenAI(api_key=self._key or "none", base_url=self._who.url, max_retries=0)
-            close_with(self, self._client)
+    def body(self, prompt: Prompt, sampling: Sampling) -> dict[str, Any]:
+        """The request, as it goes out in a batch."""
+        body = self._body(prompt, sampling.n, sampling)
+        return body if sampling.max_tokens is None else body | {self.limit_field: sampling.max_tokens}
 
-    async def ask(self, prompt: Prompt, n: int, sampling: Sampling, timeout: float) -> Answer:
+    def batches(self) -> BatchEnd:
+        from fairlead.models.batch_ends import OpenAIBatches
+
+        return OpenAIBatches(self.connection, "/v1/chat/completions", self)
+
+    def _body(self, prompt: Prompt, n: int, sampling: Sampling) -> dict[str, Any]:
         body: dict[str, Any] = {"model": self._who.model, "messages": wire.to_openai(prompt)}
         for field in ("temperature", "top_p", "seed", "top_k"):
             if getattr(sampling, field) is not None:
@@ -97,20 +123,27 @@ class ChatCompletions:
             body["n"] = n
         if self._vllm:
             body |= {"logprobs": True, "return_token_ids": True}
+        if sampling.top_logprobs is not None:
+            body |= {"logprobs": True, "top_logprobs": sampling.top_logprobs}
+        return body
+
+    async def ask(self, prompt: Prompt, n: int, sampling: Sampling, timeout: float) -> Answer:
+        body = self._body(prompt, n, sampling)
         room = await self._room(prompt, sampling.max_tokens, timeout)
         try:
-            data = await self._post("/chat/completions", body | {self._limit_field: room}, timeout)
+            data = await self.connection.post("/chat/completions", body | {self.limit_field: room}, timeout)
         except InputError as error:
-            other = {"max_tokens": "max_completion_tokens"}.get(self._limit_field)
+            other = {"max_tokens": "max_completion_tokens"}.get(self.limit_field)
             if other is None or other not in str(error):
                 raise
-            self._limit_field = other  # the server said so; remembered for the calls to come
-            data = await self._post("/chat/completions", body | {other: room}, timeout)
+            self.limit_field = other  # the server said so; remembered for the calls to come
+            data = await self.connection.post("/chat/completions", body | {other: room}, timeout)
         if data is None:
             return Answer((filtered("the provider's content filter refused the prompt", Usage()),) * n, Usage())
-        return self._answer(data)
+        return self.read(data)
 
-    def _answer(self, data: Mapping[str, Any]) -> Answer:
+    def read(self, data: Mapping[str, Any]) -> Answer:
+        """The replies in an answer. Raises Transient for an answer of another shape."""
         from openai.types.chat import ChatCompletion
 
         usage = _usage(data)
@@ -130,7 +163,7 @@ class ChatCompletions:
         """Longest prompt plus reply, where the server says it."""
         import openai
 
-        return await self._longest(self._client, openai)
+        return await self._longest(self.connection.client, openai)
 
     async def _room(self, prompt: Prompt, wanted: int | None, timeout: float) -> int | None:
         """Tokens the reply may take: `wanted`, or what the context leaves, as with local weights.
@@ -152,12 +185,14 @@ class ChatCompletions:
 
     async def _tokens_of(self, prompt: Prompt, timeout: float) -> list[int]:
         body = {"model": self._who.model, "messages": wire.to_openai(prompt), "add_generation_prompt": True}
-        return _ids(await self._post(f"{self._root}/tokenize", body, timeout), self._who.url)
+        return _ids(await self.connection.post(f"{self._root}/tokenize", body, timeout), self._who.url)
 
     async def _tokens_in(self, text: str, timeout: float) -> list[int]:
         if text not in self._pieces:
             body = {"model": self._who.model, "prompt": text, "add_special_tokens": False}
-            self._pieces[text] = _ids(await self._post(f"{self._root}/tokenize", body, timeout), self._who.url)
+            self._pieces[text] = _ids(
+                await self.connection.post(f"{self._root}/tokenize", body, timeout), self._who.url
+            )
         return self._pieces[text]
 
     @property
@@ -174,7 +209,7 @@ class ChatCompletions:
             "model": self._who.model, "prompt": [head + tail for tail in tails],
             "max_tokens": 1, "temperature": 0, "prompt_logprobs": 1,
         }  # fmt: skip
-        data = await self._post("/completions", request, timeout)
+        data = await self.connection.post("/completions", request, timeout)
         try:
             choices = sorted((data or {})["choices"], key=lambda choice: int(choice["index"]))
             tables = [choice["prompt_logprobs"] for choice in choices]
@@ -187,41 +222,6 @@ class ChatCompletions:
                 f"{self._who.name}: {self._who.url} gives no prompt_logprobs; it is not a vLLM server"
             ) from None
         return totals, _usage(data or {}) or Usage()
-
-    async def _post(self, path: str, body: Mapping[str, Any], timeout: float) -> Mapping[str, Any] | None:
-        """The JSON of one request; None where a content filter refused it. Raises Transient or a user's error."""
-        import openai
-
-        url = self._who.url
-        try:
-            data = await self._client.post(path, cast_to=object, body=body, options={"timeout": timeout})
-        except openai.APITimeoutError:
-            raise Transient(f"no answer from {url} within {timeout:g} s", billed=True) from None
-        except openai.APIConnectionError as error:
-            reason = type(error.__cause__).__name__ if error.__cause__ else "connection error"
-            dead = reason in ("ConnectError", "ConnectTimeout")
-            raise Transient(f"{reason} at {url}", billed=not dead, dead=dead) from None
-        except openai.APIStatusError as error:
-            code = error.code or ""
-            if code in _FILTER_CODES:
-                return None
-            message = scrub(_message(error), self._key)
-            raise status_error(
-                self._who, error.status_code, message, error.response.headers, code=code, param=error.param or ""
-            ) from None
-        except (json.JSONDecodeError, UnicodeDecodeError, openai.APIResponseValidationError):
-            raise Transient(f"{url} answered something that is not JSON", billed=True) from None
-        if not isinstance(data, Mapping):
-            raise Transient(f"{url} answered something that is not a JSON object", billed=True)
-        return data
-
-
-def _message(error: Any) -> str:
-    body = error.body
-    if isinstance(body, Mapping):
-        inner = body.get("error", body)
-        return str(inner.get("message", inner)) if isinstance(inner, Mapping) else str(inner)
-    return str(body or "")
 
 
 def _usage(data: Mapping[str, Any]) -> Usage | None:
@@ -246,10 +246,18 @@ def _reply(choice: Any, raw: Mapping[str, Any], usage: Usage, vllm: bool) -> Rep
         parts = (*parts, Refusal("" if parts else "the provider's content filter stopped this reply"))
     elif finish != "filter" and declined:
         finish = "refusal"  # the model's own answer; a filter takes an answer away, and then there is none
-    tokens = logprobs = None
-    if vllm and isinstance(raw.get("token_ids"), list) and choice.logprobs and choice.logprobs.content is not None:
-        tokens = tuple(int(t) for t in raw["token_ids"])
-        logprobs = tuple(float(t.logprob) for t in choice.logprobs.content)
-        if len(tokens) != len(logprobs):
-            tokens = logprobs = None
-    return Reply((Message("assistant", parts or (Text(""),)),), finish, tokens, logprobs, usage, mended=mended)
+    tokens: tuple[int, ...] | None = None
+    logprobs: tuple[float, ...] | None = None
+    top: TopLogprobs | None = None
+    told = choice.logprobs.content if choice.logprobs else None
+    if told is not None:
+        logprobs = tuple(float(t.logprob) for t in told)
+        if any(t.top_logprobs for t in told):
+            top = tuple(tuple(Alternative(str(o.token), float(o.logprob)) for o in t.top_logprobs) for t in told)
+    if vllm:
+        ids = raw.get("token_ids")
+        tokens = tuple(int(t) for t in ids) if isinstance(ids, list) else None
+        if logprobs is None or tokens is None or len(tokens) != len(logprobs):
+            tokens = logprobs = None  # both or none: trainers take them for one another's
+    message = (Message("assistant", parts or (Text(""),)),)
+    return Reply(message, finish, tokens, logprobs, usage, mended=mended, top_logprobs=top)

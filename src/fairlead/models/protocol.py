@@ -16,14 +16,27 @@ from fairlead.exchange import Message
 Prompt: TypeAlias = Sequence[Message]
 Finish: TypeAlias = Literal["stop", "length", "refusal", "filter", "tool_calls", "error"]
 
-SAMPLING_FIELDS = ("max_tokens", "temperature", "top_p", "top_k", "stop", "seed")
+SAMPLING_FIELDS = ("max_tokens", "temperature", "top_p", "top_k", "stop", "seed", "top_logprobs")
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """A token that might have stood in a place, as text, with its log-prob (nats)."""
+
+    token: str
+    logprob: float
+
+
+TopLogprobs: TypeAlias = tuple[tuple[Alternative, ...], ...]
+"""For each token of a reply the likeliest tokens in its place, the likeliest first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How to draw replies. A field left at None is the model's own default and is not sent.
 
-    `temperature=0` is greedy. Asking for a field that the model's capabilities do not name is an error.
+    `temperature=0` is greedy. `top_logprobs` asks for so many alternatives to each token of the reply, with their
+    log-probs. Asking for a field that the model's capabilities do not name is an error.
     """
 
     n: int = 1
@@ -33,6 +46,7 @@ class Sampling:
     top_k: int | None = None
     stop: tuple[str, ...] | None = None
     seed: int | None = None
+    top_logprobs: int | None = None
 
     def asked(self) -> tuple[str, ...]:
         """The names of the optional fields that are set."""
@@ -64,6 +78,7 @@ class Reply:
     usage: Usage = Usage()
     error: str = ""
     mended: int = 0
+    top_logprobs: TopLogprobs | None = None
 
     @property
     def text(self) -> str:
@@ -102,7 +117,9 @@ class Model(Protocol):
 
 
 class CapabilityError(InputError, ValueError):
-    """A model was asked for something it does not have."""
+    """A model was asked for something it does not have. `capability` names it where a server said so."""
+
+    capability: str = ""
 
 
 def require(model: Model, *capabilities: str) -> None:

@@ -210,7 +210,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def _error(self, status: int, message: str, kind: str, code: str | None = None) -> None:
         inner = {"type": kind, "message": message}
-        body = {"type": "error", "error": inner} if self.path == "/v1/messages" else {"error": {**inner, "code": code}}
+        body = (
+            {"type": "error", "error": inner}
+            if self.path.startswith("/v1/messages")
+            else {"error": {**inner, "code": code}}
+        )
         self._send(body, status)
 
     def _send(self, body: dict[str, Any], status: int = 200) -> None:

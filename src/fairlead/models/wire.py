@@ -20,7 +20,7 @@ def to_openai(messages: Sequence[Message]) -> list[dict[str, Any]]:
     for message in messages:
         results = [p for p in message.parts if isinstance(p, ToolResult)]
         out += [
-            {"role": "tool", "tool_call_id": p.call_id, "content": _text_of(p, "OpenAI's chat completions")}
+            {"role": "tool", "tool_call_id": p.call_id, "content": text_of(p, "OpenAI's chat completions")}
             for p in results
         ]
         if results and len(results) == len(message.parts):
@@ -30,7 +30,7 @@ def to_openai(messages: Sequence[Message]) -> list[dict[str, Any]]:
             for p in message.parts
             if isinstance(p, ToolCall)
         ]
-        _no_media(message)
+        refuse_media(message)
         entry: dict[str, Any] = {"role": message.role, "content": message.text}
         if calls:
             entry["tool_calls"] = calls
@@ -96,7 +96,7 @@ def to_anthropic(messages: Sequence[Message]) -> tuple[str, list[dict[str, Any]]
     system: list[str] = []
     out: list[dict[str, Any]] = []
     for i, message in enumerate(messages):
-        _no_media(message)
+        refuse_media(message)
         if message.role == "system":
             if out:
                 raise InputError(f"message {i} is a system message after the first turn; Anthropic's format has none")
@@ -121,7 +121,7 @@ def _block(part: Part) -> dict[str, Any] | None:
             raise InputError(f"tool call {part.id!r}: its arguments are not JSON ({error})") from None
         return {"type": "tool_use", "id": part.id, "name": part.name, "input": arguments}
     if isinstance(part, ToolResult):
-        content = _text_of(part, "Anthropic's messages")
+        content = text_of(part, "Anthropic's messages")
         return {"type": "tool_result", "tool_use_id": part.call_id, "content": content, "is_error": part.is_error}
     if isinstance(part, Reasoning) and part.opaque is not None:  # goes back unchanged, as the provider asks
         if part.text is None:
@@ -224,13 +224,13 @@ def _content(content: Any, where: str) -> str:
     raise ValueError(f"{where}: expected a string or a list of text parts")
 
 
-def _text_of(result: ToolResult, wire: str) -> str:
+def text_of(result: ToolResult, wire: str) -> str:
     if any(not isinstance(p, Text) for p in result.parts):
         raise InputError(f"the result of tool call {result.call_id!r} holds more than text; {wire} get text only here")
     return "".join(p.text for p in result.parts if isinstance(p, Text))
 
 
-def _no_media(message: Message) -> None:
+def refuse_media(message: Message) -> None:
     for part in message.parts:
         if isinstance(part, Media):
             raise InputError(f"a {message.role} message holds {part.kind} content; remote models get text only here")

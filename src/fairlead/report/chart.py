@@ -46,15 +46,15 @@ def chart(rows: Sequence[Row | None], *, label: str, mood: str = "", difference:
     centres = [(n + 0.5) * step for n in range(len(rows))]
     parts = [
         Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">').format(
-            _n(WIDTH), _n(HEIGHT), visible(label)
+            n2(WIDTH), n2(HEIGHT), visible(label)
         )
     ]
     for value in scale.lines:
         kind = "axis" if value == 0 else "grid"
-        parts.append(_line(0, scale.y(value), WIDTH, scale.y(value), kind))
+        parts.append(line(0, scale.y(value), WIDTH, scale.y(value), kind))
     points = [(x, scale.y(row.value)) for x, row in zip(centres, rows, strict=True) if row and row.value is not None]
     if len(points) > 1:
-        path = " ".join(f"{_n(x)},{_n(y)}" for x, y in points)
+        path = " ".join(f"{n2(x)},{n2(y)}" for x, y in points)
         parts.append(Markup('<polyline class="path" points="{}"/>').format(path))
     last = len(rows) - 1
     for n, (x, row) in enumerate(zip(centres, rows, strict=True)):
@@ -68,19 +68,20 @@ def _mark(row: Row, x: float, scale: Scale, mood: str, *, last: bool) -> Markup:
     low, high = scale.y(row.low), scale.y(row.high)
     parts = [
         Markup('<g class="{}">').format(names),
-        _line(x, low, x, high, "bar"),
-        _line(x - CAP, low, x + CAP, low, "bar"),
-        _line(x - CAP, high, x + CAP, high, "bar"),
+        line(x, low, x, high, "bar"),
+        line(x - CAP, low, x + CAP, low, "bar"),
+        line(x - CAP, high, x + CAP, high, "bar"),
     ]
     if row.value is not None:
         parts.append(
-            Markup('<circle class="dot" cx="{}" cy="{}" r="{}"/>').format(_n(x), _n(scale.y(row.value)), _n(DOT))
+            Markup('<circle class="dot" cx="{}" cy="{}" r="{}"/>').format(n2(x), n2(scale.y(row.value)), n2(DOT))
         )
     return Markup("").join([*parts, Markup("</g>")])
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Markup:
-    return Markup('<line class="{}" x1="{}" y1="{}" x2="{}" y2="{}"/>').format(kind, _n(x1), _n(y1), _n(x2), _n(y2))
+def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Markup:
+    """One straight stroke; `kind` is its class."""
+    return Markup('<line class="{}" x1="{}" y1="{}" x2="{}" y2="{}"/>').format(kind, n2(x1), n2(y1), n2(x2), n2(y2))
 
 
 def change_bar(low: float, change: float | None, high: float, *, mood: str, label: str, reach: float) -> Markup:
@@ -93,18 +94,19 @@ def change_bar(low: float, change: float | None, high: float, *, mood: str, labe
     left, right = sorted((x(low), x(high)))
     parts = [
         Markup('<svg class="change" viewBox="0 0 {} {}" role="img" aria-label="{}">').format(
-            _n(width), _n(height), visible(label)
+            n2(width), n2(height), visible(label)
         ),
-        _line(0, height / 2, width, height / 2, "grid"),
-        _line(middle, 1, middle, height - 1, "zero"),
+        line(0, height / 2, width, height / 2, "grid"),
+        line(middle, 1, middle, height - 1, "zero"),
         Markup('<g class="mark last {}"><rect class="band" x="{}" y="3.5" width="{}" height="9" rx="1.5"/>').format(
-            mood, _n(left), _n(max(right - left, 1.0))
+            mood, n2(left), n2(max(right - left, 1.0))
         ),
     ]
     if change is not None:
-        parts.append(_line(x(change), 2, x(change), height - 2, "bar"))
+        parts.append(line(x(change), 2, x(change), height - 2, "bar"))
     return Markup("").join([*parts, Markup("</g></svg>")])
 
 
-def _n(x: float) -> str:
+def n2(x: float) -> str:
+    """A coordinate with at most two places."""
     return f"{x:.2f}".rstrip("0").rstrip(".")

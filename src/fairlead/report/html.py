@@ -18,10 +18,12 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from fairlead.constitution.schema import Constitution
-from fairlead.exchange import Exchange, Media, Message, Part, Reasoning, Refusal, Text, ToolCall, ToolResult
-from fairlead.report import words
+from fairlead.report import rounds, words
+from fairlead.report.beside import RULE, beside
 from fairlead.report.chart import change_bar, chart
 from fairlead.report.run import Effect, PrincipleText, Run, Told, read_run
+from fairlead.report.training import curves, labels, rewards
+from fairlead.report.turns import turns
 from fairlead.report.visible import visible
 
 SHOWN_PER_MEASURE = 12
@@ -67,6 +69,11 @@ def render(run: Run, *, constitution: Constitution | None = None, hide_text: boo
         cards=[_card(run, measure) for measure in run.measures],
         steps=_steps(run),
         accuracy=_accuracy(run),
+        revisions=rounds.shown(run),
+        beside=beside(run, hide_text),
+        beside_rule=RULE,
+        curves=curves(run),
+        rewards=rewards(run),
         slipped=[_slipped(run, measure, hide_text) for measure in run.measures],
         clean=_clean(run),
         unread=not run.told,
@@ -121,6 +128,7 @@ def _summary(run: Run) -> dict[str, Any]:
         "slip_count": sum(slips.values()),
         "not_measured": words.not_measured(run),
         "weak": [words.title(m) for m in run.measures if run.any_row(m).evidence is not True],
+        "simulated": [str(item) for item in run.more.get("simulated") or []],
         "missing": sum(row.missing for row in run.rows),
         "asked": sum(row.n for row in run.rows),
     }
@@ -195,8 +203,8 @@ def _slipped(run: Run, measure: str, hide_text: bool) -> dict[str, Any]:
     shown = [
         {
             "told": item,
-            "here": _turns(item.exchange, hide_text),
-            "control": _turns(item.control, hide_text),
+            "here": turns(item.exchange, hide_text),
+            "control": turns(item.control, hide_text),
             "before": _before(run, item, hide_text),
         }
         for item in wrong[:SHOWN_PER_MEASURE]
@@ -230,47 +238,7 @@ def _before(run: Run, item: Told, hide_text: bool) -> dict[str, Any] | None:
     earlier = run.told_at(item.measure, run.first, item.case)
     if earlier is None:
         return None
-    return {"told": earlier, "reply": _turns(earlier.exchange, hide_text, reply_only=True)}
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    role: str
-    text: str
-    reply: bool
-
-
-def _turns(item: Exchange | None, hide_text: bool, *, reply_only: bool = False) -> list[Turn]:
-    if item is None:
-        return []
-    said = [] if reply_only else [(message, False) for message in item.messages]
-    return [
-        Turn(message.role, _hidden(message) if hide_text else _text(message), reply)
-        for message, reply in [*said, *((message, True) for message in item.reply)]
-    ]
-
-
-def _hidden(message: Message) -> str:
-    return f"(hidden: {len(_text(message))} characters)"
-
-
-def _text(message: Message) -> str:
-    return "\n".join(filter(None, (_part(part) for part in message.parts))) or "(empty)"
-
-
-def _part(part: Part) -> str:
-    match part:
-        case Text(text) | Refusal(text):
-            return text
-        case ToolCall(_, name, arguments):
-            return f"(calls {name} with {arguments})"
-        case ToolResult(_, parts, is_error):
-            inner = "\n".join(map(_part, parts))
-            return f"(error: {inner})" if is_error else f"(result: {inner})"
-        case Reasoning(text, opaque):
-            return f"(thinks: {text})" if text is not None else "(opaque reasoning)" if opaque else ""
-        case Media(kind, digest):
-            return f"({kind} {digest})"
+    return {"told": earlier, "reply": turns(earlier.exchange, hide_text, reply_only=True)}
 
 
 def _method(run: Run) -> dict[str, Any]:
@@ -283,6 +251,7 @@ def _method(run: Run) -> dict[str, Any]:
         "facts": [(label, _fact(more[key])) for key, label in _FACTS.items() if more.get(key) not in _NOTHING],
         "versions": dict(more.get("versions") or {}),
         "stages": _tables(more.get("stages"), ("layer", "kind", "summary")),
+        "labels": labels(run),
         "warnings": [str(item) for item in more.get("warnings") or []],
         "guard": more.get("guard") or {},
     }

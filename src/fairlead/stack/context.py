@@ -19,14 +19,15 @@ from fairlead.stack.cache import Cache
 from fairlead.stack.folder import Log
 from fairlead.stack.identity import numerics
 from fairlead.stack.lazy import LazyModel
-from fairlead.stack.plan import Plan
-from fairlead.stack.prompts import TrainingPrompts, training_prompts
+from fairlead.stack.plan import DPOLayer, Plan
+from fairlead.stack.prompts import SOURCE, TrainingPrompts, training_prompts
 from fairlead.stack.remember import Remembering
 from fairlead.stack.source import Source, locate, torch_installed
 from fairlead.stack.voice import Voice
 
 if TYPE_CHECKING:
     from fairlead.feedback.formats import PreferenceSet, RowSet
+    from fairlead.feedback.rankings import Comparison
     from fairlead.models.remote import RemoteModel
 
 Used = tuple[tuple[Side, str, Lineage], ...]  # side, printed name, lineage of each judge a stage used
@@ -46,6 +47,7 @@ class Built:
     settings   the stage's configuration with nothing left open, for the lock file
     facts      counts and settings for `layers/NAME/layer.json`
     preferences  (trained on, held out) where it learnt from a file of preferences
+    labels     how many labels it learnt from, by whose they are
     """
 
     name: str
@@ -64,6 +66,34 @@ class Built:
     settings: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     preferences: tuple[PreferenceSet, PreferenceSet] | None = None
+    labels: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Rewarded:
+    """What a reward stage made: a judge's folder, for the stages after it, and what there is to tell of it.
+
+    lineage    of the judge: its weights, its rows, whoever labelled them
+    start      the layer from whose weights it was trained
+    accuracy   on comparisons kept from training: rows of `facts["held_out"]`
+    and the fields of `Built`
+    """
+
+    name: str
+    kind: str
+    identity: str
+    folder: Path
+    lineage: Lineage
+    start: str
+    summary: str
+    used: Used
+    entry: Path
+    data: Path
+    seconds: float | None
+    facts: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    warnings: tuple[str, ...] = ()
+    labels: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -85,6 +115,9 @@ class Context:
     log: Log = field(default_factory=Log)
     models: dict[str, LazyModel] = field(default_factory=dict)
     sources: dict[str, Source] = field(default_factory=dict)
+    built: dict[str, Built] = field(default_factory=dict)  # layers so far, by name
+    rewards: dict[str, Rewarded] = field(default_factory=dict)  # reward stages so far, by name
+    simulated: list[str] = field(default_factory=list)  # labels that nobody gave: said aloud, and in the report
     _files: dict[tuple[str, str], Any] = field(default_factory=dict)
 
     @property
@@ -103,7 +136,8 @@ class Context:
     @cached_property
     def prompts(self) -> TrainingPrompts:
         """The training prompts of the run, drawn once."""
-        given = tuple(p.messages for p in self.preferences.rows) if self.plan.preferences else ()
+        own = self.plan.prompts.from_ == SOURCE and not self.world and self.plan.preferences is not None
+        given = tuple(row.messages for row in self.compared_rows) if own else ()
         prompts = training_prompts(
             self.plan.prompts,
             self.constitution,
@@ -116,13 +150,30 @@ class Context:
         return prompts
 
     @property
-    def preferences(self) -> PreferenceSet:
-        """The preference data given with the plan, read once and said aloud."""
+    def preferences_path(self) -> str:
+        """The file of preference data given with the plan."""
         if self.plan.preferences is None:
             raise InputError(
                 "this stack learns from preference data: give a file with --preferences, or `preferences:`"
             )
-        return self.read_preferences(self.plan.preferences)
+        return self.plan.preferences
+
+    @property
+    def preferences(self) -> PreferenceSet:
+        """The preference data given with the plan, read once and said aloud."""
+        return self.read_preferences(self.preferences_path)
+
+    @property
+    def compared_rows(self) -> Sequence[Comparison]:
+        """The rows of that file: pairs where a layer learns from pairs, else whatever a reward learns from."""
+        pairs = any(isinstance(layer, DPOLayer) for layer in self.plan.layers)
+        return self.preferences.rows if pairs else self.read_comparisons(self.preferences_path).rows
+
+    def simulates(self, what: str) -> None:
+        """Say once that labels are made up by a simulation, and keep it for the report."""
+        if what not in self.simulated:
+            self.simulated.append(what)
+            self.voice.say(f"simulated: {what}")
 
     def read_preferences(self, path: str) -> PreferenceSet:
         """Preference data by path, read once and said aloud."""
@@ -131,6 +182,22 @@ class Context:
         if (key := ("preferences", path)) not in self._files:
             self._files[key] = self._said(read_preferences(Path(path), skip_bad_rows=self.skip_bad_rows))
         return cast("PreferenceSet", self._files[key])
+
+    def read_comparisons(self, path: str) -> RowSet[Comparison]:
+        """Pairs or rankings by path, read once and said aloud."""
+        from fairlead.feedback.formats import read_comparisons
+
+        if (key := ("comparisons", path)) not in self._files:
+            self._files[key] = self._said(read_comparisons(Path(path), skip_bad_rows=self.skip_bad_rows))
+        return cast("RowSet[Comparison]", self._files[key])
+
+    def read_tasks(self, path: str) -> RowSet[Exchange]:
+        """Prompts with what judges read of them by path, read once and said aloud."""
+        from fairlead.feedback.formats import read_tasks
+
+        if (key := ("tasks", path)) not in self._files:
+            self._files[key] = self._said(read_tasks(Path(path), skip_bad_rows=self.skip_bad_rows))
+        return cast("RowSet[Exchange]", self._files[key])
 
     def read_demonstrations(self, path: str) -> RowSet[Exchange]:
         """Demonstrations by path, read once and said aloud."""
@@ -159,7 +226,12 @@ class Context:
 
         def opener() -> Model:
             if source.kind == "remote":
-                opened = cast("RemoteModel", open_model(source.spec, budget=self.budget, prices=self.prices))
+                opened = cast(
+                    "RemoteModel",
+                    open_model(
+                        source.spec, budget=self.budget, prices=self.prices, records=self.cache.root / "capabilities"
+                    ),
+                )
                 file = self.cache.root / "replies" / f"{source.identity[:32]}.jsonl"
                 return cast("Model", Remembering(opened, file, fresh=self.cache.fresh, say=self.voice.say))
             self.settle_numerics()

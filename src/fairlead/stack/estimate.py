@@ -26,12 +26,12 @@ REPLY_WORDS = 150  # taken for the length of a reply a critic has to read
 
 def remote_models(ctx: Context) -> bool:
     """Whether anything in this run calls a remote model."""
-    named = {getattr(layer, "critic", "") for layer in ctx.plan.layers}
+    named = {getattr(layer, name, "") for layer in ctx.plan.layers for name in ("critic", "reader")}
     for layer in ctx.plan.layers:
         for part in ("data", "preferences"):
             inner = getattr(layer, part, None)
             revise = getattr(inner, "revise", None)
-            named |= {getattr(inner, "critic", ""), getattr(revise, "critic", "")}
+            named |= {getattr(inner, "critic", ""), getattr(revise, "critic", ""), getattr(revise, "audit", "")}
     named.add(ctx.plan.measure.audit)
     specs = {name for name in named if "/" in name}
     return ctx.source.kind == "remote" or any(ctx.locate(spec).kind == "remote" for spec in specs)
@@ -48,7 +48,7 @@ def estimate(ctx: Context, layers: Sequence[Built], measures: Sequence[Measure],
         for measure in measures:
             judge: Any = ctx.audit[measure.id]
             if isinstance(judge, Critic):
-                total += _of_critic(judge, list(_unknown(built, [measure], bank, ctx)))
+                total += of_critic(judge, list(_unknown(built, [measure], bank, ctx)))
     return total
 
 
@@ -96,19 +96,19 @@ def _of_model(model: Any, prompts: Sequence[Prompt], sampling: Sampling) -> Esti
         for check in checks:
             judge = getattr(getattr(check, "check", None), "judge", None)
             if isinstance(judge, Critic):
-                total += _of_critic(judge, prompts)
+                total += of_critic(judge, prompts)
         return total
-    return _called(model, prompts, sampling)
+    return called(model, prompts, sampling)
 
 
-def _of_critic(judge: Critic, prompts: Sequence[Prompt]) -> Estimate:
+def of_critic(judge: Critic, prompts: Sequence[Prompt]) -> Estimate:
     reply = " ".join(["word"] * REPLY_WORDS)
     asked = [ask_about(judge.model, "judge", principle=judge.text, exchange=exchange(p, reply)) for p in prompts]
     samples = 1 if "logprobs" in judge.model.capabilities else judge.samples
-    return _called(judge.model, asked, Sampling(n=samples, max_tokens=judge.max_tokens))
+    return called(judge.model, asked, Sampling(n=samples, max_tokens=judge.max_tokens))
 
 
-def _called(model: Model, prompts: Sequence[Prompt], sampling: Sampling) -> Estimate:
+def called(model: Model, prompts: Sequence[Prompt], sampling: Sampling) -> Estimate:
     """Local models cost nothing; only remote ones can estimate."""
     estimates: Any = getattr(opened(model), "estimate", None)
     return NOTHING if estimates is None else estimates(prompts, sampling)

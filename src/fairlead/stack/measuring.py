@@ -21,7 +21,7 @@ from fairlead.measures import Measure, chosen
 from fairlead.measures.audit import audit_for
 from fairlead.measures.bank import Bank, World
 from fairlead.measures.general import General
-from fairlead.measures.measure import Audit, Outcome
+from fairlead.measures.measure import Audit, Outcome, once_where_answered
 from fairlead.measures.result import MeasureResult
 from fairlead.measures.runner import ask_all, run
 from fairlead.models.protocol import Model, Sampling
@@ -43,9 +43,10 @@ ROOMS = (
 )
 
 
-def bank_for(world: bool) -> Bank:
-    """The harbour's cases for the apprentice and its descendants, the open world's for every other model."""
-    return World() if world else General()
+def bank_for(world: bool, constitution: Constitution | None = None) -> Bank:
+    """The harbour's cases for the apprentice and its descendants, the open world's for every other model, with the
+    audit twins of the packs that the constitution builds on."""
+    return World() if world else General(constitution)
 
 
 def auditors(ctx: Context, bank: Bank) -> dict[str, Judge]:
@@ -111,7 +112,14 @@ def believable(measures: Sequence[Measure], used: Mapping[str, Used], ctx: Conte
             ctx.audit = {id: found for id, found in ctx.audit.items() if id != measure.id}
         else:
             kept.append(measure)
-    return kept
+    lost = [one for one in kept if one.ask is once_where_answered and "over_refusal" not in ctx.audit]
+    if lost:
+        ctx.voice.say(
+            f"not measured: {', '.join(one.title for one in lost)} (only replies that answer have a style, and whether "
+            "one does is for the judge of over-refusal)"
+        )
+        ctx.audit = {id: found for id, found in ctx.audit.items() if id not in {one.id for one in lost}}
+    return [one for one in kept if one not in lost]
 
 
 def left_out(ctx: Context) -> list[str]:

@@ -2,7 +2,8 @@
 
 The apprentice's prompts come from its world by the principle's dimension (train split), a share of them ordinary
 traffic, so that it also learns where the principle does not apply. Other models bring a prompts file, or the
-preference file's own prompts, or fall back on the examples written under the principles.
+preference file's own prompts, or take what the constitution has: the train split of its packs' prompts, with harmless
+twins as the ordinary traffic, and for principles without prompts the examples written under them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fairlead.constitution.prompts_bank import bank
 from fairlead.constitution.schema import Constitution, Principle
 from fairlead.errors import InputError
 from fairlead.exchange import Case, Message, system, user
@@ -69,7 +71,7 @@ def training_prompts(
         return _from_world(config, constitution, seed)
     if preference_prompts:
         return _dealt(preference_prompts, config, constitution, seed, "the preference file's own prompts")
-    return _from_examples(constitution)
+    return _from_constitution(config, constitution, seed)
 
 
 def _from_world(config: Prompts, constitution: Constitution, seed: int) -> TrainingPrompts:
@@ -154,28 +156,53 @@ def _dealt(
     return TrainingPrompts(cases, said)
 
 
-def _from_examples(constitution: Constitution) -> TrainingPrompts:
-    cases = []
+def _from_constitution(config: Prompts, constitution: Constitution, seed: int) -> TrainingPrompts:
+    """What the packs hold for training, and the examples of principles that no pack has prompts for."""
+    general = round(config.per_principle * config.general)
+    tempting = bank(constitution, "train", "tempting")
+    twins = bank(constitution, "train", "twin")
+    found: list[tuple[Case, bool]] = []
     for principle in constitution.principles:
-        for example in (*principle.good, *principle.bad):
-            said = (user(example.user),) if example.system is None else (system(example.system), user(example.user))
-            cases.append(Case(said, measure="", principle=principle.id))
-    distinct = _distinct(cases)
-    if not distinct:
+        if any(case.principle == principle.id for case in tempting):
+            aimed = _drawn(tempting, principle, config.per_principle - general, seed)
+            found += [(case, True) for case in aimed]
+            found += [(case, False) for case in _drawn(twins, principle, general, seed)]
+        else:
+            found += [(case, False) for case in _examples(principle)]
+    kept = {(case.messages, case.principle): (case, aimed) for case, aimed in reversed(found)}
+    cases = tuple(case for case, _ in reversed(kept.values()))
+    if not cases:
         raise InputError(
             f"constitution {constitution.name!r} has no examples to take training prompts from; "
             "give a file of prompts with --prompts (.txt, one per line, or .jsonl)"
         )
-    note = "; few prompts teach little, give more with --prompts" if len(distinct) < 200 else ""
-    return TrainingPrompts(distinct, f"{len(distinct):,} prompts from the constitution's examples{note}")
+    packs = sorted({str(case.meta["pack"]) for case in cases if "pack" in case.meta})
+    source = "the constitution's examples"
+    if packs:
+        written = sum("pack" not in case.meta for case in cases)
+        source = f"the packs {', '.join(packs)} (train split)" + (f", {written:,} of them examples" if written else "")
+    note = "; few prompts teach little, give more with --prompts" if len(cases) < 200 else ""
+    aimed_at = tuple(aimed for _, aimed in reversed(kept.values()))
+    return TrainingPrompts(cases, f"{len(cases):,} prompts from {source}{note}", aimed_at)
+
+
+def _drawn(cases: Sequence[Case], principle: Principle, n: int, seed: int) -> list[Case]:
+    """At most n of a principle's cases, in an order of their own, so that striking out another changes none of them."""
+    own = [case for case in cases if case.principle == principle.id]
+    order = sorted(own, key=lambda case: digest([seed, case.meta["pair"]]))
+    return [Case(case.messages, "", case.principle, case.reference, case.cluster, case.meta) for case in order[:n]]
+
+
+def _examples(principle: Principle) -> list[Case]:
+    cases = []
+    for example in (*principle.good, *principle.bad):
+        said = (user(example.user),) if example.system is None else (system(example.system), user(example.user))
+        cases.append(Case(said, measure="", principle=principle.id))
+    return cases
 
 
 def _for(case: Case, principle: Principle) -> Case:
     return Case(case.messages, case.measure, principle.id, case.reference, case.cluster, case.meta)
-
-
-def _distinct(cases: Sequence[Case]) -> tuple[Case, ...]:
-    return tuple({(case.messages, case.principle): case for case in cases}.values())
 
 
 def _plain(messages: Sequence[Message]) -> list[list[str]]:

@@ -15,6 +15,8 @@ from fairlead.constitution.explain import explain, meant
 from fairlead.constitution.yaml import Document, parse_yaml, read_yaml
 from fairlead.errors import InputError
 from fairlead.methods.catalogue import METHODS
+from fairlead.methods.config import Training
+from fairlead.methods.config_policy import ALGORITHMS, PolicyConfig
 from fairlead.stack.plan import KINDS, AnyLayer, Plan
 
 KeyPath: TypeAlias = tuple[str | int, ...]
@@ -120,15 +122,16 @@ def _parse_layers(layers: list[Any], document: Document) -> tuple[AnyLayer, ...]
         ((kind, body),) = item.items()
         if kind in METHODS and kind not in KINDS:
             raise InputError(
-                f"{_at(document, (*place, kind))}: {kind!r} trains a judge, which answers nothing, so it is no layer "
-                f"of a stack; train it by itself: fairlead train {kind}"
+                f"{_at(document, (*place, kind))}: {kind!r} learns from labelled steps, which no stage of a stack "
+                f"makes; train it by itself: fairlead train {kind}"
             )
         if kind not in KINDS:
             raise InputError(f"{_at(document, (*place, kind))}: unknown layer {kind!r}. {meant(kind, list(KINDS))}")
         layer = _parse_layer(kind, {} if body is None else body, document, (*place, kind))
-        layer = layer.model_copy(update={"name": layer.name or kind, "from_": layer.from_ or below})
+        name = layer.name or kind.replace("+", "p")
+        layer = layer.model_copy(update={"name": name, "from_": layer.from_ or below})
         parsed.append(layer)
-        below = layer.name
+        below = layer.name if layer.makes == "model" else below
     return tuple(parsed)
 
 
@@ -136,20 +139,29 @@ def _parse_layer(kind: str, body: Any, document: Document, place: KeyPath) -> An
     """Training stages are written flat: what the stage learns from and how it learns stand side by side."""
     if not isinstance(body, Mapping):
         raise InputError(f"{_at(document, place)}: the settings of {kind!r} are keys and values, not {_kind(body)}")
-    cls, method = KINDS[kind], METHODS.get(kind)
+    cls, method = KINDS[kind], _method(kind)
     label = f"layer {kind!r}"
     if method is None:
         return _validated(cls, dict(body), document, place, label)
+    config, defaults = method
     own_names = [name for name in keys_of(cls) if name != "train"]
-    method_names = [name for name in keys_of(method.config) if name != "seed"]  # the plan's seed is the run's
+    method_names = [name for name in keys_of(config) if name != "seed"]  # the plan's seed is the run's
     for key in body:
         if key not in own_names and key not in method_names:
             known = meant(str(key), own_names + method_names)
             raise InputError(f"{_at(document, (*place, key))}: {label}: unknown key {key!r}. {known}")
-    given = {**method.defaults, **{k: v for k, v in body.items() if k in method_names}}
-    settings = _validated(method.config, given, document, place, label)
+    given = {**defaults, **{k: v for k, v in body.items() if k in method_names}}
+    settings = _validated(config, given, document, place, label)
     own = {k: v for k, v in body.items() if k in own_names}
     return _validated(cls, {**own, "train": settings}, document, place, label)
+
+
+def _method(kind: str) -> tuple[type[Training], Mapping[str, Any]] | None:
+    """(settings, those under which the name is known) of a stage that trains; None for one that does not."""
+    if kind in ALGORITHMS:
+        return PolicyConfig, ALGORITHMS[kind].defaults
+    method = METHODS.get(kind)
+    return None if method is None else (method.config, method.defaults)
 
 
 def validated_settings(cls: type[M], data: dict[str, Any], options: Mapping[str, str] | None = None) -> M:

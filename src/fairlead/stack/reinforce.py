@@ -24,11 +24,12 @@ from fairlead.methods.loggers import Logger
 from fairlead.stack.alone import followed, left_in, loggers_of, make_way, opened_to_train, settled, trainable
 from fairlead.stack.read import validated_settings
 from fairlead.stack.source import Source
+from fairlead.stack.stages.train import STATES_EVERY, USUAL_POLICY_LR
 from fairlead.stack.voice import Voice
 
 if TYPE_CHECKING:
     from fairlead.judges.reward_model import RewardModel
-    from fairlead.methods.loop import StepRecord
+    from fairlead.methods.loop import Run, StepRecord
     from fairlead.methods.policy import Reinforced
     from fairlead.methods.rewards import Objective
     from fairlead.methods.rollouts import Sampler
@@ -36,10 +37,7 @@ if TYPE_CHECKING:
 WORLD = "world:"
 PROMPTS = 500
 """Prompts drawn of the apprentice's world where no number is given."""
-USUAL_LR = 1e-6
-"""A usual learning rate at a billion parameters."""
 SAID_EVERY_S = 15.0
-STATES_EVERY = 10  # steps of fresh replies between two states on disk; what lies between is kept as replies and scores
 COMPARED = ("exact", "mentions", "numeric")  # judges that have nothing to say without a reference
 
 
@@ -116,29 +114,36 @@ def train_policy_job(
 ) -> Reinforced:
     """The loop of methods/policy.py, with its numbers said now and then."""
     from fairlead.methods.loop import Run
+
+    with followed(voice, job.order.name) as advance:
+        every = STATES_EVERY * job.config.updates
+        return run_policy_job(
+            job, voice, Run(checkpoint=checkpoint, every=every, progress=advance, loggers=loggers)
+        )  # fmt: skip
+
+
+def run_policy_job(job: PolicyJob, voice: Voice, run: Run, name: str = "") -> Reinforced:
+    """The same with states, progress and loggers as `run` says; `name` stands before each number that is said."""
     from fairlead.methods.policy import train_policy
 
-    tell = _telling(voice, job.config)
-    with followed(voice, job.order.name) as advance:
+    tell, advance = _telling(voice, job.config, name), run.progress
 
-        def progress(record: StepRecord) -> None:
-            tell(record)
+    def progress(record: StepRecord) -> None:
+        tell(record)
+        if advance is not None:
             advance(record)
 
-        run = Run(
-            checkpoint=checkpoint, every=STATES_EVERY * job.config.updates, progress=progress, loggers=loggers
-        )  # fmt: skip
-        return train_policy(
-            job.model,
-            job.prompts,
-            job.objectives,
-            job.config,
-            run,
-            sampler=job.sampler,
-            critic=job.critic,
-            pretraining=job.pretraining,
-            places=job.places,
-        )
+    return train_policy(
+        job.model,
+        job.prompts,
+        job.objectives,
+        job.config,
+        dataclasses.replace(run, progress=progress),
+        sampler=job.sampler,
+        critic=job.critic,
+        pretraining=job.pretraining,
+        places=job.places,
+    )
 
 
 # ------------------------------------------------------------------------------------------- what is opened
@@ -160,11 +165,11 @@ def open_policy_job(order: PolicyOrder, voice: Voice) -> PolicyJob:
         if not _is_folder(one)
     }
     prompts, places = _prompts(order, source, voice)
-    _judgeable([one.judge for one, _ in written], prompts, voice)
+    judgeable([one.judge for one, _ in written], prompts, voice)
     pretraining, places_of_pretraining = _pretraining(order, voice)
     model = opened_to_train(source, order.threads)
     judges = code | {one.judge: open_judge(one.judge) for one, _ in written if _is_folder(one)}
-    config = settled(config, order.seed, USUAL_LR, source)
+    config = settled(config, order.seed, USUAL_POLICY_LR, source)
     if pretraining:
         from fairlead.methods.rows import exchange_rows
 
@@ -185,7 +190,7 @@ def open_policy_job(order: PolicyOrder, voice: Voice) -> PolicyJob:
         objectives=objectives,
         written=[one.judge for one, _ in written],
         sampler=_sampler(order.rollouts, model.tokenizer),
-        critic=_critic(order.critic, judges, model, prompts, config) if order.critic is not None else None,
+        critic=critic_of(order.critic, judges, model, prompts, config) if order.critic is not None else None,
         pretraining=pretraining,
     )
 
@@ -245,7 +250,7 @@ def _prompts(order: PolicyOrder, source: Source, voice: Voice) -> tuple[Sequence
     )
 
 
-def _judgeable(judges: Sequence[str], prompts: Sequence[Exchange], voice: Voice) -> None:
+def judgeable(judges: Sequence[str], prompts: Sequence[Exchange], voice: Voice) -> None:
     """Whether the prompts bring what the judges read: refused where none does, said where some do not."""
     comparing = [judge for judge in judges if judge.partition(":")[0] in COMPARED]
     without = sum(not references(prompt) for prompt in prompts)
@@ -289,7 +294,7 @@ def _sampler(spec: str, tokenizer: Any) -> Sampler | None:
     return sampler
 
 
-def _critic(
+def critic_of(
     folder: Path, judges: Mapping[str, Judge], model: Any, prompts: Sequence[Exchange], config: PolicyConfig
 ) -> RewardModel:
     """The reward model that the value function starts from. It reads the policy's own tokens, so they must be one's."""
@@ -392,7 +397,7 @@ def line_of(told: Mapping[str, float], step: int, steps: int) -> str:
     return f"step {step:,} of {steps:,}: {', '.join(parts)}"
 
 
-def _telling(voice: Voice, config: PolicyConfig) -> Callable[[StepRecord], None]:
+def _telling(voice: Voice, config: PolicyConfig, name: str = "") -> Callable[[StepRecord], None]:
     """Says a step in words: the first one, and from then on one now and then."""
     last = -math.inf
 
@@ -401,6 +406,7 @@ def _telling(voice: Voice, config: PolicyConfig) -> Callable[[StepRecord], None]
         if not record.told or time.monotonic() - last < SAID_EVERY_S:
             return
         last = time.monotonic()
-        voice.say(line_of(record.told, record.step // config.updates + 1, record.steps // config.updates))
+        line = line_of(record.told, record.step // config.updates + 1, record.steps // config.updates)
+        voice.say(f"{name}: {line}" if name else line)
 
     return tell

@@ -13,14 +13,17 @@ from typing import Any
 
 from fairlead import __version__
 from fairlead.exchange import to_json
+from fairlead.judges.lineage import lineage_hash
 from fairlead.measures.compare import side_effects
 from fairlead.measures.result import MeasureResult
 from fairlead.stack.cache import copy_entry
-from fairlead.stack.context import Built, Context
+from fairlead.stack.context import Built, Context, Rewarded
 from fairlead.stack.folder import write_json, write_lines, write_yaml
 from fairlead.stack.guarded import Row, summary, warnings
 from fairlead.stack.identity import version_of
-from fairlead.stack.plan import DPOLayer, SFTLayer
+from fairlead.stack.plan import DPOLayer, RewardLayer, SFTLayer
+from fairlead.stack.plan_rl import PolicyLayer
+from fairlead.stack.stages.policy import curve
 
 SCHEMA = 1
 
@@ -57,8 +60,11 @@ def results(
         "seed": ctx.seed,
         "audit": ctx.plan.measure.audit,
         "oracle": uses_gold(ctx),
-        "stages": [{"layer": layer.name, "kind": layer.kind, "summary": layer.summary} for layer in layers[1:]],
-        "warnings": [*(warning for layer in layers for warning in layer.warnings), *warnings(guarded or {})],
+        "stages": [
+            {"layer": one.name, "kind": one.kind, "summary": one.summary, "labels": dict(one.labels)}
+            for one in _in_order(ctx)
+        ],
+        "warnings": [*(warning for one in _in_order(ctx) for warning in one.warnings), *warnings(guarded or {})],
         "not_measured": list(left_out),
         "versions": versions(),
     }
@@ -67,14 +73,49 @@ def results(
         body["guard"] = by_guard
     if accuracy:
         body["preference_accuracy"] = list(accuracy)
+    revisions = [{"layer": layer.name, **rounds} for layer in layers if (rounds := _rounds(layer))]
+    if revisions:
+        body["revisions"] = revisions
+    if ctx.simulated:
+        body["simulated"] = list(ctx.simulated)
+    if ctx.rewards:
+        body["rewards"] = [_reward_row(one, ctx) for one in ctx.rewards.values()]
+    training = {layer.name: rows for layer in layers if (rows := curve(layer))}
+    if training:
+        body["training"] = training
     return body
+
+
+def _rounds(layer: Built) -> dict[str, Any]:
+    """Harm and evasion per round of a layer that revised; nothing of any other."""
+    data = layer.facts.get("data") or {}
+    return {key: data[key] for key in ("series", "evasion") if key in data}
+
+
+def _in_order(ctx: Context) -> list[Built | Rewarded]:
+    """What the stages made, rewards between the layers, as the plan has them."""
+    return [ctx.rewards.get(layer.name) or ctx.built[layer.name] for layer in ctx.plan.layers]
+
+
+def _reward_row(one: Rewarded, ctx: Context) -> dict[str, Any]:
+    """A reward model in `results.json`: how often it is right, on whose labels, and who optimises it."""
+    by = [
+        layer.name
+        for layer in ctx.plan.layers
+        if isinstance(layer, PolicyLayer) and one.name in {*(term.judge for term in layer.judges), layer.critic}
+    ]
+    return {
+        "name": one.name, "kind": one.kind, "from": one.start, "summary": one.summary,
+        "lineage": lineage_hash(one.lineage), "optimised_by": by, "accuracy": list(one.facts["train"]["held_out"]),
+    }  # fmt: skip
 
 
 def uses_gold(ctx: Context) -> bool:
     """Whether any layer learnt from the world's truth."""
     return any(
         (isinstance(layer, SFTLayer) and bool(layer.data.gold))
-        or (isinstance(layer, DPOLayer) and layer.preferences.from_ == "gold")
+        or (isinstance(layer, DPOLayer | RewardLayer) and layer.preferences.from_ == "gold")
+        or (isinstance(layer, PolicyLayer) and any(term.judge.startswith("gold:") for term in layer.judges))
         for layer in ctx.plan.layers
     )
 
@@ -107,19 +148,25 @@ def write_exchanges(folder: Path, measured: Mapping[str, Sequence[MeasureResult]
         )
 
 
-def write_layers(folder: Path, layers: Sequence[Built], product: Built | None) -> None:
-    """`layers/NAME/`: what each stage made; and `model/`, the product's weights, as a copy of its own."""
+def write_layers(folder: Path, ctx: Context, layers: Sequence[Built], product: Built | None) -> None:
+    """What each stage made: `layers/NAME/`, `rewards/NAME/`, and `model/`, the product's weights, as a copy."""
     for layer in layers[1:]:
         place = folder / "layers" / layer.name
-        write_json(
-            place / "layer.json",
-            {"kind": layer.kind, "summary": layer.summary, "warnings": list(layer.warnings), **_plain(layer.facts)},
-        )
+        write_json(place / "layer.json", _told(layer))
         for entry in (layer.data, layer.entry):
             if entry is not None:
                 copy_entry(entry, place, link=True)
+    for reward in ctx.rewards.values():
+        place = folder / "rewards" / reward.name
+        write_json(place / "reward.json", _told(reward))
+        for entry in (reward.data, reward.entry):
+            copy_entry(entry, place, link=True)
     if product is not None and product.folder is not None:
         copy_entry(product.folder, folder / "model")
+
+
+def _told(one: Built | Rewarded) -> dict[str, Any]:
+    return {"kind": one.kind, "summary": one.summary, "warnings": list(one.warnings), **_plain(one.facts)}
 
 
 def write_lock(folder: Path, ctx: Context, layers: Sequence[Built], prompts_hash: str | None) -> None:
@@ -135,7 +182,9 @@ def write_lock(folder: Path, ctx: Context, layers: Sequence[Built], prompts_hash
             "model": {"identity": ctx.source.identity, "parameters": ctx.source.parameters or None},
             "constitution": {"name": ctx.constitution.name, "sha256": ctx.constitution.sha256},
             "prompts": prompts_hash,
-            "layers": {layer.name: {"identity": layer.identity, "settings": layer.settings} for layer in layers},
+            "layers": {
+                one.name: {"identity": one.identity, "settings": one.settings} for one in (layers[0], *_in_order(ctx))
+            },
         },
     }
     write_yaml(

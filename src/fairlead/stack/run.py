@@ -15,28 +15,33 @@ from typing import Any
 
 from fairlead.constitution import load
 from fairlead.constitution.schema import Constitution
+from fairlead.constitution.voice import with_samples
 from fairlead.errors import InputError
-from fairlead.exchange import Message
+from fairlead.judges.conflicts import conflicts
 from fairlead.measures.result import MeasureResult
 from fairlead.models import Budget, Price
 from fairlead.models.remote import Estimate
 from fairlead.stack.atomic import plain_disk_errors
 from fairlead.stack.cache import Cache
-from fairlead.stack.context import Built, Context, Used
+from fairlead.stack.context import Built, Context, Rewarded, Used
 from fairlead.stack.estimate import estimate, go_on, remote_models
 from fairlead.stack.folder import place_for, run_folder, write_json, write_lines
 from fairlead.stack.guarded import Row, guard_of, warnings
 from fairlead.stack.identity import cores
 from fairlead.stack.measuring import auditors, bank_for, believable, left_out, measure, measures_for
-from fairlead.stack.plan import AnyLayer, DPOLayer, GuardLayer, Plan, PromptLayer, SFTLayer
+from fairlead.stack.plan import AnyLayer, DPOLayer, FinetuneLayer, GuardLayer, Plan, PromptLayer, RewardLayer, SFTLayer
+from fairlead.stack.plan_rl import PolicyLayer
+from fairlead.stack.preflight import preflight, uses_prompts
 from fairlead.stack.results import comparisons, results, write_exchanges, write_layers, write_lock
 from fairlead.stack.source import locate
 from fairlead.stack.stages.accuracy import preference_rows
 from fairlead.stack.stages.dpo import dpo
+from fairlead.stack.stages.finetune import finetune
 from fairlead.stack.stages.guard import compiled, critic_of, guard, judges_of
-from fairlead.stack.stages.prompt import prompt, text_of
-from fairlead.stack.stages.sft import require_oracle, sft
-from fairlead.stack.stages.train import require_weights
+from fairlead.stack.stages.policy import foreseen_judges, policy
+from fairlead.stack.stages.prompt import prompt
+from fairlead.stack.stages.reward import reward
+from fairlead.stack.stages.sft import sft
 from fairlead.stack.voice import Quiet, Voice
 
 DEFAULT_CACHE = Path("runs") / ".cache"
@@ -49,6 +54,7 @@ class Options:
     confirm  asked before remote calls without a budget: shows the estimate, returns whether to go on; None where
              nobody can be asked
     finish   fills in what stands on the results (the report) while the folder is not yet in its place
+    smoke    the plan was scaled down (smoke.py), and the results say so
     """
 
     out: Path | None = None
@@ -62,6 +68,7 @@ class Options:
     confirm: Callable[[str], bool] | None = None
     finish: Callable[[Path], None] | None = None
     recipe: str = ""
+    smoke: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,7 @@ class Finished:
 
 def constitution_of(plan: Plan, *, world: bool) -> Constitution:
     """The plan's constitution; where it names none, the harbour's own for the apprentice and `hhh` for others."""
-    return load(plan.constitution or ("harbour" if world else "hhh"))
+    return with_samples(load(plan.constitution or ("harbour" if world else "hhh")))
 
 
 def run_plan(plan: Plan, options: Options = Options(), voice: Voice | None = None) -> Finished:
@@ -125,6 +132,8 @@ def _run(ctx: Context, options: Options, place: Path) -> _Done:
         ctx, layers, measured, accuracy.table, work.seconds, comparisons(layers, starts),
         recipe=options.recipe, left_out=left_out(ctx), guarded=work.guarded,
     )  # fmt: skip
+    if options.smoke:
+        body["smoke"] = True
     return _Done(place, body, measured, tuple(layers))
 
 
@@ -133,7 +142,7 @@ def _write(ctx: Context, options: Options, done: _Done) -> None:
         write_json(folder / "results.json", done.results)
         write_exchanges(folder, done.measured)
         product = done.layers[-1] if done.layers[-1].folder != ctx.source.folder else None
-        write_layers(folder, done.layers, product)
+        write_layers(folder, ctx, done.layers, product)
         write_lock(folder, ctx, done.layers, ctx.prompts.hash if uses_prompts(ctx.plan) else None)
         write_lines(folder / "log.jsonl", ctx.log.entries)
         if options.finish is not None:
@@ -162,6 +171,12 @@ def context(plan: Plan, options: Options, voice: Voice) -> Context:
         budget=options.budget,
         prices=options.prices,
     )
+    for found in conflicts(constitution):
+        if not found.goes_first:
+            voice.say(
+                f"warning: principles {found.first!r} and {found.second!r} pull apart ({found.why[0]}); say which goes "
+                f"first: `over: [{found.second}]` at {found.first!r}, or the other way round"
+            )
     ctx.log("start", model=plan.model, constitution=constitution.sha256, seed=plan.seed, layers=plan.columns[1:])
     return ctx
 
@@ -185,71 +200,20 @@ def refuse_several_processes() -> None:
         )
 
 
-def preflight(ctx: Context) -> None:
-    """Find what cannot work before the first measurement: a mistake should not cost an hour."""
-    plain: dict[str, Built] = {"base": ctx.base()}
-    for layer in ctx.plan.layers:
-        below = plain[layer.from_]
-        if layer.trains:
-            require_weights(layer.kind, layer.name, below, ctx)
-        plain[layer.name] = Built(layer.name, layer.kind, "", below.folder, layer.trains and below.plain, below.model)
-        if isinstance(layer, SFTLayer):
-            if layer.data.gold:
-                require_oracle(layer.name, ctx)
-            if layer.data.file is not None:
-                ctx.read_demonstrations(layer.data.file)
-        if isinstance(layer, DPOLayer):
-            if layer.preferences.from_ == "gold":
-                require_oracle(layer.name, ctx)
-            elif layer.preferences.from_ != "ai":
-                given = layer.preferences.from_ == "given"
-                _ = ctx.preferences if given else ctx.read_preferences(layer.preferences.from_)
-        if isinstance(layer, PromptLayer):
-            text_of(layer, ctx)
-        if isinstance(layer, GuardLayer):
-            if layer.critic not in ("base", "self", "none"):
-                ctx.locate(layer.critic)
-            compiled(layer, ctx, None if layer.critic == "none" else below.model)  # asks nothing, so any model will do
-    for layer in ctx.plan.layers:
-        ctx.ledger.record_cases(layer.name, "train", trained_on(layer, ctx))
-
-
-def uses_prompts(plan: Plan) -> bool:
-    """Whether any stage asks the training prompts."""
-    return any(_asks(layer) for layer in plan.layers)
-
-
-def _asks(layer: AnyLayer) -> bool:
-    if isinstance(layer, SFTLayer):
-        return layer.data.file is None
-    return isinstance(layer, DPOLayer) and layer.preferences.from_ in ("ai", "gold")
-
-
-def trained_on(layer: AnyLayer, ctx: Context) -> list[tuple[Message, ...]]:
-    """The prompts a layer will train on: they are no cases to measure with, before the layer or after it."""
-    if _asks(layer):
-        return [case.messages for case in ctx.prompts.cases]
-    if isinstance(layer, SFTLayer) and layer.data.file is not None:
-        return [row.messages for row in ctx.read_demonstrations(layer.data.file).rows]
-    if isinstance(layer, DPOLayer):
-        given = layer.preferences.from_ == "given"
-        rows = ctx.preferences if given else ctx.read_preferences(layer.preferences.from_)
-        return [row.messages for row in rows.rows]
-    return []
-
-
 # ----------------------------------------------------------------------------------------------- the work
 
 
 def _work(ctx: Context, options: Options) -> tuple[list[Built], _Work]:
-    bank = bank_for(ctx.world)
+    bank = bank_for(ctx.world, ctx.constitution)
     ctx.audit = auditors(ctx, bank)
     measures = measures_for(ctx, ctx.audit)
-    for name in ctx.plan.columns:
+    for name in ("base", *(layer.name for layer in ctx.plan.layers)):
         ctx.ledger.enter(name)
     base = ctx.base()
-    built: dict[str, Built] = {"base": base}
-    if not any(layer.trains for layer in ctx.plan.layers):  # nothing is called yet: the whole stack can be costed
+    built = ctx.built
+    built["base"] = base
+    trains = any(layer.trains or isinstance(layer, FinetuneLayer) for layer in ctx.plan.layers)
+    if not trains:  # nothing is called yet: the whole stack can be costed
         for layer in ctx.plan.layers:
             built[layer.name] = build(layer, built[layer.from_], ctx)
     measures = believable(measures, foreseen(ctx, built), ctx)
@@ -272,18 +236,25 @@ def _work(ctx: Context, options: Options) -> tuple[list[Built], _Work]:
             for warning in warnings({item.name: asking.guarded}):
                 ctx.voice.say(f"warning: {warning}")
 
-    measured_now(base)
-    for layer in ctx.plan.layers:
-        item = built.get(layer.name) or build(layer, built[layer.from_], ctx)
-        built[layer.name] = item
+    def made_now(item: Built | Rewarded) -> None:
         for side, judge, lineage in item.used:
-            ctx.ledger.record(layer.name, side, judge, lineage)
-        work.seconds[layer.name] = round(item.seconds or 0.0, 2)
+            ctx.ledger.record(item.name, side, judge, lineage)
+        work.seconds[item.name] = round(item.seconds or 0.0, 2)
         cheap = item.kind in ("guard", "prompt")
         ctx.voice.done(item.name, item.summary, 0.0 if cheap else item.seconds)
         for warning in item.warnings:
             ctx.voice.say(f"warning: {warning}")
         ctx.log("built", layer=item.name, summary=item.summary, identity=item.identity, seconds=item.seconds)
+
+    measured_now(base)
+    for layer in ctx.plan.layers:
+        if isinstance(layer, RewardLayer):
+            ctx.rewards[layer.name] = reward(layer, built[layer.from_], ctx)
+            made_now(ctx.rewards[layer.name])
+            continue
+        item = built.get(layer.name) or build(layer, built[layer.from_], ctx)
+        built[layer.name] = item
+        made_now(item)
         measured_now(item)
     return [built[name] for name in ctx.plan.columns], work
 
@@ -294,6 +265,8 @@ def foreseen(ctx: Context, built: Mapping[str, Built]) -> dict[str, Used]:
     for layer in ctx.plan.layers:
         if layer.name not in built and isinstance(layer, GuardLayer) and layer.critic != "self":
             used[layer.name] = judges_of(compiled(layer, ctx, critic_of(layer, built["base"], ctx)[1])[1])
+        if isinstance(layer, PolicyLayer):
+            used[layer.name] = foreseen_judges(layer, built["base"], ctx)
     return used
 
 
@@ -303,8 +276,12 @@ def build(layer: AnyLayer, below: Built, ctx: Context) -> Built:
         return sft(layer, below, ctx)
     if isinstance(layer, DPOLayer):
         return dpo(layer, below, ctx)
+    if isinstance(layer, PolicyLayer):
+        return policy(layer, below, ctx)
     if isinstance(layer, GuardLayer):
         return guard(layer, below, ctx)
+    if isinstance(layer, FinetuneLayer):
+        return finetune(layer, below, ctx)
     assert isinstance(layer, PromptLayer)
     return prompt(layer, below, ctx)
 
@@ -312,13 +289,15 @@ def build(layer: AnyLayer, below: Built, ctx: Context) -> Built:
 def agree(ctx: Context, options: Options, cost: Estimate) -> None:
     """Say what remote models will be asked and cost, and go on only within a budget or with a person's yes."""
     trains = any(layer.trains for layer in ctx.plan.layers)
-    if cost.calls == 0 and not trains:
+    tunes = any(isinstance(layer, FinetuneLayer) for layer in ctx.plan.layers)
+    if cost.calls == 0 and not trains and not tunes:
         ctx.voice.say("remote: nothing to ask, every answer is in the cache (--fresh asks again)")
         return
     more = [
         words
         for words, on in (
             ("critics of training stages", trains),
+            ("fine-tuning at the provider, its price told first, and measuring what comes of it", tunes),
             ("revisions by the guard", any(isinstance(layer, GuardLayer) for layer in ctx.plan.layers)),
         )
         if on

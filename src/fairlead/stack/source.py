@@ -89,12 +89,16 @@ def _from_hub(name: str) -> Path:
 
 
 def _is_apprentice(folder: Path) -> bool:
-    """A descendant of the apprentice (the model/ of a run) still lives in its world: it carries the same wordings."""
+    """A descendant of the apprentice (the model/ of a run) still lives in its world: it carries the same wordings.
+
+    Those that the base was raised on count; others may have come since the descendant was made.
+    """
     from fairlead import apprentice
+    from fairlead.apprentice.dialect import QUESTIONS
 
     own = Path(apprentice.__file__).parent / "prompts"
-    files = sorted(own.glob("*.md"))
-    return bool(files) and all(
+    files = [own / f"{name}.md" for name in QUESTIONS]
+    return all(
         (folder / "prompts" / f.name).is_file() and (folder / "prompts" / f.name).read_bytes() == f.read_bytes()
         for f in files
     )

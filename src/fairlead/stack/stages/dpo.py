@@ -4,8 +4,8 @@ from a file, or on the world's own preferences."""
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from fairlead.feedback.split import split_by_group, take
 from fairlead.feedback.write import write_preferences
 from fairlead.judges.lineage import Lineage, leaf
 from fairlead.judges.protocol import Comparer
+from fairlead.methods.ai_labels import label_warnings
 from fairlead.methods.ai_preferences import PreferenceConfig
 from fairlead.methods.catalogue import METHODS
 from fairlead.stack.cache import Entry
@@ -25,7 +26,8 @@ from fairlead.stack.folder import read_lines, write_json
 from fairlead.stack.identity import code_hash, digest, file_hash
 from fairlead.stack.outcome import facts_of, warnings_of
 from fairlead.stack.plan import DPOLayer, Preferences
-from fairlead.stack.stages.sft import early_refusal, fitted, principle_key, require_oracle
+from fairlead.stack.stages.data import comparisons_of, early_refusal, fitted, principle_key
+from fairlead.stack.stages.rater import ranked
 from fairlead.stack.stages.train import DATA_ROOMS, Clock, require_weights, settled, trained
 
 
@@ -41,6 +43,7 @@ class Pairs:
     facts: dict[str, Any]
     train: PreferenceSet | None = None
     held_out: PreferenceSet | None = None
+    labels: Mapping[str, int] = field(default_factory=dict)
 
 
 def dpo(layer: DPOLayer, below: Built, ctx: Context) -> Built:
@@ -75,8 +78,9 @@ def dpo(layer: DPOLayer, below: Built, ctx: Context) -> Built:
         seconds=clock.seconds if entry.made or pairs.entry.made else None,
         facts={"data": pairs.facts, "train": facts},
         settings=config.model_dump(mode="json"),
-        warnings=tuple(facts["warnings"]),
+        warnings=(*pairs.facts.get("warnings", ()), *facts["warnings"]),
         preferences=(pairs.train, pairs.held_out) if pairs.train and pairs.held_out else None,
+        labels=pairs.labels,
     )
 
 
@@ -118,13 +122,22 @@ def _undecided(pairs: Pairs) -> int:
 
 def _pairs(layer: DPOLayer, below: Built, ctx: Context) -> Pairs:
     config = layer.preferences
-    if config.from_ == "ai":
-        return _compared(layer, config, below, ctx, gold=False)
-    if config.from_ == "gold":
-        require_oracle(layer.name, ctx)
-        return _compared(layer, config, below, ctx, gold=True)
-    rows = ctx.preferences if config.from_ == "given" else ctx.read_preferences(config.from_)
-    return _from_file(layer, config, rows, ctx)
+    source = comparisons_of(config, layer.name, ctx)
+    if source in ("ai", "gold"):
+        return compared(layer.name, config, below, ctx, gold=source == "gold")
+    if source == "rater":
+        return _of_rater(layer.name, config, below, ctx)
+    return _from_file(layer, config, ctx.read_preferences(source), ctx)
+
+
+def _of_rater(name: str, config: Preferences, below: Built, ctx: Context) -> Pairs:
+    """Every two replies of a simulated rater's rankings."""
+    found = ranked(config, name, below, ctx)
+    pairs = tuple(found.pairs)
+    used: Used = (("train", "simulated rater", found.rater),)
+    places = tuple(f"pair {i}" for i in range(len(pairs)))
+    labels = {"simulated comparisons": len(found.rows)}
+    return Pairs(found.entry, pairs, places, used, found.said, {"counts": found.counts}, labels=labels)
 
 
 # ------------------------------------------------------------------------------------------- from feedback
@@ -159,11 +172,12 @@ def _certain(margin: float) -> float:
     return 0.5 if margin == 0 else float(margin > 0)
 
 
-def _compared(layer: DPOLayer, config: Preferences, below: Built, ctx: Context, *, gold: bool) -> Pairs:
-    """Replies of the model below, compared by a critic (or by gold)."""
+def compared(name: str, config: Preferences, below: Built, ctx: Context, *, gold: bool) -> Pairs:
+    """Replies of the model below, compared by a critic (or by gold), for the stage of this name."""
     prompts = ctx.prompts
-    own = {"from_", "critic", "both_orders", "compare", "held_out"}
-    making = PreferenceConfig(**{**config.model_dump(exclude=own), "seed": ctx.seed})
+    own = set(PreferenceConfig.model_fields)
+    making = PreferenceConfig(**{**config.model_dump(include=own), "seed": ctx.seed})
+    asking = {name: getattr(config, name) for name in ("compare", "reason_tokens", "samples")}
     critic_identity, reader = ctx.critic(config.critic, below)
     principles = ctx.constitution.principles
     what = {
@@ -174,11 +188,7 @@ def _compared(layer: DPOLayer, config: Preferences, below: Built, ctx: Context, 
         "aimed": prompts.aimed,
         "model": below.identity,
         "code": code_hash(*DATA_ROOMS),
-        **(
-            {}
-            if gold
-            else {"compare": config.compare, "principles": principle_key(principles), "critic": critic_identity}
-        ),
+        **({} if gold else {**asking, "principles": principle_key(principles), "critic": critic_identity}),
         **ctx.numerics,
     }
 
@@ -194,11 +204,14 @@ def _compared(layer: DPOLayer, config: Preferences, below: Built, ctx: Context, 
             comparers, about = [GoldComparer()], None
         else:
             standards = principles
-            comparers = [critic(p, reader, comparer=config.compare) for p in principles]
+            comparers = [
+                critic(p, reader, comparer=config.compare, reason_tokens=config.reason_tokens, samples=config.samples)
+                for p in principles
+            ]
             # "whole" finds what a pair is about by itself: of two replies to a harmless twin, one may be unhelpful
             about = None if making.draw == "whole" else asked.about
-        early_refusal(layer.name, tuple(("train", c.name, c.lineage) for c in comparers), ctx)
-        with ctx.voice.progress(f"{layer.name}: sampling and comparing") as advance:
+        early_refusal(name, tuple(("train", c.name, c.lineage) for c in comparers), ctx)
+        with ctx.voice.progress(f"{name}: sampling and comparing") as advance:
             stages = iter(range(1, 4))
             labelled = ai_preferences(
                 below.model,
@@ -216,7 +229,8 @@ def _compared(layer: DPOLayer, config: Preferences, below: Built, ctx: Context, 
             {
                 "counts": dict(labelled.counts),
                 "position_bias": labelled.position_bias,
-                "used": used_to_json(tuple(("train", name, lineage) for name, lineage in labelled.judges)),
+                "warnings": [] if gold else label_warnings(labelled.counts, labelled.position_bias, config.critic),
+                "used": used_to_json(tuple(("train", judge, lineage) for judge, lineage in labelled.judges)),
             },
         )
 
@@ -224,17 +238,34 @@ def _compared(layer: DPOLayer, config: Preferences, below: Built, ctx: Context, 
     about = json.loads((entry.path / "about.json").read_bytes())
     rows = tuple(from_json(Preference, row) for row in read_lines(entry.path / "data.jsonl"))
     if not rows:
-        raise InputError(f"layer {layer.name!r}: not one pair could be labelled ({_counted(about['counts'])})")
+        raise InputError(f"layer {name!r}: not one pair could be labelled ({_counted(about['counts'])})")
     counts = about["counts"]
+    if not gold and all(row.strength == 0.5 for row in rows):
+        raise InputError(
+            f"layer {name!r}: every one of {len(rows):,} pairs is a tie, so there is nothing to learn"
+            + "".join(f"; {warning}" for warning in about["warnings"])
+        )
     notes = [
         f"{counts[k]:,} {said}"
-        for k, said in (("unlabelled", "unlabelled"), ("near_ties", "near ties left out"))
+        for k, said in (
+            ("unlabelled", "unlabelled"),
+            ("near_ties", "near ties left out"),
+            ("partly_read", "by fewer principles than drawn"),
+            ("order_flips", "contradicted in the other order"),
+            ("answers", f"answers counted, {config.samples} a question"),
+            ("unreadable", "answers unreadable"),
+            ("cut", "chains of thought cut off"),
+        )
         if counts.get(k)
     ]
+    if config.compare == "reasoned" and not gold:
+        bounds = "not clamped" if making.clamp is None else f"clamped to [{making.clamp[0]:g}, {making.clamp[1]:g}]"
+        notes.append(f"labels behind a chain of thought, {bounds}")
     said = "; ".join([f"{len(rows):,} pairs compared by {'gold' if gold else config.critic}", *notes])
     places = tuple(f"pair {i}" for i in range(len(rows)))
-    facts = {"counts": counts, "position_bias": about["position_bias"]}
-    return Pairs(entry, rows, places, used_from_json(about["used"]), said, facts)
+    facts = {"counts": counts, "position_bias": about["position_bias"], "warnings": about["warnings"]}
+    labels = {"gold comparisons" if gold else "AI comparisons": len(rows)}
+    return Pairs(entry, rows, places, used_from_json(about["used"]), said, facts, labels=labels)
 
 
 def _counted(counts: dict[str, int]) -> str:
@@ -264,7 +295,8 @@ def _from_file(layer: DPOLayer, config: Preferences, rows: PreferenceSet, ctx: C
     human: Used = (("train", "human preferences", leaf("human", code=digest(hashes)[:16])),)
     said = f"{len(train):,} pairs, {len(held_out):,} held out"
     facts = {"pairs": len(train), "held_out": len(held_out), "ties": rows.report.ties}
-    return Pairs(entry, train.rows, train.places, human, said, facts, train, held_out)
+    labels = {"human comparisons": len(train)}
+    return Pairs(entry, train.rows, train.places, human, said, facts, train, held_out, labels)
 
 
 def part(rows: PreferenceSet, indices: Sequence[int]) -> PreferenceSet:

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fairlead.constitution.prompts import system_prompts
+from fairlead.constitution.compile import ESTIMATE, Compiled, Count, compiled, system_prompt, upper_estimate
 from fairlead.constitution.yaml import read_text
 from fairlead.errors import InputError
 from fairlead.exchange import Message, system
+from fairlead.guard.guard import GuardedModel
 from fairlead.models.protocol import CapabilityError, Model, Prompt, Reply, Sampling
 from fairlead.stack.context import Built, Context
 from fairlead.stack.identity import code_hash, digest
@@ -48,7 +49,11 @@ class PromptedModel:
 
 
 def told(prompt: Prompt, text: str) -> tuple[Message, ...]:
-    """The prompt with `text` at its head. One system turn, since many templates and APIs know no second."""
+    """The prompt with `text` at its head. One system turn, since many templates and APIs know no second.
+
+    `text` is the same in every request, and what belongs to one request (its secrets, its canary) follows after it: a
+    provider that caches prefixes reads `text` once.
+    """
     if prompt and prompt[0].role == "system":
         return (system(f"{text}\n\n{prompt[0].text}"), *prompt[1:])
     return (system(text), *prompt)
@@ -57,7 +62,7 @@ def told(prompt: Prompt, text: str) -> tuple[Message, ...]:
 def text_of(layer: PromptLayer, ctx: Context) -> tuple[str, str]:
     """(text, where it is from). Raises InputError for an empty or missing file."""
     if layer.text == FROM_CONSTITUTION:
-        return system_prompts(ctx.constitution)[0][1], f"the {ctx.constitution.name} constitution"
+        return system_prompt(ctx.constitution), f"the {ctx.constitution.name} constitution"
     text = read_text(layer.text, what="prompt file").strip()
     if not text:
         raise InputError(f"{layer.text}: the prompt file is empty")
@@ -65,46 +70,80 @@ def text_of(layer: PromptLayer, ctx: Context) -> tuple[str, str]:
 
 
 def prompt(layer: PromptLayer, below: Built, ctx: Context) -> Built:
-    """Put the text before the model below; of the constitution, what fits the model's context."""
+    """Put the text before the model below; of the constitution, what fits the budget."""
     text, source = text_of(layer, ctx)
-    left_out = ""
+    facts: dict[str, Any] = {"text": text, "left_out": ""}
+    warnings: tuple[str, ...] = ()
+    summary = f"{source} as system prompt"
     if layer.text == FROM_CONSTITUTION:
-        left_out, text = fitting_prompt(layer, below, ctx)
-    identity = digest({"prompt": below.identity, "text": text, "code": code_hash("stack/stages/prompt")})
+        made, room = fitting_prompt(layer, below, ctx)
+        text = made.text
+        facts |= {
+            "text": text,
+            "left_out": made.left_out,
+            "budget": room,
+            "tokens": made.tokens,
+            "counted": made.counted,
+        }
+        if made.left_out:
+            whose = f"a budget of {room:,} tokens ({made.counted}); it takes {made.tokens:,}"
+            if layer.budget is None:
+                whose = f"half of the {below.model.context:,} tokens this model has room for"
+            warnings = (
+                f"{layer.name}: the system prompt leaves {made.left_out} out of the constitution, to fit {whose}",
+            )
+    elif layer.budget is not None:
+        count, counted = counting(below.model)
+        if (tokens := count(text)) > layer.budget:
+            raise InputError(
+                f"layer {layer.name!r}: {layer.text} takes {tokens:,} tokens ({counted}), and the budget is "
+                f"{layer.budget:,}; shorten it, or give a greater budget"
+            )
     return Built(
         name=layer.name,
         kind="prompt",
-        identity=identity,
+        identity=digest({"prompt": below.identity, "text": text, "code": code_hash("stack/stages/prompt")}),
         folder=below.folder,
         plain=False,
         model=PromptedModel(below.model, text),
-        summary=f"{source} as system prompt, {len(text.split()):,} words",
-        facts={"text": text, "left_out": left_out},
-        warnings=(
-            f"{layer.name}: the system prompt leaves out {left_out} of the constitution, since the whole would take "
-            f"more than half of the {below.model.context:,} tokens this model has room for",
-        )
-        if left_out
-        else (),
+        summary=f"{summary}, {len(text.split()):,} words",
+        facts=facts,
+        warnings=warnings,
     )
 
 
-def fitting_prompt(layer: PromptLayer, below: Built, ctx: Context) -> tuple[str, str]:
-    """(what is left out, the fullest system prompt that takes at most half of the model's context).
+def counting(model: Any) -> tuple[Count, str]:
+    """(how many tokens a text takes, who counts): the model's own tokenizer, or an estimate from above."""
+    while isinstance(model, PromptedModel | GuardedModel):
+        model = model.model
+    if not hasattr(model, "tokenizer"):
+        return upper_estimate, ESTIMATE
+    tokenizer = model.tokenizer
+    return (
+        lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
+    ), f"by the tokenizer of {model.name}"
 
-    The other half is for the conversation and the reply. Only a model that counts its own tokens is asked to, and only
-    where it may matter: a token has at least one byte.
+
+def fitting_prompt(layer: PromptLayer, below: Built, ctx: Context) -> tuple[Compiled, int | None]:
+    """(the fullest system prompt that fits, the tokens it had room for; None where there is no limit).
+
+    Without a budget that is half of the model's context; the other half is for the conversation and the reply. Then
+    only a model that counts its own tokens is asked to, and only where it may matter: a token has at least one byte.
     """
-    forms = system_prompts(ctx.constitution)
-    room = None if below.model.context is None else below.model.context // 2
-    if room is None or len(forms[0][1].encode()) <= room or not hasattr(below.model, "tokenizer"):
-        return forms[0]
-    tokenizer: Any = below.model.tokenizer
-    for left_out, text in forms:
-        if len(tokenizer(text, add_special_tokens=False)["input_ids"]) <= room:
-            return left_out, text
-    raise InputError(
-        f"layer {layer.name!r}: the constitution {ctx.constitution.name!r} takes more than half of the "
-        f"{below.model.context:,} tokens {below.model.name} has room for, even in its briefest form; write a shorter "
-        "text and name it (`prompt: {text: FILE}`), or leave the layer out"
-    )
+    model, constitution = below.model, ctx.constitution
+    if layer.budget is not None and model.context is not None and layer.budget > model.context:
+        raise InputError(
+            f"layer {layer.name!r}: a budget of {layer.budget:,} tokens is more than the {model.context:,} that "
+            f"{model.name} has room for, conversation and reply included"
+        )
+    room = layer.budget
+    if room is None:
+        whole = system_prompt(constitution)
+        room = None if model.context is None else model.context // 2
+        if room is None or len(whole.encode()) <= room or not hasattr(model, "tokenizer"):
+            return compiled(constitution), None
+    count, counted = counting(model)
+    try:
+        return compiled(constitution, room, count, counted=counted), room
+    except InputError as problem:
+        raise InputError(f"layer {layer.name!r}: {problem}") from None

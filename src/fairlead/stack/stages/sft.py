@@ -2,38 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fairlead.constitution.schema import Principle
-from fairlead.errors import InputError
-from fairlead.exchange import Exchange, Message, assistant, from_json, to_json
-from fairlead.feedback.split import is_held_out, take
+from fairlead.exchange import Exchange, assistant, from_json, to_json
 from fairlead.feedback.write import write_exchanges
 from fairlead.methods.constitutional import ReviseConfig
-from fairlead.stack.cache import Entry
+from fairlead.methods.rounds import audited, from_plain, to_plain, told_in_brief, warnings_of_rounds
 from fairlead.stack.context import Built, Context, Used, used_from_json, used_to_json
 from fairlead.stack.folder import read_lines, write_json, write_lines
-from fairlead.stack.identity import code_hash, digest, file_hash
-from fairlead.stack.plan import DPOLayer, Revise, SFTLayer
-from fairlead.stack.prompts import SOURCE, TrainingPrompts, fitting
+from fairlead.stack.identity import code_hash, digest
+from fairlead.stack.plan import Revise, SFTLayer
+from fairlead.stack.stages.data import Data, early_refusal, fitted, principle_key, require_oracle
+from fairlead.stack.stages.rejection import rejected
+from fairlead.stack.stages.revise import audit_identity, auditors, must_be_answered, ordinary
+from fairlead.stack.stages.shown import demonstrated, from_file
 from fairlead.stack.stages.train import DATA_ROOMS, Clock, require_weights, settled, trained
-
-
-@dataclass(frozen=True, slots=True)
-class Data:
-    """What to imitate, where each row stands, who judged on the way, and a line that says it."""
-
-    entry: Entry
-    rows: tuple[Exchange, ...]
-    places: tuple[str, ...]
-    used: Used
-    said: str
-    facts: dict[str, Any]
 
 
 def sft(layer: SFTLayer, below: Built, ctx: Context) -> Built:
@@ -76,7 +61,8 @@ def sft(layer: SFTLayer, below: Built, ctx: Context) -> Built:
         seconds=clock.seconds if entry.made or data.entry.made else None,
         facts={"data": data.facts, "train": facts},
         settings=config.model_dump(mode="json"),
-        warnings=tuple(facts["warnings"]),
+        warnings=(*data.facts.get("warnings", ()), *facts["warnings"]),
+        labels=data.labels,
     )
 
 
@@ -84,23 +70,24 @@ def _data(layer: SFTLayer, below: Built, ctx: Context) -> Data:
     if layer.data.revise is not None:
         return _revised(layer, layer.data.revise, below, ctx)
     if layer.data.file is not None:
-        return _from_file(layer.data.file, ctx)
+        return from_file(layer.data.file, ctx)
+    if layer.data.demonstrations is not None:
+        return demonstrated(layer.data.demonstrations, layer.name, below, ctx)
+    if layer.data.rejection is not None:
+        return rejected(layer.data.rejection, layer.data.general, layer.name, below, ctx)
     return _gold(layer, ctx)
 
 
 # -------------------------------------------------------------------------------------- critique and revise
 
 
-def principle_key(principles: Sequence[Principle]) -> list[Any]:
-    """What the making of training data reads of a constitution. The names of judges or the guard are not among it."""
-    return [[p.id, p.text, p.severity, p.dimension] for p in principles]
-
-
 def _revised(layer: SFTLayer, revise: Revise, below: Built, ctx: Context) -> Data:
     prompts = ctx.prompts
     principles = ctx.constitution.principles
-    config = ReviseConfig(**{**revise.model_dump(exclude={"critic"}), "seed": ctx.seed})
+    own = set(ReviseConfig.model_fields)
+    config = ReviseConfig(**{**revise.model_dump(include=own), "seed": ctx.seed})
     critic_identity, reader = ctx.critic(revise.critic, below)
+    helpful = ordinary(revise, ctx)
     what = {
         "stage": "revise",
         "config": config.model_dump(mode="json"),
@@ -109,13 +96,17 @@ def _revised(layer: SFTLayer, revise: Revise, below: Built, ctx: Context) -> Dat
         "principles": principle_key(principles),
         "model": below.identity,
         "critic": critic_identity,
-        "code": code_hash(*DATA_ROOMS),
+        "audit": audit_identity(revise, below, ctx),
+        "helpful": digest([to_json(case) for case in helpful]),
+        "code": code_hash(*DATA_ROOMS, "stack/stages/revise"),
         **ctx.numerics,
     }
 
     def build(folder: Path) -> None:
         from fairlead.judges.critic import critic
-        from fairlead.methods.constitutional import ModelReviser, constitutional_data
+        from fairlead.judges.rules import declines
+        from fairlead.methods.constitutional import constitutional_data
+        from fairlead.methods.reviser import ModelReviser
 
         judges = [critic(principle, reader) for principle in principles]
         reviser = ModelReviser(
@@ -124,8 +115,10 @@ def _revised(layer: SFTLayer, revise: Revise, below: Built, ctx: Context) -> Dat
         used: Used = (
             *(("train", judge.name, judge.lineage) for judge in judges),
             ("train", reviser.name, reviser.lineage),
+            *((("train", declines().name, declines().lineage),) if config.evasive != "keep" else ()),
         )
         early_refusal(layer.name, used, ctx)
+        readers = auditors(revise, layer.name, used, below, ctx)
         asked = fitted(ctx, below)
         with ctx.voice.progress(f"{layer.name}: critique and revision") as advance:
             heard = 0
@@ -133,7 +126,7 @@ def _revised(layer: SFTLayer, revise: Revise, below: Built, ctx: Context) -> Dat
             def progress(what: str, rows: int) -> None:
                 nonlocal heard
                 heard += 1
-                advance(heard - 1, 2 + 3 * config.rounds)
+                advance(heard - 1, 2 + 3 * config.rounds + bool(helpful))
 
             revision = constitutional_data(
                 below.model,
@@ -143,9 +136,14 @@ def _revised(layer: SFTLayer, revise: Revise, below: Built, ctx: Context) -> Dat
                 reviser,
                 config,
                 metas=[case.meta for case in asked.cases],
+                harmless=[must_be_answered(case) for case in asked.cases],
+                helpful=[case.messages for case in helpful],
+                helpful_metas=[case.meta for case in helpful],
                 progress=progress,
             )
-        write_exchanges(folder / "data.jsonl", revision.final)
+        # Only now do auditors see anything, and what they say goes into about.json alone.
+        views = [revision.critics_view, *audited([done.exchanges for done in revision.rounds], readers)]
+        write_exchanges(folder / "data.jsonl", (*revision.final, *revision.helpful))
         rounds = (
             {
                 "round": number,
@@ -166,7 +164,14 @@ def _revised(layer: SFTLayer, revise: Revise, below: Built, ctx: Context) -> Dat
                 "harm": revision.harm(),
                 "harm_by_principle": revision.harm_by_principle(),
                 "counts": dict(revision.counts),
-                "used": used_to_json(tuple(("train", name, lineage) for name, lineage in revision.judges)),
+                **to_plain(views, revision.evading),
+                "warnings": warnings_of_rounds(views, revision.evading),
+                "used": used_to_json(
+                    (
+                        *(("train", name, lineage) for name, lineage in revision.judges),
+                        *(("audit", reader.name, reader.lineage) for reader in readers),
+                    )
+                ),
             },
         )
 
@@ -174,79 +179,30 @@ def _revised(layer: SFTLayer, revise: Revise, below: Built, ctx: Context) -> Dat
     about = json.loads((entry.path / "about.json").read_bytes())
     rows = tuple(from_json(Exchange, row) for row in read_lines(entry.path / "data.jsonl"))
     counts = about["counts"]
-    harm = " → ".join(f"{share:.2f}" for share in about["harm"])
     notes = [
         f"{counts[k]:,} {words}"
         for k, words in (
             ("missing", "prompts unanswered"),
             ("left_out", "rows left out"),
+            ("evasive_left_out", "evasive replies left out"),
+            ("helpful", "own samples on ordinary prompts mixed in"),
+            ("helpful_missing", "ordinary prompts unanswered"),
+            ("helpful_truncated", "ordinary samples cut off, left out"),
             ("unjudged", "verdicts missing"),
             ("failed", "revisions failed"),
         )
         if counts.get(k)
     ]
     times = f"{config.rounds} round{'s' if config.rounds > 1 else ''}"
-    said = "; ".join([f"{counts['rows']:,} replies revised in {times}; broken per round {harm}", *notes])
-    places = tuple(f"revised reply {i}" for i in range(len(rows)))
-    return Data(entry, rows, places, used_from_json(about["used"]), said, {k: about[k] for k in about if k != "used"})
-
-
-def fitted(ctx: Context, below: Built) -> TrainingPrompts:
-    """The run's training prompts that fit the model; refused or left out, by row, as the plan says."""
-    if ctx.world and ctx.plan.prompts.from_ == SOURCE:
-        return ctx.prompts  # the world is made for its model
-    asked = fitting(ctx.prompts, below.model, ctx.plan.prompts.too_long)
-    if len(asked.cases) < len(ctx.prompts.cases):
-        ctx.voice.say(asked.said)
-    return asked
-
-
-def early_refusal(layer: str, used: Used, ctx: Context) -> None:
-    """Ask the ledger before the work is done, not after: would these judges spoil the run's own evidence?"""
-    for measure, judge in ctx.audit.items():
-        probe = copy.deepcopy(ctx.ledger)
-        for side, name, lineage in used:
-            probe.record(layer, side, name, lineage)
-        probe.evidence(measure, judge.name, judge.lineage, layer=layer)
+    brief = told_in_brief(*from_plain(about))
+    said = "; ".join([f"{counts['rows']:,} replies revised in {times}", *brief, *notes])
+    revised = len(rows) - counts.get("helpful", 0)
+    places = tuple(f"revised reply {i}" if i < revised else f"own sample {i - revised}" for i in range(len(rows)))
+    told = {k: about[k] for k in about if k != "used"}
+    return Data(entry, rows, places, used_from_json(about["used"]), said, told, {"AI revisions": counts["rows"]})
 
 
 # ------------------------------------------------------------------------------------------- other sources
-
-
-def _from_file(path: str, ctx: Context) -> Data:
-    """Conversations, or the chosen side of preferences, from a file."""
-    demonstrations = ctx.read_demonstrations(path)
-    held_out = held_out_prompts(ctx)
-    left = [i for i, row in enumerate(demonstrations.rows) if row.messages in held_out]
-    kept = sorted(set(range(len(demonstrations))) - set(left))
-    if not kept:
-        raise InputError(f"{path}: every prompt in it is held out to measure preference accuracy on; nothing to learn")
-    rows, places = take(demonstrations.rows, kept), take(demonstrations.places, kept)
-    hashes = [file_hash(f.path) for f in demonstrations.report.files]
-    entry = ctx.cache.make(
-        "demonstrations",
-        {"files": hashes, "skip": ctx.skip_bad_rows, "left_out": left, "code": code_hash("feedback")},
-        lambda folder: write_exchanges(folder / "data.jsonl", rows),
-    )
-    said = f"{len(rows):,} demonstrations from {Path(path).name}"
-    if left:
-        said += f"; {len(left):,} left out, whose prompts are held out to measure preference accuracy on"
-    return Data(entry, rows, places, (), said, {"rows": len(rows), "held_out": len(left)})
-
-
-def held_out_prompts(ctx: Context) -> frozenset[tuple[Message, ...]]:
-    """Prompts of the pairs that this run's preference stages keep from training: no stage may learn their answers."""
-    prompts: set[tuple[Message, ...]] = set()
-    for layer in ctx.plan.layers:
-        if isinstance(layer, DPOLayer) and layer.preferences.from_ not in ("ai", "gold"):
-            config = layer.preferences
-            pairs = ctx.preferences if config.from_ == "given" else ctx.read_preferences(config.from_)
-            prompts |= {
-                row.messages
-                for row, group in zip(pairs.rows, pairs.groups, strict=True)
-                if is_held_out(group, share=config.held_out, seed=ctx.seed)
-            }
-    return frozenset(prompts)
 
 
 def _gold(layer: SFTLayer, ctx: Context) -> Data:
@@ -264,14 +220,5 @@ def _gold(layer: SFTLayer, ctx: Context) -> Data:
     what = {"stage": "gold", "prompts": ctx.prompts.hash, "code": code_hash("apprentice")}
     entry = ctx.cache.make("gold", what, lambda folder: write_exchanges(folder / "data.jsonl", rows))
     places = tuple(f"gold answer {i}" for i in range(len(rows)))
-    return Data(entry, tuple(rows), places, used, f"{len(rows):,} gold answers", {"rows": len(rows)})
-
-
-def require_oracle(name: str, ctx: Context) -> None:
-    if not ctx.world:
-        raise InputError(f"layer {name!r}: gold labels exist only for the apprentice, whose world is known")
-    if not ctx.oracle:
-        raise InputError(
-            f"layer {name!r} learns from gold labels, which no real model has; "
-            "for a comparison with the upper bound say so with --oracle"
-        )
+    labels = {"gold answers": len(rows)}
+    return Data(entry, tuple(rows), places, used, f"{len(rows):,} gold answers", {"rows": len(rows)}, labels)

@@ -30,6 +30,10 @@ KEPT = 3
 """States of other unfinished trainings that a cache keeps: each is weights and moments, some three times the model."""
 KEPT_S = 14 * 86_400.0
 """How long one is kept after its training last wrote it, in seconds."""
+USUAL_POLICY_LR = 1e-6
+"""A usual learning rate of reinforcement learning at a billion parameters."""
+STATES_EVERY = 10
+"""Sets of fresh replies between two states on disk; what lies between is kept as replies and scores."""
 
 ROOMS = ("engine", "methods", "models/render", "models/local", "models/tokens")
 DATA_ROOMS = (
@@ -58,7 +62,7 @@ def learning_rate(method: str, parameters: int) -> float:
 
     A small model needs larger steps. Below a million parameters it rises no further.
     """
-    return rate_by_size(METHODS[method].lr, parameters)
+    return rate_by_size(METHODS[method].lr if method in METHODS else USUAL_POLICY_LR, parameters)
 
 
 def rate_by_size(usual: float, parameters: int) -> float:
@@ -74,10 +78,14 @@ def trained(
     below: Built,
     ctx: Context,
     train: Callable[[Any, Run], tuple[Any, Mapping[str, Any], tuple[StepRecord, ...], tuple[str, ...]]],
+    *,
+    into: str = "model",
+    every: int = 50,
 ) -> tuple[Entry, dict[str, Any]]:
-    """The cached result of one training run: `model/`, `train.json`, `steps.jsonl`.
+    """The cached result of one training run: `model/` (or what `into` says), `train.json`, `steps.jsonl`.
 
-    `train(model, run)` returns the trained model, facts, the record of each step, and warnings.
+    `train(model, run)` returns the trained model or judge, facts, the record of each step, and warnings. A state is
+    kept after every so many optimiser steps.
     """
     what = {
         "method": method,
@@ -107,10 +115,10 @@ def trained(
 
             # --fresh promises all work again: neither a state nor reference log-probs of an earlier run will do.
             known = None if ctx.cache.fresh else ctx.cache.root / "reference"
-            run = Run(cache=known, checkpoint=unfinished, fresh=ctx.cache.fresh, progress=progress)
+            run = Run(cache=known, checkpoint=unfinished, every=every, fresh=ctx.cache.fresh, progress=progress)
             made, facts, records, warnings = train(model, run)
         forget_old_states(unfinished, ctx.voice.say)
-        made.save(folder / "model")
+        made.save(folder / into)
         write_lines(folder / "steps.jsonl", (dataclasses.asdict(record) for record in records))
         write_json(
             folder / "train.json", {"config": config.model_dump(mode="json"), **facts, "warnings": list(warnings)}
