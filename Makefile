@@ -26,6 +26,7 @@ test: $(STAMP)
 	$(PYTEST) -m "not full" $(ARGS)
 
 test-full: $(STAMP)
+	$(BIN)/python -m pip install -q -e '.[cluster]'
 	$(PYTEST) $(ARGS)
 
 # the contract of remote models against the providers whose keys are set, for a little money; says so where none is

@@ -32,6 +32,13 @@ def test_pandalm(shared_data: Path) -> None:
     assert (len(got), len(set(got.groups)), sum(r.strength == 1.0 for r in got.rows)) == (512, 85, 410)
 
 
+def test_llmbar(shared_data: Path) -> None:
+    got = read_preferences(shared_data / "llmbar" / "LLMBar")
+    assert {f.format for f in got.report.files} == {"llmbar"}
+    assert (len(got), got.report.ties, got.report.identical) == (419, 0, 0)
+    assert len(read_preferences(shared_data / "llmbar" / "Processed")) == 466
+
+
 def test_alpaca_eval(shared_data: Path) -> None:
     with pytest.raises(InputError, match="preference' is null"):
         read_preferences(shared_data / "alpaca-eval")

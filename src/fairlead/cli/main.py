@@ -47,11 +47,12 @@ def _everywhere(
 
 def _mount() -> None:
     """Add the commands. Their files import only typer at the top, so this is quick."""
-    from fairlead.cli import align, constitution, doctor, measure, train
+    from fairlead.cli import align, constitution, doctor, label, measure, train
 
     app.command("align")(align.align)
     app.command("measure")(measure.measure)
     app.add_typer(train.app, name="train")
+    app.add_typer(label.app, name="label")
     app.add_typer(constitution.app, name="constitution")
     app.command("doctor")(doctor.doctor)
 

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import orjson
 
@@ -22,6 +22,7 @@ Paths: TypeAlias = str | Path | Sequence[str | Path]
 
 DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
 
+WEB_PAGE = "this looks like a web page (HTML), not data: was it saved from an error page?"
 _UNREADABLE = {
     b"PK\x03\x04": "a zip archive: unpack it first",
     b"\x28\xb5\x2f\xfd": "zstandard-compressed: unpack it first (zstd -d)",
@@ -102,7 +103,7 @@ def read_table(path: Path) -> Table:
     data, gzipped = _read_bytes(path)
     packed = ", gzip" if gzipped else ""
     if data[:4] == b"PAR1":
-        return Table(path, "Parquet" + packed, tuple(_parquet_rows(path, data)))
+        return Table(path, "Parquet" + packed, tuple(parquet_rows(path, io.BytesIO(data))))
     marked = data.startswith(b"\xef\xbb\xbf")
     data = data[3:] if marked else data
     _check_text(path, data)
@@ -110,12 +111,12 @@ def read_table(path: Path) -> Table:
     if not body:
         raise InputError(f"{path}: the file is empty" + (" (only white space)" if data else ""))
     if body[:1] == b"<":
-        raise InputError(f"{path}: this looks like a web page (HTML), not data: was it saved from an error page?")
+        raise InputError(f"{path}: {WEB_PAGE}")
     name = path.name.lower().removesuffix(".gz")
     if name.endswith((".csv", ".tsv")):
         raise InputError(f"{path}: CSV is not read (its quoting is ambiguous): export it as JSON Lines or Parquet")
     lines_by_name = name.endswith((".jsonl", ".ndjson"))
-    if not lines_by_name and (body[:1] == b"[" or (body[:1] == b"{" and not _is_json_line(body))):
+    if not lines_by_name and (body[:1] == b"[" or (body[:1] == b"{" and not is_json_line(body))):
         container, rows = _whole_document(path, body)
         return Table(path, container + packed, tuple(rows), byte_order_mark=marked)
     rows, blank = _json_lines(path, data)
@@ -152,21 +153,29 @@ def _read_bytes(path: Path) -> tuple[bytes, bool]:
             raise InputError(f"{path}: damaged or cut-off gzip file ({error}): fetch it again") from error
         if not data:
             raise InputError(f"{path}: the file is empty (inside its gzip)")
-    for magic, what in _UNREADABLE.items():
-        if data.startswith(magic):
-            raise InputError(f"{path}: this is {what}")
     return data, gzipped
+
+
+def not_text(path: Path, head: bytes) -> str:
+    """What the first bytes of a file say against reading it as UTF-8 text, in words; "" where nothing does."""
+    for magic, what in _UNREADABLE.items():
+        if head.startswith(magic):
+            return f"{path}: this is {what}"
+    for mark, encoding in _OTHER_BOMS.items():
+        if head.startswith(mark):
+            return f"{path}: encoded as {encoding}, not UTF-8: convert it, e.g. `{_iconv(encoding, path)}`"
+    if b"\x00" in head[:4096]:
+        likely = "UTF-16LE" if head[1:2] == b"\x00" else "UTF-16BE" if head[:1] == b"\x00" else None
+        help_ = f"it looks like {likely}: convert it, e.g. `{_iconv(likely, path)}`" if likely else "a binary file?"
+        return f"{path}: holds NUL bytes, so it is not UTF-8 text; {help_}"
+    return ""
 
 
 def _check_text(path: Path, data: bytes) -> None:
     """Refuse anything that is not UTF-8, with the encoding it looks like and the command that converts it."""
-    for mark, encoding in _OTHER_BOMS.items():
-        if data.startswith(mark):
-            raise InputError(f"{path}: encoded as {encoding}, not UTF-8: convert it, e.g. `{_iconv(encoding, path)}`")
-    if b"\x00" in data[:4096]:
-        likely = "UTF-16LE" if data[1:2] == b"\x00" else "UTF-16BE" if data[:1] == b"\x00" else None
-        help_ = f"it looks like {likely}: convert it, e.g. `{_iconv(likely, path)}`" if likely else "a binary file?"
-        raise InputError(f"{path}: holds NUL bytes, so it is not UTF-8 text; {help_}")
+    wrong = not_text(path, data)
+    if wrong:
+        raise InputError(wrong)
     try:
         data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -181,7 +190,7 @@ def _iconv(encoding: str, path: Path) -> str:
     return f"iconv -f {encoding} -t UTF-8 {path.name}"
 
 
-def _is_json_line(body: bytes) -> bool:
+def is_json_line(body: bytes) -> bool:
     """Whether the first line stands alone as JSON: then the file is JSON Lines, whatever its name says."""
     first, _, rest = body.partition(b"\n")
     try:
@@ -195,7 +204,7 @@ def _whole_document(path: Path, body: bytes) -> tuple[str, list[Row]]:
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: not valid JSON: {_reason(error)}, column {error.colno}") from error
+        raise InputError(f"{path}:{error.lineno}: not valid JSON: {reason_of(error)}, column {error.colno}") from error
     container = "JSON array"
     if isinstance(document, dict):
         lists = [key for key in ("data", "rows", "examples") if isinstance(document.get(key), list)]
@@ -220,22 +229,23 @@ def _json_lines(path: Path, data: bytes) -> tuple[list[Row], int]:
         try:
             value: Any = orjson.loads(line)
         except orjson.JSONDecodeError as error:
-            value = BadRow(f"not valid JSON: {_reason(error)}, column {error.colno}")
+            value = BadRow(f"not valid JSON: {reason_of(error)}, column {error.colno}")
         rows.append(Row(f"{path}:{number}", value))
     return rows, blank
 
 
-def _reason(error: orjson.JSONDecodeError) -> str:
+def reason_of(error: orjson.JSONDecodeError) -> str:
     return error.msg.split(": line ")[0]
 
 
-def _parquet_rows(path: Path, data: bytes) -> Iterator[Row]:
+def parquet_rows(path: Path, source: Path | BinaryIO) -> Iterator[Row]:
+    """The rows of a Parquet file, read batch by batch; `path` names it in messages."""
     import pyarrow as arrow
     import pyarrow.parquet as parquet
 
     number = 0
     try:
-        file = parquet.ParquetFile(io.BytesIO(data))
+        file = parquet.ParquetFile(source)
         for batch in file.iter_batches():
             for value in batch.to_pylist():
                 number += 1

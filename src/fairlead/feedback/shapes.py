@@ -112,6 +112,17 @@ def _alpaca_eval(row: Record) -> Pair:
     return _labelled(_instruction(row), replies, p_first, writers, group=_text(row, "instruction"))
 
 
+def _llmbar(row: Record) -> Pair:
+    """`label` is 1 or 2: which output is better, a fact of the instruction and no matter of taste."""
+    if row["label"] not in (1, 2) or isinstance(row["label"], bool):
+        raise BadRow(f"'label' is {row['label']!r}; it is 1 or 2, the number of the better output")
+    said = _text(row, "input")
+    if not said.strip():
+        raise BadRow("'input' is empty: there is nothing to answer")
+    replies = _reply(row, "output_1"), _reply(row, "output_2")
+    return _labelled((user(said),), replies, float(row["label"] == 1), None, group=said)
+
+
 def _labelled(
     said: tuple[Message, ...],
     replies: tuple[tuple[Message, ...], tuple[Message, ...]],
@@ -237,6 +248,8 @@ PREFERENCES: tuple[Shape[Pair], ...] = (
           lambda r: _texts("chosen", "rejected")(r) and is_marked(r.get("prompt")), _hh_prompt),
     Shape("pandalm", "instruction, response1, response2 and annotators' votes",
           _has("instruction", "response1", "response2", "annotator1"), _pandalm),
+    Shape("llmbar", "input, output_1, output_2 and a label",
+          _has("input", "output_1", "output_2", "label"), _llmbar),
     Shape("alpaca-eval", "instruction, output_1, output_2 and a preference",
           _has("instruction", "output_1", "output_2", "preference"), _alpaca_eval),
     Shape("openai preference", "input, preferred_output and non_preferred_output",

@@ -45,18 +45,38 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     _write_lines(path, rows)
 
 
-def _write_lines(path: Path, bodies: Iterable[Mapping[str, Any]]) -> None:
+def write_whole(path: Path, lines: Iterable[bytes], *, sync: bool = True) -> None:
+    """Write a file so that a reader finds the old one or the whole new one. Raises MissingResource where it cannot.
+
+    sync  wait until it is on the disk; without, a power cut may lose it, and a killed process does not
+    """
     # A partial file must never carry the final name: a reader could not tell it from a short data set.
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            for body in bodies:
-                file.write(orjson.dumps(body) + b"\n")
+            file.writelines(lines)
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         temporary.replace(path)
+        if sync:
+            _sync_folder(path.parent)
     except OSError as error:
         raise MissingResource(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)  # after the rename there is nothing left to forget
+
+
+def _sync_folder(folder: Path) -> None:
+    """The new name is on the disk too, not only the bytes."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _write_lines(path: Path, bodies: Iterable[Mapping[str, Any]]) -> None:
+    write_whole(path, (orjson.dumps(body) + b"\n" for body in bodies))

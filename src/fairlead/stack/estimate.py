@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from fairlead.errors import InputError
 from fairlead.exchange import Message, exchange, user
 from fairlead.judges.critic import Critic
 from fairlead.judges.prompting import ask_about
 from fairlead.measures import Measure
 from fairlead.measures.bank import Bank
 from fairlead.measures.runner import cases_for, greedy
+from fairlead.models import Budget
 from fairlead.models.protocol import Model, Prompt, Sampling
 from fairlead.models.remote import Estimate
 from fairlead.stack.context import Built, Context
@@ -48,6 +50,22 @@ def estimate(ctx: Context, layers: Sequence[Built], measures: Sequence[Measure],
             if isinstance(judge, Critic):
                 total += of_critic(judge, list(_unknown(built, [measure], bank, ctx)))
     return total
+
+
+def go_on(budget: Budget | None, confirm: Callable[[str], bool] | None) -> None:
+    """Remote models are called only within a budget or with a person's yes; `confirm` is None where nobody is asked.
+
+    Raises InputError where there is neither.
+    """
+    if budget is not None:
+        return
+    if confirm is None:
+        raise InputError(
+            "remote models are called, and there is no terminal to ask: set a limit with --budget "
+            "('5 USD' or '2M tokens')"
+        )
+    if not confirm("Go on without a budget?"):
+        raise InputError("not started; set a limit with --budget ('5 USD' or '2M tokens')")
 
 
 def _unknown(built: Built, measures: Sequence[Measure], bank: Bank, ctx: Context) -> Iterator[Prompt]:

@@ -24,7 +24,7 @@ from fairlead.models.remote import Estimate
 from fairlead.stack.atomic import plain_disk_errors
 from fairlead.stack.cache import Cache
 from fairlead.stack.context import Built, Context, Rewarded, Used
-from fairlead.stack.estimate import estimate, remote_models
+from fairlead.stack.estimate import estimate, go_on, remote_models
 from fairlead.stack.folder import place_for, run_folder, write_json, write_lines
 from fairlead.stack.guarded import Row, guard_of, warnings
 from fairlead.stack.identity import cores
@@ -305,12 +305,4 @@ def agree(ctx: Context, options: Options, cost: Estimate) -> None:
     on_top = f"; {' and '.join(more)} come on top" if more else ""
     limit = f"; budget {options.budget}" if options.budget else ""
     ctx.voice.say(f"remote: {cost}{on_top}{limit}")
-    if options.budget is not None:
-        return
-    if options.confirm is None:
-        raise InputError(
-            "remote models are called, and there is no terminal to ask: set a limit with --budget "
-            "('5 USD' or '2M tokens')"
-        )
-    if not options.confirm("Go on without a budget?"):
-        raise InputError("not started; set a limit with --budget ('5 USD' or '2M tokens')")
+    go_on(options.budget, options.confirm)
