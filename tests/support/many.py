@@ -48,12 +48,14 @@ def ask_with_faults(provider: str, calls: int) -> None:
     kinds = [k for k in FAULTS if provider != "anthropic" or k != "filter"]  # that format has no such error
     # one request in ten fails, counted as they arrive, so that tries again may fail too
     plan = lambda i, body: fault(kinds[i // 10 % len(kinds)], provider) if i % 10 == 3 else None  # noqa: E731
-    limits = Limits(concurrency=32, attempts=20, timeout=4.0, deadline=300.0, backoff=0.01, backoff_cap=0.05)
+    # an answer that is only slow must not be taken for one that hangs: on a busy machine it would be asked for twice
+    patience = 6.0 if calls <= 100 else 20.0
+    limits = Limits(concurrency=32, attempts=20, timeout=patience, deadline=900.0, backoff=0.01, backoff_cap=0.05)
     prompts = [[user(f"number {i}")] for i in range(calls)]
 
     # enough for all, though a hang or a torn answer is booked at its worst
     echo, budget = Echo(words=7), Watched(tokens=calls * 120)
-    with Faulty(echo, plan, hang=6.0) as server:
+    with Faulty(echo, plan, hang=1.5 * patience) as server:
         model = opened(provider, server, limits, budget=budget)
         replies = [reply for (reply,) in model.generate(prompts, Sampling(max_tokens=20))]
     filtered = [i for i, reply in enumerate(replies) if reply.finish == "filter"]
@@ -70,7 +72,7 @@ def ask_with_faults(provider: str, calls: int) -> None:
     # not enough: it ends, and what the server gave out is what was booked, below the limit (hangs would only cost time)
     kinds.remove("hang")
     echo, budget = Echo(words=7), Watched(tokens=calls * 12)
-    with Faulty(echo, plan, hang=6.0) as server:
+    with Faulty(echo, plan, hang=1.5 * patience) as server:
         model = opened(provider, server, limits, budget=budget)
         try:
             model.generate(prompts, Sampling(max_tokens=20))
