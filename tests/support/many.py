@@ -84,15 +84,17 @@ def ask_with_faults(provider: str, calls: int) -> None:
     assert given_out <= budget.used <= budget.limit and budget.most <= budget.limit
     answered = Counter(text for text, _ in echo.asked)
     planned = [kinds[i // 10 % len(kinds)] for i in range(server.count) if i % 10 == 3]
-    _each_once(answered, budget.spent.unsure - sum(kind in ("cut", "malformed") for kind in planned))
-    assert len([r for (r,) in kept if r.finish == "stop"]) == len(answered), "what was answered is not lost either"
+    late = budget.spent.unsure - sum(kind in ("cut", "malformed") for kind in planned)
+    _each_once(answered, late)
+    had = len([r for (r,) in kept if r.finish == "stop"])
+    assert len(answered) - late <= had <= len(answered), "what was answered is not lost either"
 
 
 def _each_once(answered: Counter[str], given_up: int) -> None:
     """Each prompt was answered once by the server's own count.
 
-    `given_up`: answers that came after the client's patience had ended, and were booked at their worst: on a machine
-    that stalls for so long there are some, and each may be asked once more; else there is none.
+    `given_up`: tries beyond the planned hangs that outlasted the client's patience, and were booked at their worst: on
+    a machine that stalls for so long there are some, and each may be asked once more; else there is none.
     """
     twice = sum(answered.values()) - len(answered)
-    assert twice == given_up, f"{twice} answered twice, {given_up} given up on"
+    assert twice <= given_up, f"{twice} answered twice, {given_up} given up on"
