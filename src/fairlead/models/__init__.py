@@ -32,6 +32,7 @@ from fairlead.models.protocol import (
 
 if TYPE_CHECKING:
     from fairlead.models.remote import Limits
+    from fairlead.models.terms import Terms
 
 __all__ = [
     "SAMPLING_FIELDS",
@@ -97,7 +98,11 @@ def open_model(
         if local:
             raise InputError(f"{text} is a remote model; {sorted(local)[0]!r} is for local weights")
         provider, model, url = remote
-        return _open_remote(provider, model, url, text, budget, limits, prices, cache, records)
+        from fairlead.models.capabilities import RECORDS
+        from fairlead.models.terms import Terms
+
+        kept = ResponseCache(cache) if isinstance(cache, Path) else cache
+        return _open_remote(provider, model, url, text, Terms(budget, limits, prices, kept, records or RECORDS))
     # a name that is a folder here means the folder, as transformers reads it
     folder = bool(text.strip()) and Path(text).is_dir()
     if not folder:
@@ -111,22 +116,7 @@ def open_model(
     return open_local(text, cut=cut, **local)
 
 
-def _open_remote(
-    provider: str,
-    model: str,
-    url: str | None,
-    name: str,
-    budget: Budget | None,
-    limits: Limits | None,
-    prices: Mapping[str, Price] | None,
-    cache: ResponseCache | Path | None,
-    records: Path | None,
-) -> Model:
-    from fairlead.models.capabilities import RECORDS
-    from fairlead.models.terms import Terms
-
-    kept = ResponseCache(cache) if isinstance(cache, Path) else cache
-    terms = Terms(budget, limits, prices, kept, records or RECORDS)
+def _open_remote(provider: str, model: str, url: str | None, name: str, terms: Terms) -> Model:
     if provider == "anthropic":
         from fairlead.models.anthropic import open_anthropic
 
