@@ -54,7 +54,7 @@ def drift(method: str, path: str, status: int, body: Any) -> str:
     if not kind:
         return ""
     try:
-        _types()[kind].validate_python(body)
+        sdk_types()[kind].validate_python(body)
     except ValidationError as error:
         return f"{method} {path} {status}: {error}"
     return ""
@@ -78,7 +78,7 @@ _KINDS = {
 
 
 @cache
-def _types() -> dict[str, Any]:
+def sdk_types() -> dict[str, Any]:
     import anthropic.types as claude
     import openai.types as gpt
     from anthropic.types.messages import MessageBatch, MessageBatchIndividualResponse

@@ -14,7 +14,7 @@ from fairlead.exchange import Message, Refusal, assistant
 from fairlead.models.formats import Events
 from fairlead.models.protocol import Prompt, Reply, Sampling, Usage
 from fairlead.models.serve import Handler, Server
-from support.bodies import drift, planned_error
+from support.bodies import drift, planned_error, sdk_types
 
 
 @dataclass
@@ -74,6 +74,7 @@ class Faulty(Server):
         self.times: list[float] = []
         self.active = self.most_active = 0
         self.gate = threading.Lock()
+        sdk_types()  # their import takes long once, which no client should take for a server that hangs
         self.drifted: list[str] = []  # bodies that the SDKs' own types refuse
 
     def __exit__(self, *error: object) -> None:
