@@ -123,7 +123,16 @@ def test_every_format_reads_back_as_what_was_written(form: str, kind: str, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("messages", [{"role": "user", "content": "x"}]), ("extra", 1), ("messages", "x")]
+    ("key", "value"),
+    [
+        ("messages", [{"role": "user", "content": "x"}]),
+        (
+            "messages",
+            [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "Bad day."}],
+        ),  # sound, not ours
+        ("extra", 1),
+        ("messages", "x"),
+    ],
 )
 def test_a_writer_that_errs_is_caught(key: str, value: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The way back is another code than the way there: one row written wrongly stops the export, with its line."""
