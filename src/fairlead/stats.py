@@ -12,11 +12,10 @@ import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize
-from scipy import stats as sps
 
 ICC = 0.1  # assumed correlation of two outcomes within a cluster, where the outcomes themselves cannot show it
 ICC_WEIGHT = 5.0  # how many of the rarer outcomes that assumption is worth
@@ -51,8 +50,8 @@ def clopper_pearson(k: int, n: int, confidence: float = 0.95) -> Interval:
     """Exact interval of a rate: coverage at least `confidence` whatever the rate. Clopper & Pearson 1934."""
     _check_counts(k, n)
     tail = (1 - confidence) / 2
-    low = float(sps.beta.ppf(tail, k, n - k + 1)) if k > 0 else 0.0
-    high = float(sps.beta.ppf(1 - tail, k + 1, n - k)) if k < n else 1.0
+    low = float(_sps().beta.ppf(tail, k, n - k + 1)) if k > 0 else 0.0
+    high = float(_sps().beta.ppf(1 - tail, k + 1, n - k)) if k < n else 1.0
     return Interval(k / n, low, high, n)
 
 
@@ -229,7 +228,7 @@ def mcnemar_exact(first: int, second: int) -> float:
         raise ValueError(f"discordant counts are {first} and {second}: they cannot be negative")
     if first + second == 0:
         return 1.0
-    return float(min(1.0, 2 * sps.binom.cdf(min(first, second), first + second, 0.5)))
+    return float(min(1.0, 2 * _sps().binom.cdf(min(first, second), first + second, 0.5)))
 
 
 def sign_flip_p(changes: Sequence[float], clusters: Sequence[Hashable] | None = None, *, seed: int = 0) -> float:
@@ -269,7 +268,7 @@ def cases_to_tell(change: float, discordant: float, confidence: float = 0.95, po
     """
     if change == 0 or not abs(change) <= discordant <= 1:
         raise ValueError(f"a change of {change} with {discordant} discordant: need 0 < |change| <= discordant <= 1")
-    z_power = float(sps.norm.ppf(power))
+    z_power = float(_sps().norm.ppf(power))
     root = _z(confidence) * math.sqrt(discordant) + z_power * math.sqrt(discordant - change**2)
     return math.ceil((root / change) ** 2)
 
@@ -411,17 +410,26 @@ def _check_counts(k: float, n: float) -> None:
         raise ValueError(f"{k} of {n}: need n > 0 and 0 <= k <= n")
 
 
+def _sps() -> Any:
+    """scipy.stats, when a number is asked for: to import it takes half a second, which no command's start should."""
+    from scipy import stats
+
+    return stats
+
+
 def _z(confidence: float) -> float:
     if not 0 < confidence < 1:
         raise ValueError(f"confidence is {confidence}: give a share such as 0.95")
-    return float(sps.norm.ppf((1 + confidence) / 2))
+    return float(_sps().norm.ppf((1 + confidence) / 2))
 
 
 def _t(confidence: float, freedom: float) -> float:
     if not 0 < confidence < 1:
         raise ValueError(f"confidence is {confidence}: give a share such as 0.95")
-    return float(sps.t.ppf((1 + confidence) / 2, freedom))
+    return float(_sps().t.ppf((1 + confidence) / 2, freedom))
 
 
 def _root(f: Callable[[float], float], low: float, high: float) -> float:
+    from scipy import optimize
+
     return float(optimize.brentq(f, low, high, xtol=1e-12))
