@@ -212,3 +212,13 @@ def test_a_file_without_pairs_is_refused(capsys: Any) -> None:
     Path("pairs.jsonl").write_text('{"text": "x"}\n')
     assert ai("apprentice") == 2
     assert "no rows of two replies" in capsys.readouterr().err
+
+
+def test_a_row_that_cannot_be_read_is_named_or_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    good = [{"prompt": f"say {i}", "chosen": "yes , gladly", "rejected": "no"} for i in range(3)]
+    Path("cut.jsonl").write_text("".join(json.dumps(row) + "\n" for row in good) + '{"prompt": "a", "cho')
+    order = ["label", "agreement", "cut.jsonl", "--judge", "rule:length:1", "--json"]
+    assert main(order) == 2
+    assert "cut.jsonl:4: not valid JSON" in capsys.readouterr().err
+    assert main([*order, "--skip-bad-rows"]) == 0
+    assert json.loads(capsys.readouterr().out)["not_read"] == 1

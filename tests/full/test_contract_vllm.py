@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from fairlead import apprentice
 from fairlead.models import open_model
 from support.contract import CONTRACT
-from support.vllm import served
 
 pytest.importorskip("torch")
 pytestmark = [pytest.mark.full, pytest.mark.vllm]
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    log = tmp_path_factory.mktemp("vllm") / "server.log"
-    with served(apprentice.path().resolve(), "apprentice", log) as address:
-        yield address
 
 
 @pytest.mark.parametrize("check", CONTRACT, ids=lambda check: check.__name__)

@@ -4,28 +4,18 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from fairlead import apprentice
 from fairlead.apprentice import behaviour, cases
 from fairlead.models import Sampling, open_model
 from support.bare import bare_python
 from support.bare import environment as bare_environment
 from support.talker import CONSTITUTION
-from support.vllm import served
 
 pytest.importorskip("torch")
 pytestmark = [pytest.mark.full, pytest.mark.vllm]
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    log = tmp_path_factory.mktemp("vllm") / "server.log"
-    with served(apprentice.path().resolve(), "apprentice", log) as address:
-        yield address
 
 
 def test_greedy_replies_and_their_log_probs_are_those_of_the_weights(url: str) -> None:

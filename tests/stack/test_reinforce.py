@@ -15,8 +15,8 @@ from tests.stack import single_policy_jobs as jobs  # noqa: E402
 
 from fairlead.methods.config_policy import ALGORITHMS  # noqa: E402
 from fairlead.methods.loop import StepRecord  # noqa: E402
-from fairlead.stack import reinforce  # noqa: E402
-from fairlead.stack.reinforce import line_of, means_of, nats  # noqa: E402
+from fairlead.stack import reinforce_told  # noqa: E402
+from fairlead.stack.reinforce_told import line_of, means_of, nats  # noqa: E402
 from fairlead.stack.voice import Quiet  # noqa: E402
 from support import ranks, tiny  # noqa: E402
 
@@ -42,10 +42,10 @@ def test_a_step_in_words() -> None:
 
 def test_steps_are_said_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr(reinforce.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(reinforce_told.time, "monotonic", lambda: clock[0])
     voice = Quiet()
     config = ALGORITHMS["grpo"].settings({"steps": 10, "passes": 2})
-    tell = reinforce._telling(voice, config)
+    tell = reinforce_told.telling(voice, config)
     for step in range(20):  # two updates a step; every second record has nothing to tell
         clock[0] += 4.0
         tell(StepRecord(step, 20, 0.0, 0.0, 0.0, 1, 1, 1.0, {}, TOLD if step % 2 == 0 else {}))

@@ -440,6 +440,22 @@ def test_preferences_from_a_file_bring_their_own_accuracy(plan: Plan, cache: Pat
     assert effect["change"] is not None  # compared pair by pair
 
 
+def test_the_preferred_replies_of_the_given_file_are_imitated_first(plan: Plan, cache: Path) -> None:
+    """The recipe `dpo`: SFT on the chosen side of what was given, without the prompts kept out to measure on."""
+    preferences(Path("pairs.jsonl"))
+    stack = parse_yaml(
+        f"model: {plan.model}\nconstitution: brand.yaml\npreferences: pairs.jsonl\nmeasure: {{cases: 2, only: [sums]}}\n"
+        "layers: [{sft: {data: {file: given}, steps: 1}}, {dpo: {preferences: {from: given, held_out: 0.3}, steps: 1}}]",
+        "fairlead.yaml",
+    )
+    folder = run_plan(parse_plan(stack), options(cache)).folder
+    written = [json.loads(line) for line in Path("pairs.jsonl").read_text().splitlines()]
+    shown = [json.loads(line) for line in (folder / "layers" / "sft" / "data.jsonl").read_text().splitlines()]
+    imitated = {row["reply"][0]["parts"][0]["text"] for row in shown}
+    assert imitated and imitated <= {row["chosen"] for row in written}
+    assert 0 < len(shown) < len(written)
+
+
 def test_other_methods_are_layers_too(plan: Plan, cache: Path) -> None:
     """KTO learns from both sides of the pairs that SimPO learns from; identical replies say nothing to either."""
     preferences(Path("pairs.jsonl"))

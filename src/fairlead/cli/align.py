@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fairlead.cli.common import BudgetOption, CacheOption, PricesOption, ThreadsOption
+
 if TYPE_CHECKING:
     from fairlead.constitution.yaml import Document
     from fairlead.stack.source import Source
@@ -81,24 +83,17 @@ def align(
         typer.Option("--audit", metavar="WHO", help="Who judges the result: gold, rules, or a model that reads."),
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, show_default="0")] = None,
-    budget: Annotated[
-        str | None, typer.Option("--budget", metavar="AMOUNT", help="Limit for remote models: '5 USD' or '2M tokens'.")
-    ] = None,
-    prices: Annotated[
-        Path | None, typer.Option("--prices", metavar="FILE", help="Your prices per million tokens, JSON.")
-    ] = None,
+    budget: BudgetOption = None,
+    prices: PricesOption = None,
     oracle: Annotated[
         bool, typer.Option("--oracle", help="Allow gold labels in training (the recipe gold), for comparison.")
     ] = False,
     skip_bad_rows: Annotated[
         bool, typer.Option("--skip-bad-rows", help="Leave out rows of data files that cannot be read, and count them.")
     ] = False,
-    cache: Annotated[
-        Path | None,
-        typer.Option("--cache", metavar="DIR", help="Where finished work is kept.", show_default="runs/.cache"),
-    ] = None,
+    cache: CacheOption = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Do all work again, whatever the cache holds.")] = False,
-    threads: Annotated[int | None, typer.Option("--threads", min=1, show_default="all cores")] = None,
+    threads: ThreadsOption = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print results.json; everything else goes to standard error.")
     ] = False,
@@ -147,7 +142,7 @@ def align(
         threads=threads or 0,
         budget=Budget.parse(budget) if budget else None,
         prices=read_prices(prices) if prices else None,
-        confirm=_confirm if terminal.answers else None,
+        confirm=terminal.confirm,
         finish=_report,
         recipe=said.recipe,
         smoke=smoke,
@@ -228,10 +223,6 @@ def heading(model: str, constitution: str, recipe: str, seed: int, threads: int)
 
 def _ids(text: str | None) -> list[str] | None:
     return None if text is None else [item.strip() for item in text.split(",") if item.strip()]
-
-
-def _confirm(question: str) -> bool:
-    return typer.confirm(question, err=True)
 
 
 def _report(folder: Path) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fairlead.cli.common import BudgetOption, JsonOption
 from fairlead.cli.constitution_diff import diff
 from fairlead.cli.constitution_prompts import prompts
 from fairlead.cli.constitution_try import try_
@@ -25,8 +26,6 @@ app.command("try")(try_)
 app.command("diff")(diff)
 app.command("prompts")(prompts)
 
-AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
-
 
 @app.command()
 def check(
@@ -34,10 +33,8 @@ def check(
     critic: Annotated[
         str | None, typer.Option("--critic", metavar="MODEL", help="Reads every good example by the other principles.")
     ] = None,
-    budget: Annotated[
-        str | None, typer.Option("--budget", metavar="AMOUNT", help="Limit for remote models: '5 USD' or '2M tokens'.")
-    ] = None,
-    as_json: AsJson = False,
+    budget: BudgetOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Read a constitution and say what it comes to. A mistake is named by file, line and key (exit 2).
 
@@ -82,7 +79,7 @@ def check(
 
 
 @app.command()
-def schema(as_json: AsJson = False) -> None:
+def schema(as_json: JsonOption = False) -> None:
     """Print the JSON Schema of a constitution file. Point your editor's YAML support at it."""
     from fairlead.constitution import json_schema
 

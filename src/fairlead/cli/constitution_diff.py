@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fairlead.cli.common import BudgetOption, JsonOption, PricesOption, SeedOption
+
 if TYPE_CHECKING:
     from fairlead.constitution import Constitution
     from fairlead.constitution.diff import Change
@@ -37,14 +39,10 @@ def diff(
     runs: Annotated[
         Sides | None, typer.Option("--runs", metavar="A B", help="Two run folders, to compare what they measured.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
-    budget: Annotated[
-        str | None, typer.Option("--budget", metavar="AMOUNT", help="Limit for remote models: '5 USD' or '2M tokens'.")
-    ] = None,
-    prices: Annotated[
-        Path | None, typer.Option("--prices", metavar="FILE", help="Your prices per million tokens, JSON.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+    seed: SeedOption = 0,
+    budget: BudgetOption = None,
+    prices: PricesOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Say what a change of text changes, principle by principle.
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fairlead.cli.common import BudgetOption, JsonOption, PricesOption, SeedOption
+
 if TYPE_CHECKING:
     from fairlead.constitution import Constitution
     from fairlead.feedback.generate import Bank, Made
@@ -25,14 +27,10 @@ def prompts(
     ] = None,
     n: Annotated[int, typer.Option("--n", min=1, help="Tempting prompts, and as many twins, for each principle.")] = 30,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="How often a model is asked about a principle.")] = 6,
-    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
-    budget: Annotated[
-        str | None, typer.Option("--budget", metavar="AMOUNT", help="Limit for remote models: '5 USD' or '2M tokens'.")
-    ] = None,
-    prices: Annotated[
-        Path | None, typer.Option("--prices", metavar="FILE", help="Your prices per million tokens, JSON.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    seed: SeedOption = 0,
+    budget: BudgetOption = None,
+    prices: PricesOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Write prompts that tempt a model to break each principle, and the harmless twin of each, to a file.
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from fairlead.cli.common import BudgetOption, JsonOption, PricesOption
 
 if TYPE_CHECKING:
     from fairlead.constitution import Constitution
@@ -32,13 +33,9 @@ def try_(
     system: Annotated[
         str, typer.Option("--system", metavar="TEXT", help="The conversation's system prompt: what it tells to keep.")
     ] = "",
-    budget: Annotated[
-        str | None, typer.Option("--budget", metavar="AMOUNT", help="Limit for remote models: '5 USD' or '2M tokens'.")
-    ] = None,
-    prices: Annotated[
-        Path | None, typer.Option("--prices", metavar="FILE", help="Your prices per million tokens, JSON.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    budget: BudgetOption = None,
+    prices: PricesOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Try a prompt on a constitution: which principles bear on it, what the guard would do, what the user would read.
 
@@ -46,7 +43,7 @@ def try_(
     """
     from fairlead.cli.remote import agree, opened
     from fairlead.cli.terminal import Terminal, print_json
-    from fairlead.constitution import load
+    from fairlead.constitution import load, usual
     from fairlead.constitution.voice import with_samples
     from fairlead.errors import InputError
     from fairlead.stack.trying import try_prompt
@@ -56,7 +53,7 @@ def try_(
     terminal = Terminal(quiet_out=as_json)
     reader = None if critic == "none" else critic or model
     (writes, reads), limit = opened([model, reader], budget, prices)
-    written = with_samples(load(constitution or ("harbour" if "apprentice" in (model, reader) else "hhh")))
+    written = with_samples(load(constitution or usual(world="apprentice" in (model, reader))))
     agree(_cost(written, prompt, system, reply, writes, reads), limit, terminal)
     tried = try_prompt(written, prompt, told=system, reply=reply, model=writes, critic_model=reads)
     if as_json:

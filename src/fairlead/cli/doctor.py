@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from fairlead.cli.common import JsonOption, PricesOption
+
 EXTRAS = {
     "train": (
         ("torch", "transformers", "safetensors", "tokenizers", "peft"),
@@ -34,13 +36,11 @@ def doctor(
         str | None,
         typer.Option("--budget", metavar="AMOUNT", help="With --live: find out all it can do for at most '0.05 USD'."),
     ] = None,
-    prices: Annotated[
-        Path | None, typer.Option("--prices", metavar="FILE", help="Your prices per million tokens, JSON.")
-    ] = None,
+    prices: PricesOption = None,
     cache: Annotated[
         Path | None, typer.Option("--cache", metavar="DIR", help="Where the record goes.", show_default="runs/.cache")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Say what this machine can do, and why not the rest.
 

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from fairlead.cli.common import BudgetOption, CacheOption, JsonOption, PricesOption, SeedOption
+
 app = typer.Typer(no_args_is_help=True, help="Preferences: by AI, and how well labels agree with people.")
 
 Files = Annotated[list[Path], typer.Argument(help="Preference files, or pairs of replies: JSON Lines, JSON, Parquet.")]
@@ -22,14 +24,7 @@ How = Annotated[str, typer.Option("--how", metavar="NAME", help="How a pair is r
 Cot = Annotated[bool, typer.Option("--cot", help="Reasons first (--how reasoned), labels clamped to 0.4 to 0.6.")]
 Clamp = Annotated[tuple[float, float] | None, typer.Option("--clamp", metavar="LOW HIGH", help="Bounds of a label.")]
 Samples = Annotated[int, typer.Option("--samples", min=1, help="Answers per question without log-probs.")]
-Amount = Annotated[
-    str | None, typer.Option("--budget", metavar="AMOUNT", help="Limit for remote models: '5 USD' or '2M tokens'.")
-]
-Prices = Annotated[Path | None, typer.Option("--prices", metavar="FILE", help="Your prices, JSON.")]
-Cache = Annotated[Path | None, typer.Option("--cache", metavar="DIR", show_default="runs/.cache")]
 Timeout = Annotated[float | None, typer.Option("--timeout", metavar="S", help="Of one call, in seconds.")]
-Seed = Annotated[int, typer.Option("--seed", min=0)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 @app.command()
@@ -45,17 +40,17 @@ def ai(
     clamp: Clamp = None,
     near_tie: Annotated[float, typer.Option("--near-tie", help="Leave out labels nearer than this to 1/2.")] = 0.0,
     samples: Samples = 5,
-    seed: Seed = 0,
-    budget: Amount = None,
-    prices: Prices = None,
-    cache: Cache = None,
+    seed: SeedOption = 0,
+    budget: BudgetOption = None,
+    prices: PricesOption = None,
+    cache: CacheOption = None,
     timeout: Timeout = None,
     workers: Annotated[int | None, typer.Option("--workers", min=1, help="Calls at once.")] = None,
     chunk: Annotated[int | None, typer.Option("--chunk", min=1, help="Rows in a call.")] = None,
     shard: Annotated[int, typer.Option("--shard", min=1, metavar="ROWS", help="Rows in a file of the output.")] = 1000,
     again: Annotated[bool, typer.Option("--again", help="Ask rows without a label once more.")] = False,
     ray: Annotated[int | None, typer.Option("--ray", min=1, metavar="N", help="Under Ray Data, N workers.")] = None,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Label pairs of replies by a constitution: P(first better) from a critic, in both orders.
 
@@ -76,7 +71,7 @@ def ai(
         settings,
         out,
         terminal,
-        confirm=_confirm(terminal),
+        confirm=terminal.confirm,
         pace=_pace(reader, workers, chunk),
         shard_rows=shard,
         again=again,
@@ -107,12 +102,15 @@ def agreement(
     how: How = "template",
     cot: Cot = False,
     samples: Samples = 5,
-    seed: Seed = 0,
-    budget: Amount = None,
-    prices: Prices = None,
-    cache: Cache = None,
+    seed: SeedOption = 0,
+    skip_bad_rows: Annotated[
+        bool, typer.Option("--skip-bad-rows", help="Leave out rows that cannot be read, and count them.")
+    ] = False,
+    budget: BudgetOption = None,
+    prices: PricesOption = None,
+    cache: CacheOption = None,
     timeout: Timeout = None,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """How far the labels of a critic (or of any judge) agree with people, on a preference file.
 
@@ -127,7 +125,7 @@ def agreement(
     if judge is not None:
         from fairlead.judges.named import open_judge
 
-        result = judge_with_people(files, open_judge(judge), limit=rows, seed=seed)
+        result = judge_with_people(files, open_judge(judge), limit=rows, seed=seed, skip_bad_rows=skip_bad_rows)
     else:
         law = load(constitution)
         settings = _settings(how, cot, None, samples, principles=principles, draw=draw, seed=seed)
@@ -140,7 +138,8 @@ def agreement(
             limit=rows,
             repeats=repeats,
             wordings=read_wordings(wordings, law) if wordings else None,
-            confirm=_confirm(terminal),
+            skip_bad_rows=skip_bad_rows,
+            confirm=terminal.confirm,
         )
     if as_json:
         print_json(result)
@@ -173,10 +172,6 @@ def _reader(
 
     table = read_prices(prices) if prices else None
     return open_reader(Access(critic, (cache or DEFAULT_CACHE).resolve(), budget, table, timeout), terminal.say)
-
-
-def _confirm(terminal: Any) -> Any:
-    return (lambda question: typer.confirm(question, err=True)) if terminal.answers else None
 
 
 def _pace(reader: Any, workers: int | None, chunk: int | None) -> Any:

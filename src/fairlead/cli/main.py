@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Sequence
@@ -45,8 +46,9 @@ def _everywhere(
     pass
 
 
-def _mount() -> None:
-    """Add the commands. Their files import only typer at the top, so this is quick."""
+@functools.cache
+def _command() -> Any:
+    """The whole command line. The files of the commands import only typer at the top, so this is quick."""
     from fairlead.cli import align, constitution, doctor, label, measure, train
 
     app.command("align")(align.align)
@@ -55,6 +57,7 @@ def _mount() -> None:
     app.add_typer(label.app, name="label")
     app.add_typer(constitution.app, name="constitution")
     app.command("doctor")(doctor.doctor)
+    return typer.main.get_command(app)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,8 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
     try:
-        _mount()
-        code = app(arguments, prog_name="fairlead", standalone_mode=False)
+        code = _command()(arguments, prog_name="fairlead", standalone_mode=False)
         sys.stdout.flush()
         return _interrupted() if code == INTERRUPTED else code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):  # typer itself may have turned Ctrl-C into the code above

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from fairlead.cli.common import BudgetOption, CacheOption, JsonOption, PricesOption, SeedOption, ThreadsOption
+
 
 def measure(
     model: Annotated[str, typer.Argument(help="apprentice, a model folder, a hub name, or PROVIDER/NAME[@URL].")],
@@ -20,23 +22,19 @@ def measure(
     audit: Annotated[
         str | None, typer.Option("--audit", metavar="WHO", help="Who judges: gold, rules, or a model that reads.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
-    budget: Annotated[
-        str | None, typer.Option("--budget", metavar="AMOUNT", help="Limit for remote models: '5 USD' or '2M tokens'.")
-    ] = None,
-    prices: Annotated[
-        Path | None, typer.Option("--prices", metavar="FILE", help="Your prices per million tokens, JSON.")
-    ] = None,
-    cache: Annotated[Path | None, typer.Option("--cache", metavar="DIR", show_default="runs/.cache")] = None,
+    seed: SeedOption = 0,
+    budget: BudgetOption = None,
+    prices: PricesOption = None,
+    cache: CacheOption = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Ask every case again.")] = False,
-    threads: Annotated[int | None, typer.Option("--threads", min=1, show_default="all cores")] = None,
+    threads: ThreadsOption = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="DIR", help="Also write a run folder with the report here.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Measure a model: what it does well, what it does badly, each with its interval and its n."""
-    from fairlead.cli.align import _confirm, _ids, _report
+    from fairlead.cli.align import _ids, _report
     from fairlead.cli.terminal import Terminal, print_json
     from fairlead.models import Budget, read_prices
     from fairlead.report.run import run_from
@@ -65,7 +63,7 @@ def measure(
         threads=threads or 0,
         budget=Budget.parse(budget) if budget else None,
         prices=read_prices(prices) if prices else None,
-        confirm=_confirm if terminal.answers else None,
+        confirm=terminal.confirm,
         finish=_report,
     )
     finished = measure_model(plan, options, terminal)

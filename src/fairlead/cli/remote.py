@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fairlead.errors import InputError
-
 if TYPE_CHECKING:
     from fairlead.cli.terminal import Terminal
     from fairlead.models import Budget, Model
@@ -35,17 +33,9 @@ def opened(
 
 def agree(cost: Estimate, budget: Budget | None, terminal: Terminal) -> None:
     """Say what remote models will be asked, and go on only within a budget or with a person's yes."""
-    import typer
+    from fairlead.stack.estimate import go_on
 
     if cost.calls == 0:
         return
     terminal.say(f"remote: {cost}{f'; budget {budget}' if budget else ''}")
-    if budget is not None:
-        return
-    if not terminal.answers:
-        raise InputError(
-            "remote models are called, and there is no terminal to ask: set a limit with --budget "
-            "('5 USD' or '2M tokens')"
-        )
-    if not typer.confirm("Go on without a budget?", err=True):
-        raise InputError("not started; set a limit with --budget ('5 USD' or '2M tokens')")
+    go_on(budget, terminal.confirm)

@@ -42,6 +42,11 @@ class Terminal:
         here = sys.stdin is not None and not sys.stdin.closed
         return self.live and here and sys.stdin.isatty()
 
+    @property
+    def confirm(self) -> Callable[[str], bool] | None:
+        """What asks a person yes or no; None where nobody can be asked."""
+        return (lambda question: typer.confirm(question, err=True)) if self.answers else None
+
     def say(self, text: str) -> None:
         self._line(text)
 

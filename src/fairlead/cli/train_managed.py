@@ -177,7 +177,7 @@ def _job(order: Order, given: Mapping[str, Any], terminal: Terminal) -> dict[str
         tokenizer=given["tokenizer"],
         full=given["full"],
         min_strength=given["min_strength"],
-        confirm=(lambda question: typer.confirm(question, err=True)) if terminal.answers else None,
+        confirm=terminal.confirm,
         wait=given["wait"],
         cancel=given["cancel"],
     )

@@ -268,7 +268,7 @@ def told(found: Mapping[str, Any]) -> list[str]:
 
 def _moved(found: Mapping[str, Any]) -> str:
     """From the first tenth of the steps to the last, with standard errors."""
-    from fairlead.stack.reinforce import nats
+    from fairlead.stack.reinforce_told import nats
 
     first, last, averaged = found["start"], found["metrics"], found["averaged"]
     steps = f"{averaged:,} steps" if averaged > 1 else "step"

@@ -1,7 +1,7 @@
 """The written values: the only source of intent. `load("hhh")`, `load("brand.yaml")`."""
 
 from fairlead.constitution.compile import Compiled, compiled, system_prompt
-from fairlead.constitution.load import Loaded, load, packs, resolve
+from fairlead.constitution.load import Loaded, load, packs, resolve, usual
 from fairlead.constitution.prompts import CRITIC_PROMPTS, template
 from fairlead.constitution.schema import (
     AUDIT_JUDGES,
@@ -44,4 +44,5 @@ __all__ = [
     "resolve",
     "system_prompt",
     "template",
+    "usual",
 ]

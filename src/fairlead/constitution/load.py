@@ -41,6 +41,11 @@ def resolve(ref: str | Path) -> Loaded:
     return loaded
 
 
+def usual(*, world: bool) -> str:
+    """The pack where none is named: the apprentice's world has its own."""
+    return "harbour" if world else "hhh"
+
+
 def packs() -> tuple[str, ...]:
     """The names of the constitutions that ship with Fairlead."""
     return tuple(sorted(path.stem for path in PACKS.glob("*.yaml")))

@@ -117,6 +117,11 @@ class Server(ThreadingHTTPServer):
         self.key = key
         self.batcher = Batcher(model, self.name)
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that goes away between two requests is no fault of this server; anything else is told."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
     @property
     def url(self) -> str:
         """Where the server is, without /v1."""

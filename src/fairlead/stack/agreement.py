@@ -44,8 +44,11 @@ class Judged:
     bad: int
 
 
-def judged_pairs(paths: Paths, *, limit: int | None, seed: int) -> Judged:
-    """Pairs of which people chose a reply; with `limit`, so many drawn evenly. Raises InputError without any."""
+def judged_pairs(paths: Paths, *, limit: int | None, seed: int, skip_bad_rows: bool = False) -> Judged:
+    """Pairs of which people chose a reply; with `limit`, so many drawn evenly.
+
+    Raises InputError without any, and at the first row that cannot be read unless these are to be counted.
+    """
     found = survey(paths)
     shape_of([raw.value() for raw in found.head], found.files[0])
     kept: list[tuple[int, TwoReplies]] = []
@@ -54,7 +57,9 @@ def judged_pairs(paths: Paths, *, limit: int | None, seed: int) -> Judged:
     for raw in stream(found.files):
         try:
             two = read_two(raw.value())
-        except BadRow:
+        except BadRow as why:
+            if not skip_bad_rows:
+                raise InputError(f"{raw.place}: {why}; --skip-bad-rows leaves such rows out and counts them") from None
             bad += 1
             continue
         if two.first == two.second or two.p_first is None or rows_of.side(two.p_first) == 0.5:
@@ -84,6 +89,7 @@ def agree_with_people(
     limit: int | None = None,
     repeats: int = 2,
     wordings: Wordings | None = None,
+    skip_bad_rows: bool = False,
     confirm: Callable[[str], bool] | None = None,
 ) -> dict[str, Any]:
     """The table of `fairlead label agreement` for a critic, as `--json` prints it.
@@ -91,7 +97,7 @@ def agree_with_people(
     repeats    times every question is asked; 1 leaves consistency on repeats out
     wordings   other wordings of principles: consistency over them, each asked once
     """
-    judged = judged_pairs(paths, limit=limit, seed=settings.label.seed)
+    judged = judged_pairs(paths, limit=limit, seed=settings.label.seed, skip_bad_rows=skip_bad_rows)
     variants = [constitution, *reworded(constitution, wordings or {})]
     cost = _estimate(judged, variants, reader, settings, repeats)
     if reader.remote:
@@ -134,9 +140,11 @@ def agree_with_people(
     }
 
 
-def judge_with_people(paths: Paths, judge: Judge, *, limit: int | None = None, seed: int = 0) -> dict[str, Any]:
+def judge_with_people(
+    paths: Paths, judge: Judge, *, limit: int | None = None, seed: int = 0, skip_bad_rows: bool = False
+) -> dict[str, Any]:
     """The same of a judge that scores one reply at a time: the reply with the higher score is its choice."""
-    judged = judged_pairs(paths, limit=limit, seed=seed)
+    judged = judged_pairs(paths, limit=limit, seed=seed, skip_bad_rows=skip_bad_rows)
     verdicts = judge.judge([item for two in judged.pairs for item in two.pair])
     values = [v.score if v.raw is None else v.raw for v in verdicts]
     ps = [_higher(a, b) for a, b in zip(values[0::2], values[1::2], strict=True)]

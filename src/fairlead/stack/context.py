@@ -20,6 +20,7 @@ from fairlead.stack.folder import Log
 from fairlead.stack.identity import numerics
 from fairlead.stack.lazy import LazyModel
 from fairlead.stack.plan import DPOLayer, Plan
+from fairlead.stack.plan_data import GIVEN
 from fairlead.stack.prompts import SOURCE, TrainingPrompts, training_prompts
 from fairlead.stack.remember import Remembering
 from fairlead.stack.source import Source, locate, torch_installed
@@ -200,9 +201,10 @@ class Context:
         return cast("RowSet[Exchange]", self._files[key])
 
     def read_demonstrations(self, path: str) -> RowSet[Exchange]:
-        """Demonstrations by path, read once and said aloud."""
+        """Demonstrations by path (`given`: the plan's preferences, their chosen side), read once and said aloud."""
         from fairlead.feedback.formats import read_demonstrations
 
+        path = self.preferences_path if path == GIVEN else path
         if (key := ("demonstrations", path)) not in self._files:
             self._files[key] = self._said(read_demonstrations(Path(path), skip_bad_rows=self.skip_bad_rows))
         return cast("RowSet[Exchange]", self._files[key])

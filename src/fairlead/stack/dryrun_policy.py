@@ -8,7 +8,8 @@ import time
 from typing import Any
 
 from fairlead.stack.memory import peak_resident
-from fairlead.stack.reinforce import PolicyOrder, means_of, open_policy_job, train_policy_job
+from fairlead.stack.reinforce import PolicyOrder, open_policy_job, train_policy_job
+from fairlead.stack.reinforce_told import means_of
 from fairlead.stack.voice import Voice
 
 TRIED_STEPS = 2  # the faster one counts, since the first one pays for warming up

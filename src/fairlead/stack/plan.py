@@ -74,7 +74,8 @@ class SFTData(Frozen):
     """Exactly one of
 
     revise           no labels: the model's own replies, criticised and revised
-    file             conversations, or the chosen side of preferences
+    file             conversations, or the chosen side of preferences; `given`: the plan's `preferences:` or
+                     --preferences
     gold             the world's truth (--oracle)
     demonstrations   of people, see `Demonstrations`
     rejection        what a later model said and verifiers passed, see `Rejection`; `general` is mixed in with it

@@ -43,7 +43,7 @@ def read_recipe(name: str) -> Document:
         )
     if Path(name).suffix in {".yaml", ".yml"}:
         return read_yaml(name, what="recipe")
-    raise InputError(f"no recipe {name!r}. {meant(name, recipe_names())}. A YAML file with `layers:` may be named too")
+    raise InputError(f"no recipe {name!r}, nor a YAML file of that name. {meant(name, recipe_names())}")
 
 
 def read_stack(path: Path | None) -> Document:

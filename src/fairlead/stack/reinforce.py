@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import math
-import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from fairlead.constitution import usual
 from fairlead.errors import InputError, MissingResource
 from fairlead.exchange import Exchange
 from fairlead.feedback.formats import read_demonstrations, read_tasks
@@ -23,6 +22,7 @@ from fairlead.methods.config_policy import ALGORITHMS, PolicyConfig
 from fairlead.methods.loggers import Logger
 from fairlead.stack.alone import followed, left_in, loggers_of, make_way, opened_to_train, settled, trainable
 from fairlead.stack.read import validated_settings
+from fairlead.stack.reinforce_told import means_of, telling
 from fairlead.stack.source import Source
 from fairlead.stack.stages.train import STATES_EVERY, USUAL_POLICY_LR
 from fairlead.stack.voice import Voice
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 WORLD = "world:"
 PROMPTS = 500
 """Prompts drawn of the apprentice's world where no number is given."""
-SAID_EVERY_S = 15.0
 COMPARED = ("exact", "mentions", "numeric")  # judges that have nothing to say without a reference
 
 
@@ -73,8 +72,8 @@ class PolicyOrder:
     @property
     def critics(self) -> Reader:
         """Who reads principles as a reward: the model as it starts, by its own constitution, where nothing is said."""
-        usual = "harbour" if self.spec == "apprentice" else "hhh"
-        return Reader(self.constitution or usual, self.reader or self.spec)
+        usual_one = usual(world=self.spec == "apprentice")
+        return Reader(self.constitution or usual_one, self.reader or self.spec)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +125,7 @@ def run_policy_job(job: PolicyJob, voice: Voice, run: Run, name: str = "") -> Re
     """The same with states, progress and loggers as `run` says; `name` stands before each number that is said."""
     from fairlead.methods.policy import train_policy
 
-    tell, advance = _telling(voice, job.config, name), run.progress
+    tell, advance = telling(voice, job.config, name), run.progress
 
     def progress(record: StepRecord) -> None:
         tell(record)
@@ -363,50 +362,3 @@ def _about(one: Objective, written: str) -> dict[str, Any]:
         "lineage": lineage_hash(lineage),
         "leaves": [dataclasses.asdict(leaf) for leaf in sorted(lineage, key=lambda leaf: leaf.hash)],
     }
-
-
-def means_of(told: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Means over some steps of everything told of each, numbers that are none left out.
-
-    The exception is `reward_error`, the standard error of a step's mean reward: what comes out is that of the mean.
-    """
-    found: dict[str, float] = {}
-    for name in dict.fromkeys(name for one in told for name in one):
-        values = [value for one in told if math.isfinite(value := one.get(name, math.nan))]
-        found[name] = sum(values) / len(values) if values else math.nan
-        if name == "reward_error" and values:
-            found[name] = math.hypot(*values) / len(values)
-    return found
-
-
-def nats(value: float) -> str:
-    """Two decimals, and no sign of what is nothing but rounding."""
-    return f"{round(value, 2) + 0.0:.2f}"
-
-
-def line_of(told: Mapping[str, float], step: int, steps: int) -> str:
-    """One step in words."""
-    parts = [f"reward {told['reward']:.3g}"]
-    if "cost" in told:
-        parts.append(f"cost {told['cost']:.3g} (multiplier {told['multiplier']:.3g})")
-    if "kl" in told:
-        parts.append(f"KL {nats(told['kl'])} nats per reply")
-    parts.append(f"{told['length']:.0f} tokens, {told['ended']:.0%} ended")
-    if told["missing"]:
-        parts.append(f"{told['missing']:,.0f} of {told['replies']:,.0f} replies without a reward")
-    return f"step {step:,} of {steps:,}: {', '.join(parts)}"
-
-
-def _telling(voice: Voice, config: PolicyConfig, name: str = "") -> Callable[[StepRecord], None]:
-    """Says a step in words: the first one, and from then on one now and then."""
-    last = -math.inf
-
-    def tell(record: StepRecord) -> None:
-        nonlocal last
-        if not record.told or time.monotonic() - last < SAID_EVERY_S:
-            return
-        last = time.monotonic()
-        line = line_of(record.told, record.step // config.updates + 1, record.steps // config.updates)
-        voice.say(f"{name}: {line}" if name else line)
-
-    return tell

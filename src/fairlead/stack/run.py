@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fairlead.constitution import load
+from fairlead.constitution import load, usual
 from fairlead.constitution.schema import Constitution
 from fairlead.constitution.voice import with_samples
 from fairlead.errors import InputError
@@ -82,7 +82,7 @@ class Finished:
 
 def constitution_of(plan: Plan, *, world: bool) -> Constitution:
     """The plan's constitution; where it names none, the harbour's own for the apprentice and `hhh` for others."""
-    return with_samples(load(plan.constitution or ("harbour" if world else "hhh")))
+    return with_samples(load(plan.constitution or usual(world=world)))
 
 
 def run_plan(plan: Plan, options: Options = Options(), voice: Voice | None = None) -> Finished:

@@ -22,7 +22,8 @@ from fairlead.stack.identity import code_hash, digest
 from fairlead.stack.lazy import opened
 from fairlead.stack.plan_data import CORPUS
 from fairlead.stack.plan_rl import PolicyLayer
-from fairlead.stack.reinforce import PolicyJob, PolicyOrder, critic_of, judgeable, nats, report_of, run_policy_job
+from fairlead.stack.reinforce import PolicyJob, PolicyOrder, critic_of, judgeable, report_of, run_policy_job
+from fairlead.stack.reinforce_told import nats
 from fairlead.stack.stages.asked import Asked, asked, tasks_of
 from fairlead.stack.stages.data import early_refusal
 from fairlead.stack.stages.judged import Judging, Role, check, judging, reads

@@ -14,7 +14,7 @@ from fairlead.stack.context import Built, Context, Used
 from fairlead.stack.folder import read_lines, write_json
 from fairlead.stack.identity import code_hash, file_hash
 from fairlead.stack.plan_base import PEOPLE
-from fairlead.stack.plan_data import OWN, Demonstrations
+from fairlead.stack.plan_data import GIVEN, OWN, Demonstrations
 from fairlead.stack.stages.data import Data, fitted, held_out_prompts
 from fairlead.stack.stages.train import DATA_ROOMS
 
@@ -113,7 +113,8 @@ def from_file(path: str, ctx: Context) -> Data:
         {"files": hashes, "skip": ctx.skip_bad_rows, "left_out": left, "code": code_hash("feedback")},
         lambda folder: write_exchanges(folder / "data.jsonl", rows),
     )
-    said = f"{len(rows):,} demonstrations from {Path(path).name}"
+    name = ctx.preferences_path if path == GIVEN else path
+    said = f"{len(rows):,} demonstrations from {Path(name).name}"
     if left:
         said += f"; {len(left):,} left out, whose prompts are held out to measure preference accuracy on"
     labels = {"human demonstrations": len(rows)}
