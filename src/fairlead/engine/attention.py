@@ -30,7 +30,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from fairlead.engine import cascade, varlen
+from fairlead.engine import cascade, varlen, whole
 from fairlead.engine.layout import Shape
 
 # A block is closed before its padding would cost more than another SDPA call. Measured forward and backward on 2 CPU
@@ -71,13 +71,15 @@ class Blocks:
 class Plan:
     """The forest of one batch, as every layer's attention reads it. What a layer needs is made once, on first use.
 
-    `only_blocks` keeps attention to the blocks, where the quicker kernels turned out not to work.
+    `only_blocks` keeps attention to the blocks, where the quicker kernels turned out not to work; on the CPU trees of
+    up to `short` tokens are attended whole.
     """
 
     shapes: tuple[Shape, ...]
     device: torch.device
     only_blocks: bool = False
-    groups: dict[torch.dtype, tuple[cascade.Group, ...]] = field(default_factory=dict)
+    short: int = whole.SHORT
+    groups: dict[torch.dtype, cascade.Groups] = field(default_factory=dict)
 
     @cached_property
     def longest(self) -> int:
@@ -93,21 +95,27 @@ class Plan:
 
     def choose(self, rows_N: torch.Tensor, dtype: torch.dtype) -> cascade.Chosen:
         """What `cascade.attend` is to compute for the attention of some packed positions, on the CPU."""
-        return cascade.choose(cascade.pieces(self.shapes), rows_N.numpy(), dtype)
+        return cascade.choose(self.shapes, rows_N.numpy(), dtype, self.short)
 
     def by_pieces(self, x: torch.Tensor, *, dropout: float, window: int | None, softcap: float | None = None) -> bool:
         """Whether attention like x runs by the pieces of `cascade.py`."""
         within = window is None or window >= self.longest
         return x.device.type == "cpu" and within and softcap is None and not dropout and not self.only_blocks
 
-    def pieces(self, dtype: torch.dtype) -> tuple[cascade.Group, ...]:
+    def pieces(self, dtype: torch.dtype) -> cascade.Groups:
         if dtype not in self.groups:
-            self.groups[dtype] = cascade.groups(cascade.pieces(self.shapes), dtype)
+            self.groups[dtype] = cascade.groups(self.shapes, dtype, self.short)
         return self.groups[dtype]
 
 
-def plan(shapes: tuple[Shape, ...], device: torch.device | str = "cpu", *, only_blocks: bool = False) -> Plan:
-    return Plan(shapes, torch.device(device), only_blocks)
+def plan(
+    shapes: tuple[Shape, ...],
+    device: torch.device | str = "cpu",
+    *,
+    only_blocks: bool = False,
+    short: int = whole.SHORT,
+) -> Plan:
+    return Plan(shapes, torch.device(device), only_blocks, short)
 
 
 def blocks(shapes: tuple[Shape, ...], device: torch.device | str = "cpu") -> Blocks:
@@ -201,7 +209,7 @@ def kernel(device: torch.device, dtype: torch.dtype) -> str:
     """What attends on this device, for the log."""
     if device.type == "cuda" and dtype in (torch.float16, torch.bfloat16):
         return "torch.nn.attention.varlen"
-    return "attention by pieces" if device.type == "cpu" else "SDPA in blocks"
+    return "attention by trees and pieces" if device.type == "cpu" else "SDPA in blocks"
 
 
 def forest_attention(
