@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from engine.helpers import close
-from fairlead.engine import attention, cascade, varlen, whole
+from fairlead.engine import attention, blocks, cascade, varlen, whole
 from fairlead.engine.layout import Shape
 
 H, K, h = 4, 2, 8
@@ -182,9 +182,9 @@ def test_the_kernels_of_the_cpu_are_chosen_as_they_are_told(monkeypatch: pytest.
     shapes = FORESTS["one pair"]
     q, k, v = (x.transpose(0, 1)[None] for x in inputs(shapes, torch.float32))
     used: list[str] = []
-    real, blocks = cascade.attend, attention._by_blocks
+    real, in_blocks = cascade.attend, blocks.attend
     monkeypatch.setattr(cascade, "attend", lambda *args: used.append("pieces") or real(*args))
-    monkeypatch.setattr(attention, "_by_blocks", lambda *args: used.append("blocks") or blocks(*args))
+    monkeypatch.setattr(blocks, "attend", lambda *args: used.append("blocks") or in_blocks(*args))
     plan = attention.plan(shapes)
     attention.forest_attention(q, k, v, plan, scale=SCALE)
     attention.forest_attention(q, k, v, plan, scale=SCALE, window=1000)  # wider than the forest: no window
