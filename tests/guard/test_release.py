@@ -105,6 +105,23 @@ def test_parts_leave_in_their_order() -> None:
     assert kinds(out) == ["Open", "Delta", "Delta", "Close", "Open", "Delta"] and said(out) == "thinkan"
 
 
+def test_a_part_of_which_something_is_held_holds_those_behind_it() -> None:
+    class HoldsFirst(Passing):
+        def feed(self, seen: Seen) -> Ruling:
+            ruling = super().feed(seen)
+            return Ruling() if seen.channel.part == 0 else ruling
+
+        def finish(self, choice: int) -> Ruling:
+            return Ruling(safe=dict(self.seen))
+
+    release = Release(planned(check(HoldsFirst)), ASKED)
+    assert [
+        o for event in [*text("think", place="reasoning"), *text("answer", part=1)] for o in release.feed(event)
+    ] == []
+    out = release.feed(Finish(0, "stop"))
+    assert [o.channel.part for o in out if isinstance(o, Open | Delta | Close)] == [0, 0, 0, 1, 1, 1]
+
+
 def test_with_no_check_at_all_the_ledger_says_so() -> None:
     release, out = released(planned(), reply("hello"))
     assert said(out) == "hello"
