@@ -356,8 +356,9 @@ def test_a_watch_that_never_lets_go_has_failed_at_the_end() -> None:
 
 
 def test_hold_on_a_reply_that_is_whole_has_failed() -> None:
-    hold = Ruling(Decision("hold", "p"))
-    release, out = released(planned(check(lambda: Scripted(hold, hold), name="c")), reply("hello"))
+    hold = Decision("hold", "p")
+    holding = check(lambda: Scripted(Ruling(hold), Ruling(hold, (), {C0: 5})), name="c")
+    release, out = released(planned(holding), reply("hello"))
     assert kinds(out) == ["Broken"] and release.tally.failed == {("c", "closed"): 1}
 
 
