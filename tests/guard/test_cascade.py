@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fairlead.errors import BudgetReached, InputError
-from fairlead.exchange import Exchange, user
+from fairlead.exchange import Exchange, assistant, user
 from fairlead.guard.cascade import Asker
 from fairlead.guard.decision import Decision, Span
 from fairlead.guard.follow import whole
@@ -363,6 +363,21 @@ def test_answers_that_come_late_are_dropped_and_counted_and_the_check_fails_at_o
             await asyncio.sleep(0.005)
         while said(await whole(Release(plan, ASKED, asker=asker), reply("hello"))) != "hello":
             await asyncio.sleep(0.005)  # it comes back; on a busy machine an answer may be late once more
+
+    asyncio.run(asyncio.wait_for(work(), 60))
+
+
+def test_in_a_batch_every_question_has_its_own_deadline_and_a_late_answer_is_dropped() -> None:
+    async def work() -> None:
+        free = threading.Event()
+        plan = planned(Model(lambda item: free.wait(120) and ALLOW))
+        [batcher] = set(Asker(plan, Pool()).batchers.values())
+        soon = batcher.ask(plan.followed[0], Exchange(ASKED, ()), 0.5)
+        later = batcher.ask(plan.followed[0], Exchange(ASKED, (assistant("x"),)), 100.0)
+        early = await asyncio.wait_for(soon, 50)
+        assert isinstance(early, Decision) and early.outcome == "failed" and "within 0.5 s" in early.evidence
+        free.set()
+        assert await later == ALLOW and batcher.dropped == 1 and batcher.batches == [2]
 
     asyncio.run(asyncio.wait_for(work(), 60))
 
