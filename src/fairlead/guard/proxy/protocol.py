@@ -14,6 +14,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from fairlead.guard.proxy.settings import Limits
 
+WATCH = "fairlead.watch"  # in the scope: the watchdog of a request, to be told when its client leaves
+ABORT = "fairlead.abort"  # in the scope: ends the connection at once, whatever is still to be sent
+
 _ANSWER = (
     b"HTTP/1.1 %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n"
     b"x-should-retry: false\r\n\r\n%s"
@@ -35,6 +38,9 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._settle()
+            cycle = self.cycle
+            if cycle is not None and not cycle.response_complete and WATCH in cycle.scope:
+                cycle.scope[WATCH].stop("gone")  # type: ignore[typeddict-item]
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
@@ -74,6 +80,7 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
         def on_headers_complete(self) -> None:
             self._settle()
             if not self._over:
+                self.scope[ABORT] = self.transport.abort  # type: ignore[typeddict-unknown-key]
                 super().on_headers_complete()
 
         def on_body(self, body: bytes) -> None:
@@ -83,6 +90,8 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
         def on_message_complete(self) -> None:
             if not self._over:
                 super().on_message_complete()
+                if not self.pipeline:
+                    self.flow.resume_reading()  # else nobody would see that the client leaves
 
         def send_400_response(self, msg: str) -> None:
             self._refuse(b"400 Bad Request", "this is not a well-formed HTTP/1.1 request")

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fairlead.constitution.yaml import load_yaml
+from fairlead.guard.wire.asked import Allow
 
 Seconds: TypeAlias = Annotated[float, Field(gt=0, le=86_400)]
 Count: TypeAlias = Annotated[int, Field(ge=1)]
@@ -16,17 +17,6 @@ Kind: TypeAlias = Literal["code", "classifier", "critic"]
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Allow(_Part):
-    """What a request may hold although the guard cannot see all of it. Off means 400, naming the field."""
-
-    state: bool = Field(False, description="previous_response_id, conversation, background, store: context kept there")
-    prompts: bool = Field(False, description="prompts stored at the provider (`prompt: {id: …}`)")
-    server_tools: bool = Field(False, description="tools that the provider runs: web search, code, remote MCP")
-    files: bool = Field(False, description="files by id or URL (`file_id`)")
-    unknown: bool = Field(False, description="nested objects that the guard has no name for")
-    fields: tuple[str, ...] = Field((), description="single fields by name, whatever they hold")
 
 
 class Check(_Part):
@@ -81,15 +71,16 @@ class Audit(_Part):
 class Settings(_Part):
     """All of it. `window` and `heartbeat` speak of streams; `budget` is seconds for all checks of one request."""
 
-    allow: Allow = Allow()
+    allow: tuple[str, ...] = Field((), description="request fields that pass unread, by the name their refusal gives")
     images: Literal["refuse", "pass"] = Field("refuse", description="images are not looked at: a pass is counted")
     opaque: Literal["drop", "pass"] = Field("drop", description="reasoning that nothing can read: a pass is counted")
+    top_logprobs: Literal["drop", "pass"] = Field("drop", description="tokens that the model did not choose")
     window: Annotated[int, Field(ge=0, le=10_000)] = Field(64, description="characters held back of a streamed reply")
     heartbeat: Seconds = Field(5.0, description="seconds between signs of life while a reply is held back")
     budget: Seconds = Field(30.0, description="seconds for all checks of one request together")
     rounds: Annotated[int, Field(ge=1, le=8)] = Field(2, description="changes of one reply before it is refused")
     best_of: Annotated[int, Field(ge=1, le=64)] = 1
-    shadow: bool = Field(False, description="report what would have been done, and do nothing")
+    shadow: bool | tuple[str, ...] = Field(False, description="of all, or of these principles: report, and do nothing")
     workers: Annotated[int, Field(ge=1, le=256)] = 1
     checks: Checks = Checks()
     limits: Limits = Limits()
@@ -114,3 +105,10 @@ class Settings(_Part):
 def read_settings(path: Path | None) -> Settings:
     """The settings of a file, or the defaults; every mistake is an `InputError` with its line."""
     return Settings() if path is None else load_yaml(path, Settings, what="guard policy")
+
+
+def allowed(settings: Settings) -> Allow:
+    """What the wire formats let pass under these settings."""
+    return Allow(
+        frozenset(settings.allow), settings.images == "pass", settings.opaque == "pass", settings.top_logprobs == "pass"
+    )

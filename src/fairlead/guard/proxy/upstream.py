@@ -31,7 +31,7 @@ _KEYS = {"api.openai.com": "OPENAI_API_KEY", "api.anthropic.com": "ANTHROPIC_API
 class Broken(Exception):
     """The model's server gave no answer that can be read. `again` says whether a client does well to try again."""
 
-    def __init__(self, status: int, sentence: str, *, again: bool = True, kind: str = "api_error") -> None:
+    def __init__(self, status: int, sentence: str, *, again: bool = True, kind: str = "upstream") -> None:
         super().__init__(sentence)
         self.status, self.again, self.kind = status, again, kind
         self.headers: list[tuple[bytes, bytes]] = []
@@ -223,13 +223,13 @@ def _told(response: ClientResponse) -> Broken:
     if status in (401, 403):
         broken = Broken(502, f"the model's server does not take the proxy's key (it said {status})", again=False)
     elif status == 429:
-        broken = Broken(429, "the model's server is over its rate", kind="rate_limit_error")
+        broken = Broken(429, "the model's server is over its rate", kind="rate_limit")
     elif status == 404:
-        broken = Broken(404, "the model's server has no such model or route", again=False, kind="not_found_error")
+        broken = Broken(404, "the model's server has no such model or route", again=False, kind="not_found")
     elif 400 <= status < 500:
         told = f"the model's server refused the request (it said {status}); its words are withheld"
         code = status if status in (400, 408, 409, 413, 422) else 400
-        broken = Broken(code, told, again=status in (408, 409), kind="invalid_request_error")
+        broken = Broken(code, told, again=status in (408, 409), kind="invalid_request")
     elif status >= 500:
         code = status if status in (500, 502, 503, 504, 529) else 502
         broken = Broken(code, f"the model's server failed (it said {status})")
