@@ -108,7 +108,7 @@ def _changes(before: tuple[Part, ...], after: tuple[Part, ...], at: At, out: dic
         if isinstance(old, ToolResult) and isinstance(new, ToolResult):
             _changes(old.parts, new.parts, here, out)
         elif isinstance(old, Text | Refusal | Reasoning) and type(old) is type(new):
-            out[here] = new.text or ""  # type: ignore[union-attr]
+            out[here] = new.text or ""
         elif isinstance(old, ToolCall) and isinstance(new, ToolCall) and old.name == new.name:
             out[here] = new.arguments
         else:
@@ -119,6 +119,6 @@ def _put(tree: Any, path: Path, text: str) -> Any:
     """`tree` with `text` at `path`; what lies on the way is copied, the rest is shared."""
     if not path:
         return text if isinstance(tree, str) else orjson.loads(text)
-    copy = dict(tree) if isinstance(tree, dict) else list(tree)
+    copy: Any = dict(tree) if isinstance(tree, dict) else list(tree)
     copy[path[0]] = _put(tree[path[0]], path[1:], text)
     return copy
