@@ -8,8 +8,8 @@ from fairlead.guard.critic import CriticCheck, threshold_at
 from fairlead.guard.decision import Check, Decision, Span
 from fairlead.guard.guard import GuardedModel, Policy
 from fairlead.guard.log import GuardLog, Record
-from fairlead.guard.rules import RulesCheck
-from fairlead.guard.secrets import Secret, SecretsCheck
+from fairlead.guard.checks.rules import RulesCheck
+from fairlead.guard.checks.secrets import Secret, SecretsCheck
 
 __all__ = [
     "Check",

@@ -11,8 +11,8 @@ from fairlead.guard.critic import CriticCheck
 from fairlead.guard.decision import Check
 from fairlead.guard.guard import ROUNDS, SAY, GuardedModel, Policy
 from fairlead.guard.revise import reviser
-from fairlead.guard.rules import RulesCheck
-from fairlead.guard.secrets import Secret, SecretsCheck
+from fairlead.guard.checks.rules import RulesCheck
+from fairlead.guard.checks.secrets import Secret, SecretsCheck
 from fairlead.judges.check import JudgeCheck
 from fairlead.judges.critic import critic
 from fairlead.models.protocol import Model

@@ -20,7 +20,7 @@ from fairlead.guard.critic import CriticCheck
 from fairlead.guard.decision import ALLOW, Check, Decision, most_severe
 from fairlead.guard.guard import Policy
 from fairlead.guard.pieces import redact
-from fairlead.guard.secrets import SecretsCheck, values_of
+from fairlead.guard.checks.secrets import SecretsCheck, values_of
 from fairlead.judges.conflicts import READ_ANY_REPLY
 from fairlead.judges.critic import critic
 from fairlead.models.protocol import Model, Sampling

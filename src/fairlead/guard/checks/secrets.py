@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 from fairlead.exchange import Exchange
-from fairlead.guard import decode, told
+from fairlead.guard.checks import decode, told
 from fairlead.guard.decision import ALLOW, Decision, Outcome, Span
 from fairlead.guard.pieces import PLACES, Piece, pieces
 from fairlead.judges.lineage import Lineage, leaf
