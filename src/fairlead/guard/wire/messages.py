@@ -162,7 +162,7 @@ class Writer:
                 self._cited[part] = []
                 return b""
             case "reasoning":
-                block = {"type": "thinking", "thinking": "", "signature": ""}
+                block: dict[str, Any] = {"type": "thinking", "thinking": "", "signature": ""}
             case "tool_call":
                 given = ids.of_call("toolu_", event.id, event.name)
                 block = {"type": "tool_use", "id": given, "name": event.name, "input": {}}
