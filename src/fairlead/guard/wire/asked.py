@@ -93,7 +93,17 @@ def with_messages(asked: Asked, messages: Sequence[Message]) -> Asked:
 
 def beside(asked: Asked) -> str:
     """What the model reads beside the conversation (definitions of tools, form of the answer, prediction), as JSON."""
-    names = ("tools", "functions", "response_format", "text", "output_config", "output_format", "prediction")
+    names = (
+        "tools",
+        "functions",
+        "response_format",
+        "text",
+        "output_config",
+        "output_format",
+        "prediction",
+        "tool_choice",
+        "function_call",
+    )
     found = {name: asked.upstream[name] for name in names if asked.upstream.get(name) is not None}
     return orjson.dumps(found).decode() if found else ""
 
