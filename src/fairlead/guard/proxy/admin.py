@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import orjson
 
 from fairlead.guard.proxy.metrics import render, summed
+from fairlead.guard.tally import Tally
 
 Ask: TypeAlias = Callable[[str], Awaitable[list[dict[str, Any]]]]
 """Asks every worker a command (worker.py) and gives their answers; a worker that does not answer is left out."""
@@ -41,6 +42,8 @@ class Admin:
                 await _answer(send, status, told)
             case "GET", "/audit/heads":
                 await _answer(send, 200, {"heads": [h for a in await self.ask("heads") for h in a.get("heads", [])]})
+            case "GET", "/shadow":
+                await _answer(send, 200, _would_have(await self.ask("shadow")))
             case "GET", "/status":
                 await _answer(send, 200, {"workers": await self.ask("status")})
             case "GET" | "HEAD", "/healthz":
@@ -50,7 +53,7 @@ class Admin:
                 status = 200 if ready == self.workers else 503
                 await _answer(send, status, {"ok": status == 200, "ready": ready, "workers": self.workers})
             case _:
-                told = "known: GET /metrics, POST /reload, GET /audit/heads, GET /status, /healthz, /readyz"
+                told = "known: GET /metrics, POST /reload, GET /audit/heads, GET /shadow, GET /status, /healthz, /readyz"
                 await _answer(send, 404, {"error": told})
 
     async def reload(self) -> tuple[int, dict[str, Any]]:
@@ -64,6 +67,15 @@ class Admin:
             return 422, {"reloaded": False, "error": problems[0], "kept": "what was in use stays in use"}
         done = await self.ask("commit")
         return 200, {"reloaded": True, "workers": len(done), **{k: v for k, v in done[0].items() if k != "worker"}}
+
+
+def _would_have(answers: list[dict[str, Any]]) -> dict[str, Any]:
+    """By principle, how often something would have been done, with its interval, over all workers."""
+    tally = Tally()
+    for answer in answers:
+        for principle, outcome, n in answer.get("shadow", ()):
+            tally.shadow[principle, outcome] += n
+    return tally.would_have()
 
 
 async def _answer(send: Send, status: int, body: bytes | dict[str, Any]) -> None:

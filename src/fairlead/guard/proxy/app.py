@@ -23,9 +23,12 @@ from fairlead.guard.proxy.protocol import ABORT, WATCH
 from fairlead.guard.proxy.setup import Account, Setup
 from fairlead.guard.proxy.tracing import Tracer
 from fairlead.guard.proxy.upstream import Broken
+from fairlead.guard.audit import AuditClosed, AuditLog
+from fairlead.guard.tally import Tally
 from fairlead.guard.proxy.watchdog import Watchdog
 from fairlead.guard.wire.asked import Refused
-from fairlead.guard.wire import FORMATS
+from fairlead.guard.proxy.routes import FORMATS
+from fairlead.guard.wire import models
 from fairlead.guard.wire.format import Format
 
 log = logging.getLogger("fairlead.guard")
@@ -47,11 +50,12 @@ class Turned(Exception):
 class App:
     """One worker. `setup` is what a reload replaces, whole; requests keep the one that they began with."""
 
-    def __init__(self, setup: Setup, *, share: int = 1, tracer: Tracer | None = None) -> None:
+    def __init__(self, setup: Setup, *, log: AuditLog | None = None, tracer: Tracer | None = None) -> None:
         self.setup = setup
+        self.log = log
+        self.tally = Tally()
         self.limits = setup.settings.limits
         self.metrics = Metrics()
-        self.share = share
         self.tracer = tracer
         self.in_flight = 0
         self.draining = False
@@ -80,6 +84,7 @@ class App:
         watch = scope[WATCH] = Watchdog(self.limits)
         out = Out(send, os.urandom(8).hex(), watch)
         account: Account | None = None
+        one: Exchange | None = None
         self.in_flight += 1
         try:
             setup = self.setup
@@ -97,8 +102,9 @@ class App:
             if head.beta and "beta" not in account.allow.fields:
                 raise Refused(400, "beta", f"the beta header {ascii(head.beta[:60])} asks for what nobody looks at here")
             one = Exchange(
-                out._id[1].decode(), form, asked, account, head, out, watch, self.metrics, began, setup.settings
-            )
+                out.id, form, asked, account, head, out, watch, self.metrics, self.tally, self.log, raw, began,
+                setup.settings,
+            )  # fmt: skip
             if self.tracer is None:
                 await exchange(one)
             else:
@@ -115,6 +121,10 @@ class App:
             self.metrics.counts["turned_away", "field" if refused.field else "request"] += 1
             told = form.error(refused.status, refused.sentence, "invalid_request", refused.field)
             await out.whole(refused.status, _dump(told), retry=False)
+        except AuditClosed:
+            self.metrics.counts["turned_away", "audit log"] += 1
+            told = "the audit log cannot be written, and nothing is let out without it"
+            await self._broke(form, out, Broken(503, told, kind="overloaded"))
         except Broken as broken:
             self.metrics.counts["upstream_failures", str(broken.status)] += 1
             await self._broke(form, out, broken)
@@ -123,7 +133,7 @@ class App:
                 raise
             await self._cancelled(form, out, watch, scope.get(ABORT))
         except Exception as error:  # noqa: BLE001  # the last line of defence: told by its kind, never by its text
-            log.error("request %s failed inside: %s at %s", out._id[1].decode(), type(error).__name__, _where(error))
+            log.error("request %s failed inside: %s at %s", out.id, type(error).__name__, _where(error))
             self.metrics.counts["turned_away", "fault inside"] += 1
             told = f"a fault inside the guard ({type(error).__name__}); its log knows the request by this id"
             await self._broke(form, out, Broken(500, told, again=False))
@@ -133,7 +143,7 @@ class App:
             if account is not None:
                 account.in_flight -= 1
             name = "" if account is None else account.name
-            self.metrics.counts["requests", route, name, str(out.status)] += 1
+            self.metrics.counts["requests", route, name, str(out.status), one.decision if one else ""] += 1
             self.metrics.took("seconds", route, time.perf_counter() - began)
 
     def _head(self, scope: Scope) -> Head:
@@ -142,6 +152,9 @@ class App:
         if self.in_flight > self.limits.in_flight:
             told = f"{self.limits.in_flight:,} requests are in flight already"
             raise Turned(503, told, "full", after=self.limits.retry_after, close=True)
+        if self.log is not None and not self.log.accepting:
+            told = "the audit log cannot be written, and nothing is let out without it"
+            raise Turned(503, told, "audit log", after=self.limits.retry_after, close=True)
         head = too_many(scope["headers"], self.limits.headers, self.limits.header) or read_head(scope["headers"])
         if isinstance(head, BadHead):
             raise Turned(head.status, head.sentence, "headers", close=True)
@@ -220,7 +233,7 @@ class App:
             account = self._account(self.setup, head)
             async with asyncio.timeout(self.limits.idle):
                 listed = await account.upstream.models(head)
-            await out.whole(200, _dump(_listing(listed)))
+            await out.whole(200, _dump(models.listed(models.read(listed))))
         except Turned as turned:
             kind = _KINDS.get(turned.status, "invalid_request")
             await out.whole(turned.status, _error(kind, str(turned)), retry=turned.status in (429, 503))
@@ -246,20 +259,6 @@ def _query(head: Head, query: bytes) -> Head:
     if query == b"beta=true":
         return head if head.beta else Head(head.key, head.length, head.version, "beta=true", head.trace)
     raise Refused(400, "query", "parameters in the address are not read here; put them into the body")
-
-
-def _listing(body: dict[str, Any]) -> dict[str, Any]:
-    """The list of models, built anew: ids, dates and sizes, and no other text."""
-    rows = body.get("data")
-    told = []
-    for row in rows if isinstance(rows, list) else ():
-        if isinstance(row, dict) and isinstance(row.get("id"), str) and len(row["id"]) <= 200:
-            entry: dict[str, Any] = {"id": row["id"], "object": "model", "type": "model"}
-            entry |= {k: row[k] for k in ("created", "max_model_len") if isinstance(row.get(k), int)}
-            entry |= {k: row[k][:200] for k in ("owned_by", "display_name", "created_at") if isinstance(row.get(k), str)}
-            told.append(entry)
-    first, last = (told[0]["id"], told[-1]["id"]) if told else (None, None)
-    return {"object": "list", "data": told, "has_more": False, "first_id": first, "last_id": last}
 
 
 def _where(error: BaseException) -> str:

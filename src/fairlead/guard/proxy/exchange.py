@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from fairlead.guard.audit.log import AuditLog
+from fairlead.guard.audit import AuditLog
 from fairlead.guard.proxy.guarding import Guarding, Item, Prompted, whole
 from fairlead.guard.proxy.headers import Head
 from fairlead.guard.proxy.metrics import Metrics
@@ -54,7 +54,6 @@ class Exchange:
 async def exchange(one: Exchange) -> None:
     """Answers one request. Raises `Broken` where nothing was sent yet and nothing can be."""
     guard = Guarding(one)
-    ended = ""
     try:
         prompted = await guard.ask()
         if isinstance(prompted, Prompted):
@@ -72,15 +71,18 @@ async def exchange(one: Exchange) -> None:
         finally:
             answer.close()
     except asyncio.CancelledError:
-        ended = _LEFT.get(one.watch.why, "deadline")
+        guard.ended = _LEFT.get(one.watch.why, "deadline" if one.watch.why else "stopped")
         await _cut(one, guard)
         raise
     except Broken as broken:
-        ended = "upstream failed" if broken.kind != "check_failed" else "check failed"
+        guard.ended = "upstream failed" if broken.kind != "check_failed" else "check failed"
+        raise
+    except BaseException:
+        guard.ended = guard.ended or "fault inside"
         raise
     finally:
         one.decision = guard.decision
-        guard.close(ended)
+        guard.close()
         one.metrics.took("added_seconds", one.asked.route, time.perf_counter() - one.began - one.waited)
 
 
@@ -141,21 +143,22 @@ async def _streamed(one: Exchange, guard: Guarding, answer: Answer, events: list
 
 
 async def _stream(one: Exchange, guard: Guarding, answer: Answer) -> None:
-    reader, writer, out, watch = one.form.reader(), one.form.writer(one.asked), one.out, one.watch
+    reader, writer, out = one.form.reader(), one.form.writer(one.asked), one.out
     guard.writer = writer
     beat = _Beat(out, writer, answer, one.settings.heartbeat)
-    pieces = answer.pieces()
+    pieces = _Pieces(one, guard, answer)
     try:
-        while True:
-            began = time.perf_counter()
-            piece = await anext(pieces, None)
-            one.waited += time.perf_counter() - began
-            watch.now("stream")
-            events = reader.eof() if piece is None else reader.feed(piece)
+        while not guard.done:
+            piece, items = await pieces.next()
+            if items is None:
+                events = reader.eof() if piece is None else reader.feed(piece)
+                items = await guard.feed(events) if events else ()
             data = b""
-            for item in await guard.feed(events) if events else ():
-                if isinstance(item, Failed) and not out.status:
-                    raise Broken(item.status, item.why)
+            for item in items:
+                if isinstance(item, Failed):
+                    if not out.status:
+                        raise Broken(item.status, item.why)
+                    guard.ended = "upstream failed"
                 data += _write(writer, item)
             if data:
                 if not out.status:
@@ -164,21 +167,62 @@ async def _stream(one: Exchange, guard: Guarding, answer: Answer) -> None:
                     one.metrics.took("first_byte_seconds", one.asked.route, time.perf_counter() - one.began)
                 await out.write(data)
                 beat.seen()
-            if piece is None or guard.done:
+            if piece is None:
                 break
     except Broken as broken:
         if not out.status:
             raise
-        one.metrics.counts["upstream_failures", "in the stream"] += 1
+        guard.ended = "upstream failed" if broken.kind != "check_failed" else "check failed"
+        one.metrics.counts["upstream_failures", "in the stream"] += broken.kind != "check_failed"
         await out.end(writer.write(Failed(str(broken), broken.status)) + writer.end())
-        guard.broken = True
         return
     finally:
         beat.stop()
+        pieces.stop()
     if not out.status:
         await out.begin(answer.headers)
-    await guard.settle()
+    if not guard.ended:
+        await guard.settle()
     await out.end(writer.end())
+
+
+class _Pieces:
+    """What comes next: bytes of the server, or, while models are asked, what their answers let go."""
+
+    __slots__ = ("_coming", "_guard", "_one", "_pieces")
+
+    def __init__(self, one: Exchange, guard: Guarding, answer: Answer) -> None:
+        self._one, self._guard = one, guard
+        self._pieces = answer.pieces()
+        self._coming: asyncio.Task[bytes | None] | None = None
+
+    async def next(self) -> tuple[bytes | None, list[Item] | None]:
+        """Bytes and None (no bytes at the end), or something and what may leave now."""
+        began = time.perf_counter()
+        try:
+            if self._coming is None and not self._guard.pending:
+                return await anext(self._pieces, None), None
+            if self._coming is None:
+                self._coming = asyncio.get_running_loop().create_task(self._next())
+            if self._guard.pending:
+                heard = asyncio.get_running_loop().create_task(self._guard.settled())
+                await asyncio.wait({self._coming, heard}, return_when=asyncio.FIRST_COMPLETED)
+                if heard.done():
+                    return b"", heard.result()
+                heard.cancel()
+            piece = await self._coming
+            self._coming = None
+            return piece, None
+        finally:
+            self._one.waited += time.perf_counter() - began
+            self._one.watch.now("stream")
+
+    async def _next(self) -> bytes | None:
+        return await anext(self._pieces, None)
+
+    def stop(self) -> None:
+        if self._coming is not None:
+            self._coming.cancel()
 
 
 def _write(writer: Writer, item: Item) -> bytes:

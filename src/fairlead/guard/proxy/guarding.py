@@ -10,11 +10,14 @@ import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fairlead.guard.audit.entry import Entry
 from fairlead.guard.decision import SEVERITY, Decision
 from fairlead.guard.pieces import redact
+from fairlead.guard.plan import DEADLINES, WIRE, Plan
+from fairlead.guard.pool import NoAnswer
 from fairlead.guard.proxy.upstream import Broken
 from fairlead.guard.release import Release
 from fairlead.guard.released import Broken as CheckFailed
@@ -24,7 +27,9 @@ from fairlead.guard.wire.events import About, Channel, Close, Delta, End, Event,
 
 if TYPE_CHECKING:
     from fairlead.guard.proxy.exchange import Exchange
+    from fairlead.guard.proxy.setup import Book
     from fairlead.guard.watch import PromptCheck
+    from fairlead.guard.wire.format import Writer
 
 Item: TypeAlias = Event | Noted | Stop
 
@@ -53,6 +58,8 @@ class Guarding:
         self.usage: dict[str, int] = {}
         self.written = 0  # bytes of text that were handed on to be written
         self.number: int | None = None  # of the entry in the audit log
+        self.writer: Writer | None = None  # of a stream that may have begun
+        self.ended = ""  # how it ended, where not as it should
         self._began = time.time()
 
     @property
@@ -72,7 +79,7 @@ class Guarding:
         for drop in asked.dropped:
             self.one.metrics.counts["dropped", drop] += 1
         for check in self.book.prompts:
-            decision = _answer(check, asked)
+            decision = await _answer(check, asked, self.book)
             policy = release.plan.policy(decision.principle)
             if decision.outcome in ("allow", "hold"):
                 continue
@@ -122,8 +129,11 @@ class Guarding:
             if type(event) is End:
                 last = True
             out += release.feed(event)
-        while last and release.pending:
-            out += await release.settle()
+        if last and release.pending:
+            self.one.watch.now("checks")
+            while release.pending:
+                out += await release.settle()
+            self.one.watch.now("stream")
         return self._noted(out)
 
     async def settled(self) -> list[Item]:
@@ -169,9 +179,9 @@ class Guarding:
         if log.options.strict:
             await log.settled(self.number)
 
-    def close(self, ended: str) -> None:
-        """The request is over; `ended` says how, where not as it should."""
-        release, log = self.release, self.one.log
+    def close(self) -> None:
+        """The request is over."""
+        release, log, ended = self.release, self.one.log, self.ended
         if not release.ended:
             release.close()
         for kind, n in self.usage.items():
@@ -193,12 +203,22 @@ class Guarding:
         )  # type: ignore[arg-type]  # the ledger's verdicts and ranges have the same fields
 
 
-def _answer(check: PromptCheck, asked: Asked) -> Decision:
+async def _answer(check: PromptCheck, asked: Asked, book: Book) -> Decision:
+    """What a check of prompts says; what goes wrong inside it is a decision `failed`. A model is asked in the pool."""
+    why = "gave no decision"
     try:
-        return check.ask(asked.messages)
+        if getattr(check, "cost", 0) and book.asker is not None:
+            deadline = DEADLINES.get(check.cost, book.plan.budget)  # type: ignore[attr-defined]
+            said: object = await book.asker.pool.submit(check.name, partial(check.ask, asked.messages), deadline)
+        else:
+            said = check.ask(asked.messages)
+        if isinstance(said, Decision):
+            return said if said.check else replace(said, check=check.name)
+    except NoAnswer as late:
+        why = str(late)
     except Exception as problem:  # noqa: BLE001  # becomes a counted failure of the check, closed by default
-        principle = getattr(check, "principle", "")
-        return Decision("failed", principle, f"raised {type(problem).__name__}", (), check.name)
+        why = f"raised {type(problem).__name__}"
+    return Decision("failed", getattr(check, "principle", ""), why, (), check.name)
 
 
 def whole(items: Sequence[Item]) -> list[Event]:
@@ -212,9 +232,7 @@ def whole(items: Sequence[Item]) -> list[Event]:
     return out
 
 
-def everything_waits(plan: Any) -> Any:
+def everything_waits(plan: Plan) -> Plan:
     """The same plan for replies that are not streamed: nothing leaves before an alternative is whole, so that all of
     it can still be redacted or refused."""
-    from fairlead.guard.plan import WIRE
-
     return replace(plan, buffered=frozenset().union(*WIRE.values()))

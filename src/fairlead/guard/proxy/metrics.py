@@ -10,6 +10,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
+from fairlead.guard.tally import Tally
+
 Key: TypeAlias = tuple[str, ...]  # name of the metric, then the values of its labels
 Snapshot: TypeAlias = dict[str, Any]
 
@@ -18,7 +20,9 @@ BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 # name -> (what it counts, its labels)
 COUNTERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "requests": ("requests that were answered", ("route", "tenant", "status", "decision")),
-    "decisions": ("what was done about replies", ("principle", "decision")),
+    "replies": ("alternatives, by what became of them", ("decision",)),
+    "decisions": ("what checks asked for", ("principle", "decision")),
+    "model_calls": ("calls of models by checks", ("check", "outcome")),
     "shadow": ("what would have been done", ("principle", "decision")),
     "check_failures": ("checks that failed or were late", ("check", "outcome")),
     "withheld": ("what did not leave because nothing could read it", ("what",)),
@@ -37,7 +41,7 @@ TIMES: Mapping[str, tuple[str, tuple[str, ...]]] = {
 GAUGES: Mapping[str, str] = {
     "in_flight": "requests being answered",
     "workers": "workers that answered this question",
-    "audit_pending": "audit entries not yet on the disk",
+    "audit_waiting": "audit entries not yet on the disk",
 }
 
 
@@ -65,6 +69,18 @@ class Metrics:
             "times": [[*key, row] for key, row in self.times.items()],
             "gauges": {**self.gauges, "workers": 1.0},
         }
+
+
+def with_tally(snapshot: Snapshot, tally: Tally) -> Snapshot:
+    """The snapshot with what the release counted."""
+    for name, counter in (("replies", tally.replies), ("withheld", tally.withheld), ("not_scanned", tally.passed)):
+        snapshot["counts"] += [[name, what, float(n)] for what, n in counter.items()]
+    for name, pairs in (
+        ("decisions", tally.decisions), ("shadow", tally.shadow), ("check_failures", tally.failed),
+        ("model_calls", tally.cost),
+    ):  # fmt: skip
+        snapshot["counts"] += [[name, *pair, float(n)] for pair, n in pairs.items()]
+    return snapshot
 
 
 def summed(snapshots: Iterable[Snapshot]) -> Snapshot:

@@ -19,10 +19,11 @@ CLOSE = (b"connection", b"close")
 class Out:
     """One answer. `status` is 0 until it began; `written` counts the bytes of its body."""
 
-    __slots__ = ("_ending", "_id", "_pinging", "_send", "_sending", "_watch", "status", "written")
+    __slots__ = ("_ending", "_id", "_pinging", "_send", "_sending", "_watch", "id", "status", "written")
 
     def __init__(self, send: Send, id: str, watch: Watchdog) -> None:
         self._send, self._watch = send, watch
+        self.id = id
         self._id = (b"x-request-id", id.encode())
         self.status = self.written = 0
         self._sending = self._pinging = self._ending = False

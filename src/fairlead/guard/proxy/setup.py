@@ -8,19 +8,26 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fairlead.constitution.load import load
 from fairlead.constitution.schema import Constitution
 from fairlead.errors import InputError
+from fairlead.guard.cascade import Asker
+from fairlead.guard.classifier.check import classifier_checks
+from fairlead.guard.classifier.model import load as load_classifier
 from fairlead.guard.compile import checks_from, policies_from, unchecked
-from fairlead.guard.decision import Check
+from fairlead.guard.plan import Plan, plan
 from fairlead.guard.policy import Policy
+from fairlead.guard.pool import Pool
+from fairlead.guard.proxy.guarding import everything_waits
 from fairlead.guard.proxy.settings import Settings, allowed, read_settings
 from fairlead.guard.proxy.tenants import ANYONE, Pace, Tenant, read_tenants, tenant_of
 from fairlead.guard.proxy.upstream import Upstream, open_server
-from fairlead.guard.revise import Reviser, reviser
+from fairlead.guard.revise import reviser
+from fairlead.guard.verdict_cache import VerdictCache
+from fairlead.guard.watch import PromptCheck
 from fairlead.guard.wire.asked import Allow
 from fairlead.models import open_model
 from fairlead.models.budget import Budget
@@ -46,15 +53,26 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Book:
-    """One constitution, ready to be asked."""
+    """One constitution, ready to be asked.
+
+    plan, whole  how replies are released that are streamed, and that are not
+    asker        asks the models among the checks; None where there are none
+    prompts      the checks of what is asked
+    unchecked    ids of principles with a guard that nothing here stands for
+    """
 
     constitution: Constitution
     sha256: str
-    checks: tuple[Check, ...]
-    policies: Mapping[str, Policy]
-    revise: Reviser | None
+    plan: Plan
+    whole: Plan
+    asker: Asker | None
+    prompts: tuple[PromptCheck, ...]
     unchecked: tuple[str, ...]
-    classifier: str = ""  # sha256 of the classifier, "" for none
+    classifier: str = ""  # its sha256, "" for none
+
+    @property
+    def policies(self) -> Mapping[str, Policy]:
+        return self.plan.policies
 
 
 @dataclass(slots=True)
@@ -101,6 +119,8 @@ class Keep:
         self.critics: dict[tuple[str, str], Model] = {}
         self.paces: dict[tuple[str, float], Pace] = {}
         self.local: Upstream | None = None
+        self.pool = Pool()
+        self.cache = VerdictCache()
 
 
 def read_setup(options: Options, keep: Keep, before: Setup | None = None) -> Setup:
@@ -115,7 +135,7 @@ def read_setup(options: Options, keep: Keep, before: Setup | None = None) -> Set
         constitution = (tenant.constitution if tenant else None) or options.constitution
         budget = tenant.budget if tenant else None
         if (constitution, name if budget else "") not in books:
-            books[constitution, name if budget else ""] = _book(constitution, name, budget, settings, options, keep)
+            books[constitution, name if budget else ""] = _book(constitution, name, budget, settings, keep)
         made = Account(
             name, digest, allowed(settings), books[constitution, name if budget else ""],
             _upstream(tenant, options, settings, keep),
@@ -174,20 +194,39 @@ def _upstream(tenant: Tenant | None, options: Options, settings: Settings, keep:
     return keep.upstreams[where]
 
 
-def _book(
-    reference: str, name: str, budget: str | None, settings: Settings, options: Options, keep: Keep
-) -> Book:
+def _book(reference: str, name: str, budget: str | None, settings: Settings, keep: Keep) -> Book:
     constitution = load(reference)
-    critic = _critic(name, budget, settings, keep)
-    checks = checks_from(
-        constitution, critic, thresholds=settings.checks.thresholds, rules=settings.checks.rules,
-        deadline=settings.checks.critic.deadline,
+    critic, kinds = _critic(name, budget, settings, keep), settings.checks
+    checks = checks_from(constitution, critic, thresholds=kinds.thresholds, rules=kinds.rules)
+    classifier = None if kinds.model is None else load_classifier(kinds.model)
+    if classifier is not None:
+        try:
+            checks = (*checks, *classifier_checks(constitution, classifier))
+        except ValueError as problem:
+            raise InputError(f"{kinds.model}: {problem}") from None
+    policies = _policies(constitution, settings)
+    deadlines = {cost: kind.deadline for cost, kind in ((1, kinds.classifier), (2, kinds.critic)) if kind.deadline}
+    made = plan(
+        checks, policies, deadlines=deadlines, revise=None if critic is None else reviser(critic),
+        rounds=settings.rounds, budget=settings.budget, opaque=settings.opaque, sha256=constitution.sha256,
+        classifier=classifier.sha256 if classifier is not None else "",
     )  # fmt: skip
-    policies = _shadowed(policies_from(constitution), settings, constitution)
+    asks = bool(made.models) or made.revise is not None
     return Book(
-        constitution, constitution.sha256, checks, policies, None if critic is None else reviser(critic),
-        unchecked(constitution, checks),
+        constitution, constitution.sha256, made, everything_waits(made),
+        Asker(made, keep.pool, keep.cache) if asks else None,
+        tuple(check for check in checks if isinstance(check, PromptCheck) and _of_prompts(check, constitution)),
+        unchecked(constitution, checks), classifier.sha256 if classifier is not None else "",
     )  # fmt: skip
+
+
+def _of_prompts(check: PromptCheck, constitution: Constitution) -> bool:
+    """Whether its principle says that what is asked is to be checked; one without a principle always does."""
+    principle = getattr(check, "principle", "")
+    if principle not in constitution:
+        return True
+    guard = constitution[principle].guard
+    return guard is not None and bool({"prompt", "tool_result"} & set(guard.at))
 
 
 def _critic(name: str, budget: str | None, settings: Settings, keep: Keep) -> Model | None:
@@ -201,10 +240,11 @@ def _critic(name: str, budget: str | None, settings: Settings, keep: Keep) -> Mo
     return keep.critics[who]
 
 
-def _shadowed(policies: Mapping[str, Policy], settings: Settings, constitution: Constitution) -> dict[str, Policy]:
-    from dataclasses import replace
-
+def _policies(constitution: Constitution, settings: Settings) -> dict[str, Policy]:
+    """What the constitution says, with the settings over it."""
     names = settings.shadow if isinstance(settings.shadow, tuple) else constitution.ids if settings.shadow else ()
     for id in names:
-        constitution[id]
-    return {id: replace(policy, shadow=id in names) for id, policy in policies.items()}
+        if id not in constitution:
+            known = ", ".join(constitution.ids)
+            raise InputError(f"shadow names {id!r}, which is no principle of {constitution.name}; there are: {known}")
+    return {id: replace(policy, shadow=id in names) for id, policy in policies_from(constitution).items()}

@@ -11,8 +11,8 @@ from typing import Literal, TypeAlias
 
 from fairlead.guard.proxy.settings import Limits
 
-Phase: TypeAlias = Literal["request", "first byte", "stream", "client", "done"]
-Why: TypeAlias = Literal["", "request", "first byte", "stream", "client", "total", "gone"]
+Phase: TypeAlias = Literal["request", "first byte", "stream", "checks", "client", "done"]
+Why: TypeAlias = Literal["", "request", "first byte", "stream", "checks", "client", "total", "gone"]
 
 
 class Watchdog:
@@ -48,6 +48,8 @@ class Watchdog:
                 return limits.first_byte
             case "client":
                 return limits.stalled
+            case "checks":  # they have deadlines of their own
+                return limits.total
             case _:
                 return limits.idle
 
