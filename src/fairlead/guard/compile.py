@@ -9,7 +9,8 @@ from fairlead.constitution.schema import Secret as Written
 from fairlead.errors import InputError
 from fairlead.guard.critic import CriticCheck
 from fairlead.guard.decision import Check
-from fairlead.guard.guard import ROUNDS, SAY, GuardedModel, Policy
+from fairlead.guard.guard import GuardedModel
+from fairlead.guard.policy import ROUNDS, SAY, Policy
 from fairlead.guard.revise import reviser
 from fairlead.guard.checks.rules import RulesCheck
 from fairlead.guard.checks.secrets import Secret, SecretsCheck
@@ -83,11 +84,8 @@ def unchecked(constitution: Constitution, checks: Sequence[Check]) -> tuple[str,
 
 
 def policies_from(constitution: Constitution) -> dict[str, Policy]:
-    """What to say, and what to do when a check fails, by principle id."""
-    return {
-        p.id: Policy(p.text, (p.guard.say or SAY) if p.guard else SAY, p.guard.on_error if p.guard else "refuse")
-        for p in constitution.principles
-    }
+    """What to say, what to do when a check fails, and how to stream, by principle id."""
+    return {p.id: _policy(p) for p in constitution.principles}
 
 
 def guarded(
@@ -103,6 +101,16 @@ def guarded(
     checks = checks_from(constitution, critic_model, thresholds=thresholds, deadline=deadline)
     revise = None if critic_model is None else reviser(critic_model)
     return GuardedModel(model, checks, policies_from(constitution), revise, rounds)
+
+
+def _policy(principle: Principle) -> Policy:
+    """Only a reply that nobody has read yet can be revised: a principle that revises holds it whole."""
+    guard = principle.guard
+    if guard is None:
+        return Policy(principle.text)
+    stream = "buffer" if guard.on_violation == "revise" else guard.stream
+    at = frozenset(guard.at) | ({"reasoning"} if "reply" in guard.at else frozenset())
+    return Policy(principle.text, guard.say or SAY, guard.on_error, stream, at)
 
 
 def _places(principle: Principle) -> frozenset[str]:
