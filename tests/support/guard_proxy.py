@@ -19,7 +19,7 @@ principles:
     dimension: voice
     severity: 2
     text: Do not say the forbidden word.
-    guard: {on_violation: redact, stream: window, say: "i will not say it ."}
+    guard: {at: [reply, tool_call], on_violation: redact, stream: window, say: "i will not say it ."}
   - id: no-poison
     dimension: harmless
     severity: 5

@@ -27,7 +27,7 @@ from fairlead.guard.audit import AuditClosed, AuditLog
 from fairlead.guard.tally import Tally
 from fairlead.guard.proxy.watchdog import Watchdog
 from fairlead.guard.wire.asked import Refused
-from fairlead.guard.proxy.routes import FORMATS
+from fairlead.guard.wire import FORMATS
 from fairlead.guard.wire import models
 from fairlead.guard.wire.format import Format
 

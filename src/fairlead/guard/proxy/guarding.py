@@ -23,7 +23,7 @@ from fairlead.guard.release import Release
 from fairlead.guard.released import Broken as CheckFailed
 from fairlead.guard.released import Noted, Stop
 from fairlead.guard.wire.asked import Asked, with_messages
-from fairlead.guard.wire.events import About, Channel, Close, Delta, End, Event, Finish, Open, Told
+from fairlead.guard.wire.events import About, Channel, Close, Delta, End, Event, Finish, Open, Told, Unknown
 
 if TYPE_CHECKING:
     from fairlead.guard.proxy.exchange import Exchange
@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 Item: TypeAlias = Event | Noted | Stop
 
 NO_CHECK = "a check of this guard is broken, and its principle lets nothing pass without it ({})"
+
+
+# What is withheld and counted, and does not end the reply: no text of it, but something beside it.
+_ASIDE = ("field of", "finish_reason", "stop_reason", "incomplete_details", "log-probs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +130,12 @@ class Guarding:
         release, out = self.release, []
         last = False
         for event in events:
-            if type(event) is End:
+            kind = type(event)
+            if kind is End:
                 last = True
+            elif kind is Unknown and event.what.startswith(_ASIDE):
+                release.tally.withheld[event.what] += 1
+                continue
             out += release.feed(event)
         if last and release.pending:
             self.one.watch.now("checks")
@@ -161,10 +169,12 @@ class Guarding:
                 self.usage.update({k: v for k, v in item.numbers.items() if type(v) is int})
             elif kind is CheckFailed:
                 self.told = item.told
-                raise self._broken(item.told)
+                raise self._broken(item.told, item.why)
         return list(out)
 
-    def _broken(self, told: Told) -> Broken:
+    def _broken(self, told: Told, why: str = "") -> Broken:
+        if not told.principle and why:  # no check of a principle: something the server said
+            return Broken(502, f"{why} ({told.verdict})", again=False)
         why = NO_CHECK.format(f"{told.principle or 'no principle'}, {told.verdict}")
         return Broken(503, why, again=False, kind="check_failed")
 

@@ -208,7 +208,8 @@ def _book(reference: str, name: str, budget: str | None, settings: Settings, kee
     deadlines = {cost: kind.deadline for cost, kind in ((1, kinds.classifier), (2, kinds.critic)) if kind.deadline}
     made = plan(
         checks, policies, deadlines=deadlines, revise=None if critic is None else reviser(critic),
-        rounds=settings.rounds, budget=settings.budget, opaque=settings.opaque, sha256=constitution.sha256,
+        rounds=settings.rounds, budget=settings.budget, opaque=settings.opaque, unknown=settings.unknown,
+        sha256=constitution.sha256,
         classifier=classifier.sha256 if classifier is not None else "",
     )  # fmt: skip
     asks = bool(made.models) or made.revise is not None
