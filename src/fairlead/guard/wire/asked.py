@@ -1,4 +1,4 @@
-"""What is asked of the guard, in one shape for every route, and what a policy lets through that is refused otherwise."""
+"""What is asked of the guard, in one shape for every route, and what a policy lets through that is else refused."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Allow:
 
 
 class Refused(FairleadError):
-    """A request that does not go upstream: an HTTP status, the field at fault ("" for none), a sentence for the client."""
+    """A request that does not go upstream: HTTP status, the field at fault ("" for none), a sentence for the client."""
 
     def __init__(self, status: int, field: str, sentence: str) -> None:
         super().__init__(sentence)

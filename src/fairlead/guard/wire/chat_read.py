@@ -29,8 +29,8 @@ USAGE: dict[str, Any] = {
     "prompt_tokens": None, "completion_tokens": None, "total_tokens": None,
     "prompt_tokens_details": dict.fromkeys(
         ("audio_tokens", "cache_write_tokens", "cached_tokens", "image_tokens", "text_tokens")),
-    "completion_tokens_details": dict.fromkeys(
-        ("accepted_prediction_tokens", "audio_tokens", "reasoning_tokens", "rejected_prediction_tokens", "text_tokens")),
+    "completion_tokens_details": dict.fromkeys((
+        "accepted_prediction_tokens", "audio_tokens", "reasoning_tokens", "rejected_prediction_tokens", "text_tokens")),
 }  # fmt: skip
 REASONS: dict[str, Reason] = {
     "stop": "stop", "length": "length", "tool_calls": "tool_calls", "function_call": "tool_calls",

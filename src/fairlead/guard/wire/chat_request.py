@@ -21,8 +21,8 @@ FIELDS: dict[str, Kind] = {
     "prediction": ANYTHING, "stop": TEXTS, "logit_bias": NUMBERS, "logprobs": FLAG, "top_logprobs": NUMBER,
     "temperature": NUMBER, "top_p": NUMBER, "frequency_penalty": NUMBER, "presence_penalty": NUMBER, "seed": NUMBER,
     "max_tokens": NUMBER, "max_completion_tokens": NUMBER, "parallel_tool_calls": FLAG, "metadata": FLAT, "user": TEXT,
-    "safety_identifier": TEXT, "prompt_cache_key": TEXT, "prompt_cache_retention": TEXT, "prompt_cache_options": SWITCHES,
-    "reasoning_effort": TEXT, "service_tier": TEXT, "verbosity": TEXT,
+    "safety_identifier": TEXT, "prompt_cache_key": TEXT, "prompt_cache_retention": TEXT,
+    "prompt_cache_options": SWITCHES, "reasoning_effort": TEXT, "service_tier": TEXT, "verbosity": TEXT,
     "modalities": Kind((), rule=lambda value, field, name, policy: _modalities(value, field, name, policy)),
     "store": fields.off(_STORED),
     "audio": fields.hidden("sound is not checked"),
@@ -44,7 +44,10 @@ _MESSAGE = {
     "audio": fields.hidden("sound is not checked"),
 }  # fmt: skip
 _USUAL = frozenset(("role", "content"))
-_PART = {"type": TEXT, "text": TEXT, "refusal": TEXT, "image_url": READ, "cache_control": SWITCHES, "prompt_cache_breakpoint": SWITCHES}  # fmt: skip
+_PART = {
+    "type": TEXT, "text": TEXT, "refusal": TEXT, "image_url": READ, "cache_control": SWITCHES,
+    "prompt_cache_breakpoint": SWITCHES,
+}  # fmt: skip
 _IMAGE = {"url": TEXT, "detail": TEXT}
 _CALL = {"id": TEXT, "type": TEXT, "index": NUMBER, "function": READ}
 _CALLED = {"name": TEXT, "arguments": TEXT}
@@ -104,9 +107,8 @@ def _message(message: Any, index: int, turns: fields.Turns, policy: Allow, upstr
         upstream["messages"] = [kept if i == index else one for i, one in enumerate(upstream["messages"])]
         turns.dropped.append("annotations of an earlier reply")
     parts: list[Placed] = []
-    for name in ("reasoning_content", "reasoning"):
-        if message.get(name):
-            parts.append((Reasoning(message[name]), (*here, name)))
+    thought = [name for name in ("reasoning_content", "reasoning") if message.get(name)]
+    parts += [(Reasoning(message[name]), (*here, name)) for name in thought]
     parts += _content(content, f"{path}.content", (*here, "content"), policy)
     if message.get("refusal"):
         parts.append((Refusal(message["refusal"]), (*here, "refusal")))

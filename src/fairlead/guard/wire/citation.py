@@ -1,5 +1,5 @@
-"""Citations are text: what a provider says about a source is read field by field into JSON, checked like any text, and
-written back from the JSON that was released. Where a redaction left no JSON, the citation is gone.
+"""Citations are text: what a provider says about a source is read field by field into JSON, checked like any text,
+and written back from the JSON that was released. Where a redaction left no JSON, the citation is gone.
 
 Names are those of OpenAI's annotations and Anthropic's locations. Opaque indices (`encrypted_index`) and ids of files are
 not among them: nobody here can read the one or see behind the other.
@@ -17,11 +17,13 @@ from fairlead.guard.wire.events import Event, Unknown
 
 _TEXTS = frozenset(("url", "title", "cited_text", "document_title", "source", "filename"))
 _URL = ("url", "title", "start_index", "end_index")
+_IN_DOCUMENT = ("cited_text", "document_index", "document_title")
 _ANTHROPIC: dict[str, tuple[str, ...]] = {
-    "char_location": ("cited_text", "document_index", "document_title", "start_char_index", "end_char_index"),
-    "page_location": ("cited_text", "document_index", "document_title", "start_page_number", "end_page_number"),
-    "content_block_location": ("cited_text", "document_index", "document_title", "start_block_index", "end_block_index"),
-    "search_result_location": ("cited_text", "search_result_index", "source", "title", "start_block_index", "end_block_index"),
+    "char_location": (*_IN_DOCUMENT, "start_char_index", "end_char_index"),
+    "page_location": (*_IN_DOCUMENT, "start_page_number", "end_page_number"),
+    "content_block_location": (*_IN_DOCUMENT, "start_block_index", "end_block_index"),
+    "search_result_location": (
+        "cited_text", "search_result_index", "source", "title", "start_block_index", "end_block_index"),
     "web_search_result_location": ("cited_text", "url", "title"),
 }  # fmt: skip
 _OPTIONAL = frozenset(("document_title", "title"))

@@ -54,7 +54,7 @@ class Writer(Protocol):
         ...
 
     def stop(self, choice: int, reason: Reason, told: Told) -> bytes:
-        """The well-formed ending of an alternative in the middle of it. Later events of the alternative write nothing."""
+        """The well-formed ending of an alternative in the middle of it. What comes later of it writes nothing."""
         ...
 
     def end(self) -> bytes:

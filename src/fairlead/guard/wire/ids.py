@@ -26,8 +26,8 @@ def made(prefix: str, given: str, keep: bool = False) -> str:
 
 
 def of_call(prefix: str, given: str, tool: str) -> str:
-    """The id of a tool call. Two shapes are kept, since their servers ask for them: nine letters or digits (Mistral), and
-    `functions.NAME:INDEX` (Kimi) where NAME is the tool's, which is scanned."""
+    """The id of a tool call. Two shapes are kept, since their servers ask for them: nine letters or digits (Mistral),
+    made anew as such, and `functions.NAME:INDEX` (Kimi) where NAME is the tool's, which is scanned."""
     head, colon, index = given.rpartition(":")
     if colon and head == f"functions.{tool}" and index.isdecimal() and index.isascii() and len(index) <= 3:
         return given

@@ -1,4 +1,4 @@
-"""Replies and streams of Anthropic's `/v1/messages` as events, by `Message` and `RawMessageStreamEvent` (anthropic 2.14)."""
+"""Replies and streams of Anthropic's `/v1/messages` as events, by `Message` and `RawMessageStreamEvent` (2.14)."""
 
 from __future__ import annotations
 
@@ -49,7 +49,10 @@ _BLOCKS: dict[str, frozenset[str]] = {
     "tool_use": frozenset(("type", "id", "name", "input")),
 }
 _PLACES: dict[str, Place] = {"text": "reply", "thinking": "reasoning", "tool_use": "tool_call"}
-_DELTAS = {"text_delta": ("text", "text"), "thinking_delta": ("thinking", "thinking"), "input_json_delta": ("tool_use", "partial_json")}  # fmt: skip
+_DELTAS = {  # type of a delta: type of its block, field of its text
+    "text_delta": ("text", "text"), "thinking_delta": ("thinking", "thinking"),
+    "input_json_delta": ("tool_use", "partial_json"),
+}  # fmt: skip
 
 
 @dataclass(slots=True)

@@ -104,7 +104,7 @@ def _entry(one: Any) -> dict[str, Any] | None:
 
 
 def written(given: Entries, text: str, alternatives: bool) -> list[dict[str, Any]]:
-    """Log-probs as they leave: nothing where the tokens do not spell `text`, and alternatives only where they may pass."""
+    """Log-probs as they leave: none where the tokens do not spell `text`; alternatives only where they may pass."""
     if not given or spelled(given) != text.encode():
         return []
     return [

@@ -1,9 +1,9 @@
 """OpenAI's `/v1/responses`: bodies and streams from events.
 
-The response object, which the stream says three times, is built from released parts alone: what it would repeat of the
-request (instructions, tools) is left out. Each part of a reply becomes an item; parts of reasoning that follow each other
-share one, up to the encrypted form that ends it. An item is closed on the wire when the next one begins, since citations
-and encrypted reasoning are released after the text they belong to.
+The response object, which the stream says three times, is built from released parts alone: what it would repeat of
+the request (instructions, tools) is left out. Each part of a reply becomes an item; parts of reasoning that follow each
+other share one, up to the encrypted form that ends it. An item is closed on the wire when the next one begins, since
+citations and encrypted reasoning are released after the text they belong to.
 """
 
 from __future__ import annotations

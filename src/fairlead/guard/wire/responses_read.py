@@ -1,7 +1,7 @@
 """Replies and streams of OpenAI's `/v1/responses` as events, by `Response` and `ResponseStreamEvent` (openai 3.57).
 
-The route says every text up to four times: in deltas, and whole at the end of the part, of the item and of the response.
-What was said in deltas is not read again; where the whole text differs in length it is counted, and never used.
+The route says every text up to four times: in deltas, and whole at the end of the part, of the item and of the
+response. What was said in deltas is not read again; where the whole text differs in length it is counted, never used.
 """
 
 from __future__ import annotations
@@ -187,9 +187,9 @@ class Reads:
         kind = given.get("type") if isinstance(given, dict) else None
         item = self._items.get(index)
         if item is None:
-            known = isinstance(kind, str) and kind in _ITEMS
+            known = kind if isinstance(kind, str) and kind in _ITEMS else ""
             phase = given.get("phase") if isinstance(given, dict) else None
-            item = self._items[index] = _Item(kind if known else "", phase if phase in PHASES else "")
+            item = self._items[index] = _Item(known, phase if isinstance(phase, str) and phase in PHASES else "")
             if not known:
                 out.append(Unknown("item of an unknown type"))
         if not item.kind or not item.open:
@@ -245,11 +245,12 @@ class Reads:
     def _said(self, item: _Item, key: Key, given: Any, whole: bool, out: list[Event]) -> None:
         """A part that begins, or (`whole`) as it ended."""
         kind = given.get("type") if isinstance(given, dict) else None
-        place, name = _PARTS.get(kind, ("", "")) if isinstance(kind, str) else ("", "")
-        if place not in _OF_ITEM[item.kind] or (key[0] == "summary") != (kind == "summary_text"):
+        found = _PARTS.get(kind) if isinstance(kind, str) else None
+        if not found or found[0] not in _OF_ITEM[item.kind] or (key[0] == "summary") != (kind == "summary_text"):
             out.append(Unknown("part of an unknown type"))
             return
-        part = self._part(item, key, place, out)  # type: ignore[arg-type]
+        place, name = found
+        part = self._part(item, key, place, out)
         if part is None:
             return
         count(given, _PART, "field of a part", out)

@@ -38,8 +38,8 @@ FIELDS: dict[str, Kind] = {
 
 _MESSAGE = {"type": TEXT, "role": TEXT, "content": READ, "id": TEXT, "status": TEXT, "phase": TEXT}
 _PART = {
-    "type": TEXT, "text": TEXT, "refusal": TEXT, "annotations": READ, "logprobs": READ, "image_url": TEXT, "detail": TEXT,
-    "prompt_cache_breakpoint": SWITCHES,
+    "type": TEXT, "text": TEXT, "refusal": TEXT, "annotations": READ, "logprobs": READ, "image_url": TEXT,
+    "detail": TEXT, "prompt_cache_breakpoint": SWITCHES,
     "file_id": fields.hidden("it refers to a file that the guard cannot see"),
 }  # fmt: skip
 _CALL = {
