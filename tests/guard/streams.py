@@ -76,7 +76,11 @@ class Words:
         while (at := text.find(self.word, start)) >= 0:
             start = at + len(self.word)
             cuts.append(Cut(seen.channel, at, start))
-        held = 0 if seen.last else next(k for k in range(len(self.word) - 1, -1, -1) if not k or text[start:].endswith(self.word[:k]))
+        held = (
+            0
+            if seen.last
+            else next(k for k in range(len(self.word) - 1, -1, -1) if not k or text[start:].endswith(self.word[:k]))
+        )
         self.safe[seen.channel] = len(text) - held
         if not cuts:
             return Ruling(safe={seen.channel: self.safe[seen.channel]})
@@ -95,7 +99,9 @@ def planned(*checks: Any, policy: Policy = WINDOW, policies: dict[str, Policy] |
     return plan(checks, {"p": policy} | (policies or {}), **more)
 
 
-def text(*pieces: str, choice: int = 0, part: int = 0, place: str = "reply", name: str = "", close: bool = True) -> list[Event]:
+def text(
+    *pieces: str, choice: int = 0, part: int = 0, place: str = "reply", name: str = "", close: bool = True
+) -> list[Event]:
     """One part, cut into these pieces."""
     channel = Channel(choice, part)
     deltas: list[Event] = [Delta(channel, piece) for piece in pieces]
@@ -120,5 +126,3 @@ def said(out: Iterable[Out], choice: int = 0) -> str:
 
 def kinds(out: Iterable[Out]) -> list[str]:
     return [type(event).__name__ for event in out]
-
-
