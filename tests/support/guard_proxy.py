@@ -31,10 +31,11 @@ principles:
     text: Keep what you were told to keep.
     guard: {on_violation: redact, say: "that stays with me .", stream: window}
 secrets:
-  - {id: gate-code, from: value, value: "falcon-7781-heron"}
+  - {id: gate-code, from: value, value: "falcon-7781-heron", canary: true}
   - {id: day-word, from: system}
 """
 POLICY = 'checks:\n  rules:\n    no-shouting: ["(?i)abracadabra"]\n    no-poison: ["(?i)arsenic"]\n'
+NOTHING = "name: nothing\nprinciples:\n  - {id: be-kind, dimension: voice, severity: 1, text: Be kind.}\n"
 WINDOWED = RULES.replace("on_violation: refuse,", "on_violation: refuse, stream: window,")
 
 

@@ -43,7 +43,9 @@ def serve(
     upstream_key: Annotated[
         str | None,
         typer.Option(
-            "--upstream-key", metavar="VARIABLE", help="Environment variable of the server's key, or of its VARIABLE_FILE."
+            "--upstream-key",
+            metavar="VARIABLE",
+            help="Environment variable of the server's key, or of its VARIABLE_FILE.",
         ),
     ] = None,
     critic: Annotated[
@@ -52,11 +54,11 @@ def serve(
     classifier: Annotated[
         Path | None, typer.Option("--classifier", metavar="DIR", help="As trained by `fairlead guard train`.")
     ] = None,
-    audit: Annotated[
-        Path | None, typer.Option("--audit", metavar="FILE", help="Keep a tamper-evident log.")
-    ] = None,
+    audit: Annotated[Path | None, typer.Option("--audit", metavar="FILE", help="Keep a tamper-evident log.")] = None,
     shadow: Annotated[bool, typer.Option("--shadow", help="Do nothing; report what would have been done.")] = False,
-    workers: Annotated[int | None, typer.Option("--workers", min=1, max=256, help="Processes.", show_default="1")] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, max=256, help="Processes.", show_default="1")
+    ] = None,
 ) -> None:
     """Put the guard in front of a model and speak OpenAI's and Anthropic's formats, streaming and not.
 
@@ -74,7 +76,9 @@ def serve(
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("fairlead"):
             raise
-        raise MissingResource(f"this needs {error.name}, which is not installed: pip install 'fairlead[guard]'") from None
+        raise MissingResource(
+            f"this needs {error.name}, which is not installed: pip install 'fairlead[guard]'"
+        ) from None
     options = Options(
         constitution, upstream, upstream_key, model, policy, tenants, audit, shadow, workers, critic, classifier
     )

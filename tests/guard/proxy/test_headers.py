@@ -9,7 +9,9 @@ from fairlead.guard.proxy.headers import BadHead, Head, from_upstream, read_head
 ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/models")
 
 
-@pytest.mark.parametrize("style", [(b"authorization", b"Bearer k1"), (b"x-api-key", b"k1"), (b"authorization", b"bearer  k1 ")])
+@pytest.mark.parametrize(
+    "style", [(b"authorization", b"Bearer k1"), (b"x-api-key", b"k1"), (b"authorization", b"bearer  k1 ")]
+)
 def test_both_styles_of_key_are_read(style: tuple[bytes, bytes]) -> None:
     head = read_head([style])
     assert isinstance(head, Head) and head.key == "k1"
@@ -66,7 +68,13 @@ def test_a_trace_that_is_none_is_left_out() -> None:
 
 
 def test_only_what_is_known_comes_back() -> None:
-    headers = {"retry-after": "3", "x-request-id": "req_1", "set-cookie": "a=b", "server": "x", "openai-organization": "o"}
+    headers = {
+        "retry-after": "3",
+        "x-request-id": "req_1",
+        "set-cookie": "a=b",
+        "server": "x",
+        "openai-organization": "o",
+    }
     assert from_upstream(headers) == [(b"retry-after", b"3"), (b"x-upstream-request-id", b"req_1")]
     assert from_upstream({"retry-after": "3\r\nset-cookie: a=b"}) == []
 

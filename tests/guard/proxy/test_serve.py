@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-for _package in ("uvicorn", "httptools", "aiohttp"):
-    pytest.importorskip(_package, reason=f"{_package} is missing: pip install 'fairlead[guard]'")
+pytest.importorskip("uvicorn", reason="uvicorn is missing: pip install 'fairlead[guard]'")
+pytest.importorskip("aiohttp", reason="aiohttp is missing: pip install 'fairlead[guard]'")
 
 import anthropic
 import openai
+
 from support.guard_proxy import Proxy
 from support.mock_upstream import (
     Mock,
@@ -164,7 +165,9 @@ def test_completions(both: tuple[Proxy, Mock]) -> None:
 
 def test_models_are_listed_by_name_alone(both: tuple[Proxy, Mock]) -> None:
     proxy, mock = both
-    mock.script = lambda _: json_reply({"object": "list", "data": [{"id": "mock", "object": "model", "note": "unseen"}]})
+    mock.script = lambda _: json_reply(
+        {"object": "list", "data": [{"id": "mock", "object": "model", "note": "unseen"}]}
+    )
     listed = _openai(proxy).models.list()
     assert [model.id for model in listed.data] == ["mock"] and "unseen" not in listed.to_json()
     assert [model.id for model in _anthropic(proxy).models.list()] == ["mock"]

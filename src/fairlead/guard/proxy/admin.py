@@ -53,7 +53,9 @@ class Admin:
                 status = 200 if ready == self.workers else 503
                 await _answer(send, status, {"ok": status == 200, "ready": ready, "workers": self.workers})
             case _:
-                told = "known: GET /metrics, POST /reload, GET /audit/heads, GET /shadow, GET /status, /healthz, /readyz"
+                told = (
+                    "known: GET /metrics, POST /reload, GET /audit/heads, GET /shadow, GET /status, /healthz, /readyz"
+                )
                 await _answer(send, 404, {"error": told})
 
     async def reload(self) -> tuple[int, dict[str, Any]]:

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 import orjson
 
+from fairlead.guard.audit import AuditClosed, AuditLog
 from fairlead.guard.proxy.exchange import Exchange, exchange
 from fairlead.guard.proxy.headers import BadHead, Head, read_head, too_many
 from fairlead.guard.proxy.metrics import Metrics
@@ -23,12 +24,10 @@ from fairlead.guard.proxy.protocol import ABORT, WATCH
 from fairlead.guard.proxy.setup import Account, Setup
 from fairlead.guard.proxy.tracing import Tracer
 from fairlead.guard.proxy.upstream import Broken
-from fairlead.guard.audit import AuditClosed, AuditLog
-from fairlead.guard.tally import Tally
 from fairlead.guard.proxy.watchdog import Watchdog
+from fairlead.guard.tally import Tally
+from fairlead.guard.wire import FORMATS, models
 from fairlead.guard.wire.asked import Refused
-from fairlead.guard.wire import FORMATS
-from fairlead.guard.wire import models
 from fairlead.guard.wire.format import Format
 
 log = logging.getLogger("fairlead.guard")
@@ -100,7 +99,7 @@ class App:
                 raise Refused(400, "", "the body is no JSON, or no UTF-8") from None
             asked = form.read_request(body, account.allow)
             if head.beta and "beta" not in account.allow.fields:
-                raise Refused(400, "beta", f"the beta header {ascii(head.beta[:60])} asks for what nobody looks at here")
+                raise Refused(400, "beta", f"the beta header {head.beta[:60]!a} asks for what nobody looks at here")
             one = Exchange(
                 out.id, form, asked, account, head, out, watch, self.metrics, self.tally, self.log, raw, began,
                 setup.settings,
@@ -163,7 +162,9 @@ class App:
     def _account(self, setup: Setup, head: Head) -> Account:
         account = setup.account(head.key)
         if account is None:
-            told = "this key is not known here" if head.key else "a key is needed: authorization: Bearer …, or x-api-key"
+            told = (
+                "this key is not known here" if head.key else "a key is needed: authorization: Bearer …, or x-api-key"
+            )
             raise Turned(401, told, "key", close=True)
         if account.most is not None and account.in_flight >= account.most:
             told = f"{account.most:,} requests of this key are in flight already"

@@ -10,7 +10,6 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import orjson
 
@@ -86,7 +85,12 @@ async def exchange(one: Exchange) -> None:
         one.metrics.took("added_seconds", one.asked.route, time.perf_counter() - one.began - one.waited)
 
 
-_LEFT = {"gone": "client left", "client": "client stalled", "first byte": "upstream silent", "stream": "upstream silent"}
+_LEFT = {
+    "gone": "client left",
+    "client": "client stalled",
+    "first byte": "upstream silent",
+    "stream": "upstream silent",
+}
 
 
 async def _ask(one: Exchange) -> Answer:
@@ -274,5 +278,3 @@ class _Beat:
         if not self._out.status:
             await self._out.begin(self._answer.headers)
         await self._out.ping(self._writer.ping())
-
-

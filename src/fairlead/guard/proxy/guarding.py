@@ -206,10 +206,24 @@ class Guarding:
     def _entry(self, status: int, ended: str) -> Entry:
         one, ledger, book, told = self.one, self.release.ledger, self.book, self.told
         return Entry(
-            self._began, one.id, one.asked.route, self.decision, book.sha256, book.classifier, one.account.digest,
-            one.asked.stream, told.principle if told else "", told.verdict if told else "",
-            hashlib.sha256(one.raw).hexdigest(), tuple(ledger.verdicts), ledger.ranges, self.written,
-            shadow=tuple(ledger.shadow), usage=self.usage, status=status, ended=ended,
+            self._began,
+            one.id,
+            one.asked.route,
+            self.decision,
+            book.sha256,
+            book.classifier,
+            one.account.digest,
+            one.asked.stream,
+            told.principle if told else "",
+            told.verdict if told else "",
+            hashlib.sha256(one.raw).hexdigest(),
+            tuple(ledger.verdicts),
+            ledger.ranges,
+            self.written,
+            shadow=tuple(ledger.shadow),
+            usage=self.usage,
+            status=status,
+            ended=ended,
         )  # type: ignore[arg-type]  # the ledger's verdicts and ranges have the same fields
 
 

@@ -20,7 +20,11 @@ _VERSION = re.compile(r"\d{4}-\d{2}-\d{2}")
 _TRACE = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _TOKEN = re.compile(r"[\x21-\x7e]{1,200}")
 # what of the server's answer a client may see, and under which name
-_BACK = {"retry-after": b"retry-after", "x-request-id": b"x-upstream-request-id", "request-id": b"x-upstream-request-id"}
+_BACK = {
+    "retry-after": b"retry-after",
+    "x-request-id": b"x-upstream-request-id",
+    "request-id": b"x-upstream-request-id",
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -179,9 +179,7 @@ def _percentiles(times: list[float]) -> dict[str, float]:
 async def serve(work: Work, port: int) -> None:
     """Answers until it is ended; prints its port."""
     replies = answers(work)
-    server = await asyncio.get_running_loop().create_server(
-        lambda: _Serving(replies), "127.0.0.1", port, backlog=2048
-    )
+    server = await asyncio.get_running_loop().create_server(lambda: _Serving(replies), "127.0.0.1", port, backlog=2048)
     sys.stdout.write(f"{server.sockets[0].getsockname()[1]}\n")
     sys.stdout.flush()
     await server.serve_forever()

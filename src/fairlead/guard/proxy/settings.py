@@ -59,7 +59,7 @@ class Limits(_Part):
 
 
 class Audit(_Part):
-    """The tamper-evident log. `strict` waits for the disk before a reply ends; else up to `loss` seconds can be lost."""
+    """The tamper-evident log. With `strict` a reply waits for the disk; else up to `loss` seconds can be lost."""
 
     file: Path | None = None
     strict: bool = False

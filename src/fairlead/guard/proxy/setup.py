@@ -149,9 +149,7 @@ def read_setup(options: Options, keep: Keep, before: Setup | None = None) -> Set
 
     if read is None:
         return Setup(settings, {}, account(ANYONE, "", None))
-    accounts = {
-        t.name: account(t.name, hashlib.sha256(t.keys[0].encode()).hexdigest()[:16], t) for t in read.tenants
-    }
+    accounts = {t.name: account(t.name, hashlib.sha256(t.keys[0].encode()).hexdigest()[:16], t) for t in read.tenants}
     return Setup(settings, accounts, None, read.by_key())
 
 

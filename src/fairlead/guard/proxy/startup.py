@@ -29,7 +29,9 @@ def told(setup: Setup) -> list[str]:
     if audit.file is None:
         lines.append("no audit log is kept: name a file with --audit")
     else:
-        how = "a reply ends when its entry is on the disk" if audit.strict else f"a crash loses at most {audit.loss:g} s"
+        how = (
+            "a reply ends when its entry is on the disk" if audit.strict else f"a crash loses at most {audit.loss:g} s"
+        )
         lines.append(f"audit log {audit.file}: {how}")
     return lines
 
@@ -45,19 +47,20 @@ def _book(book: Book, names: list[str], setup: Setup) -> Iterator[str]:
     held = setup.settings.window
     if buffer:
         yield (
-            f"  buffer: {', '.join(buffer)}. A streamed reply waits until it is whole, so its first token comes when the "
-            f"last would: {TOKENS / SPEED:.0f} s for {TOKENS} tokens at {SPEED} a second"
+            f"  buffer: {', '.join(buffer)}. A streamed reply waits until it is whole, so its first token comes when "
+            f"the last would: {TOKENS / SPEED:.0f} s for {TOKENS} tokens at {SPEED} a second"
         )
     if window:
         wait = held / PER_TOKEN / SPEED
         yield (
-            f"  window: {', '.join(window)}. {held} characters are held back, about {wait:.1f} s at {SPEED} tokens a second"
-            + (", but a reply waits for the slowest: the buffer above" if buffer else "")
+            f"  window: {', '.join(window)}. {held} characters are held back, about {wait:.1f} s at {SPEED} tokens "
+            "a second" + (", but a reply waits for the slowest: the buffer above" if buffer else "")
         )
     shadow = [id for id in checked if book.policies[id].shadow]
     if shadow:
         yield f"  shadow: {', '.join(shadow)}. Nothing is done about them; what would have been is counted"
     if book.unchecked:
-        yield f"  NOT CHECKED: {', '.join(book.unchecked)}. Nothing here can check them; --critic MODEL or --classifier DIR can"
+        missing = ", ".join(book.unchecked)
+        yield f"  NOT CHECKED: {missing}. Nothing here can check them; --critic MODEL or --classifier DIR can"
     if not checked:
         yield "  NOTHING IS CHECKED: every reply passes"

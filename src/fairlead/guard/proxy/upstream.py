@@ -5,7 +5,6 @@ What goes wrong becomes a `Broken` with a status and a sentence of the guard's o
 
 from __future__ import annotations
 
-import asyncio
 import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -128,7 +127,7 @@ class Server:
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, ssl.SSLError) as error:
             why = "in time" if isinstance(error, aiohttp.ConnectionTimeoutError) else f"({type(error).__name__})"
             raise Broken(502, f"the model's server could not be reached {why}") from None
-        except (aiohttp.ClientError, ConnectionError, asyncio.TimeoutError, ValueError) as error:
+        except (TimeoutError, aiohttp.ClientError, ConnectionError, ValueError) as error:
             told = f"the model's server closed the connection or sent no HTTP ({type(error).__name__})"
             raise Broken(502, told) from None
 
@@ -246,5 +245,3 @@ def _too_long(limits: Limits) -> Broken:
 
 def _broke_off(error: Exception) -> Broken:
     return Broken(502, f"the model's server broke off in its reply ({type(error).__name__})")
-
-
