@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from hypothesis import given, settings
@@ -100,7 +101,7 @@ def streams(draw: Any, *, stops: bool = False) -> Any:
     chunks = []
     for t in texts:
         marks = sorted(draw(st.sets(st.integers(0, len(t)), max_size=6)) | {0, len(t)})
-        chunks.append([t[a:b] for a, b in zip(marks, marks[1:], strict=False)] or [""])
+        chunks.append([t[a:b] for a, b in pairwise(marks)] or [""])
     return texts, places, per_watch, chunks
 
 

@@ -33,8 +33,9 @@ class Alternative:
     """
 
     __slots__ = (
-        "asking", "awake", "calls", "cover", "ended", "finish", "first", "index", "lost_call", "passed", "revising",
-        "sent", "shadow", "shadow_open", "stages", "stop", "texts", "verdict", "waiting", "whole", "withheld", "worst",
+        "again", "asking", "awake", "calls", "cover", "ended", "finish", "first", "index", "lost_call", "passed",
+        "revising", "sent", "shadow", "shadow_open", "stages", "stop", "texts", "verdict", "waiting", "whole",
+        "withheld", "worst",
     )  # fmt: skip
 
     def __init__(self, index: int) -> None:
@@ -51,6 +52,7 @@ class Alternative:
         self.stages: list[list[int]] = []
         self.awake: set[int] = set()
         self.asking: set[int] = set()
+        self.again: set[int] = set()  # models to be asked once more: a doubt came while they were reading
         self.cover: tuple[str, ...] | None = None
         self.shadow: dict[str, str] = {}
 

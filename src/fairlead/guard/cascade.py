@@ -1,4 +1,4 @@
-"""Models as checks: asked in threads with deadlines, in batches over requests, in the order of their cost.
+"""What one request asks of models, in the order of their cost.
 
 Code runs at once, on every piece (`release.py`). A classifier (cost 1) is asked about windows or whole alternatives; a
 critic (cost 2) after it, and where a cheaper check of its principle answers doubts, on a doubt alone. What holds in
@@ -9,117 +9,27 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from fairlead.errors import FairleadError
 from fairlead.exchange import Exchange, Message
 from fairlead.guard import verdict_cache
 from fairlead.guard.alternative import NEVER, Alternative
-from fairlead.guard.asking import answers_of, failure
+from fairlead.guard.asker import Asker
+from fairlead.guard.asking import failure
 from fairlead.guard.decision import Decision, Span
 from fairlead.guard.holding import Held
-from fairlead.guard.plan import Followed, Plan
-from fairlead.guard.pool import NoAnswer, Pool
+from fairlead.guard.plan import Followed
 from fairlead.guard.saying import failed, found
-from fairlead.guard.verdict_cache import Answer, VerdictCache
+from fairlead.guard.verdict_cache import Answer
 from fairlead.guard.watch import Cut, Doubt, Seen, as_part, cut_of
 
 if TYPE_CHECKING:
     from fairlead.guard.release import Release
 
 
-class Batcher:
-    """Questions of many requests to one check, put together.
-
-    A question is passed on at once where none is under way, else it waits for the answer to come, for `wait` seconds
-    or for `size` questions, whichever is first.
-    """
-
-    def __init__(self, one: Followed, pool: Pool, size: int, wait: float) -> None:
-        self.one, self.pool, self.size, self.wait = one, pool, size, wait
-        self.batches: list[int] = []  # sizes of the last batches, for tests and metrics
-        self._waiting: list[tuple[Exchange, asyncio.Future[Answer], float]] = []
-        self._under_way = 0
-        self._timer: asyncio.Handle | None = None
-
-    def ask(self, exchange: Exchange, deadline: float) -> asyncio.Future[Answer]:
-        """The answer, at the latest in `deadline` seconds: a failure then, and what comes later is dropped."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Answer] = loop.create_future()
-        timer = loop.call_later(max(deadline, 0.0), self._late, future, deadline)
-        future.add_done_callback(lambda _: timer.cancel())
-        self._waiting.append((exchange, future, loop.time() + deadline))
-        if len(self._waiting) >= self.size:
-            self._flush()
-        elif self._timer is None:
-            self._timer = loop.call_later(self.wait, self._flush) if self._under_way else loop.call_soon(self._flush)
-        return future
-
-    def _late(self, future: asyncio.Future[Answer], deadline: float) -> None:
-        if not future.done():
-            future.set_result(failure(self.one.check, f"gave no answer within {deadline:.3g} s"))
-
-    def _flush(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        batch = [entry for entry in self._waiting[: self.size] if not entry[1].done()]
-        self._waiting = self._waiting[self.size :]
-        if self._waiting:
-            self._timer = asyncio.get_running_loop().call_later(self.wait, self._flush)
-        if not batch:
-            return
-        self.batches = [*self.batches[-99:], len(batch)]
-        left = max(due for _, _, due in batch) - asyncio.get_running_loop().time()
-        try:
-            call = self.pool.submit(self.one.name, partial(_ask, self.one, [item for item, _, _ in batch]), left)
-        except NoAnswer as problem:
-            self._give(batch, [failure(self.one.check, str(problem))] * len(batch))
-            return
-        self._under_way += 1
-        call.add_done_callback(partial(self._answered, batch))
-
-    def _answered(
-        self, batch: list[tuple[Exchange, asyncio.Future[Answer], float]], call: asyncio.Future[list[Answer]]
-    ) -> None:
-        self._under_way -= 1
-        problem = call.exception()
-        why = str(problem) if isinstance(problem, NoAnswer) else f"raised {type(problem).__name__}"
-        self._give(batch, [failure(self.one.check, why)] * len(batch) if problem is not None else call.result())
-        if self._waiting and not self._under_way:
-            self._flush()
-
-    def _give(self, batch: Sequence[tuple[Exchange, asyncio.Future[Answer], float]], said: Sequence[Answer]) -> None:
-        for (_, future, _), answer in zip(batch, said, strict=True):
-            if not future.done():
-                future.set_result(answer)
-
-
-def _ask(one: Followed, exchanges: list[Exchange]) -> list[Answer]:
-    check = one.check
-    try:
-        if one.weighs:
-            return answers_of(check, check.weigh, (Decision, Doubt), exchanges, alone=1, quiet=True)  # type: ignore[attr-defined]
-        return answers_of(check, check.decide, (Decision,), exchanges, alone=1, quiet=True)
-    except (FairleadError, MemoryError) as problem:
-        return [failure(check, f"raised {type(problem).__name__}") for _ in exchanges]
-
-
-class Asker:
-    """The models of one plan, with the pool and the cache they share: one per plan, kept over requests.
-
-    size, wait  of batches to classifiers; critics are asked one exchange at a time
-    """
-
-    def __init__(
-        self, plan: Plan, pool: Pool, cache: VerdictCache | None = None, *, size: int = 16, wait: float = 0.003
-    ) -> None:
-        self.plan, self.pool, self.cache = plan, pool, cache
-        self.batchers = {
-            i: Batcher(plan.followed[i], pool, size if plan.followed[i].cost < 2 else 1, wait) for i in plan.models
-        }
+__all__ = ["Asker", "Questions"]
 
 
 class Questions:
@@ -132,9 +42,7 @@ class Questions:
         self._asking = 0
         self._since = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
-        self._shared = verdict_cache.base(
-            release.tenant, self.plan.sha256, self.plan.classifier, release.messages
-        ) if asker.cache is not None else None  # fmt: skip
+        self._base: tuple[tuple[Message, ...], Any] | None = None  # of the keys, for the messages it was made for
 
     # ------------------------------------------------------------------------------------- when to ask
 
@@ -168,7 +76,11 @@ class Questions:
             found(self.release, i, doubt.otherwise, self._cuts(doubt.otherwise, choice, None), choice)
             return
         for target in targets:
-            if target in choice.awake or not self.plan.followed[target].asleep:
+            if not self.plan.followed[target].asleep:
+                continue  # it reads everything anyway
+            if target in choice.awake:
+                if target in choice.asking:
+                    choice.again.add(target)  # what it is reading now ends before this doubt
                 continue
             choice.awake.add(target)
             if not self.plan.followed[target].policy.shadow:
@@ -204,10 +116,10 @@ class Questions:
         shown = [(text, _start(text, one, i)) for text in choice.all_texts if _readable(text)]
         upto = [(text, text.seen) for text, _ in shown]
         if one.window:
-            new = [(text, start) for text, start in shown if text.seen > text.asked.get(i, -1)]
-            if not new and any(i in text.asked for text, _ in shown):
+            known = any(i in text.asked for text, _ in shown)
+            shown = [(text, start) for text, start in shown if text.seen > text.asked.get(i, 0) or _new_call(text, i)]
+            if known and not shown:
                 return  # nothing has come since it was asked
-            shown = new
         for text, seen in upto:
             text.asked[i] = seen
         parts = tuple(
@@ -216,7 +128,7 @@ class Questions:
             if text.seen > start or text.place == "tool_call"
         )
         item = Exchange(release.messages, (Message("assistant", parts),) if parts else ())
-        name = verdict_cache.key(self._shared, one.identity, item.reply) if self._shared is not None else None
+        name = self._key(one, item)
         kept = self.asker.cache.get(name) if self.asker.cache is not None and name else None
         say = partial(self._said, i, choice, upto, shown)
         if kept is not None:
@@ -278,6 +190,15 @@ class Questions:
             self.release.whole(choice)
         self.release.news()
 
+    def _key(self, one: Followed, item: Exchange) -> bytes | None:
+        if self.asker.cache is None:
+            return None
+        if self._base is None or self._base[0] is not item.messages:
+            plan = self.plan
+            shared = verdict_cache.base(self.release.tenant, plan.sha256, plan.classifier, item.messages)
+            self._base = item.messages, shared
+        return verdict_cache.key(self._base[1], one.identity, item.reply)
+
     # --------------------------------------------------------------------------------------- answers
 
     def _said(
@@ -309,7 +230,10 @@ class Questions:
             return
         for text, seen in upto:
             text.answered(i, seen, verdict)
-        if one.asleep and choice.finish is None:
+        if i in choice.again:
+            choice.again.discard(i)
+            self._ask(i, choice)
+        elif one.asleep and choice.finish is None:
             choice.awake.discard(i)  # until the next doubt
             for text in choice.all_texts:
                 text.let[i] = NEVER
@@ -362,6 +286,10 @@ class Questions:
 def _readable(text: Held) -> bool:
     """Withheld calls are read by nobody, and calls that are not whole are no calls yet."""
     return not (text.place == "tool_call" and (not text.whole or (text.done and not text.opened)))
+
+
+def _new_call(text: Held, i: int) -> bool:
+    return text.place == "tool_call" and i not in text.asked
 
 
 def _start(text: Held, one: Followed, i: int) -> int:

@@ -78,7 +78,7 @@ def end(release: Release, choice: Alternative) -> None:
     if choice.sent:
         release.emit(Stop(choice.index, "content_filter", told))
     elif worst.outcome == "failed" and not release.sent:
-        release.broke(Broken(told, worst.evidence))
+        release.broke(Broken(told, worst.evidence, worst.check))
         return
     else:
         say(release, Channel(choice.index, 0), release.plan.policy(worst.principle).say, choice.verdict)

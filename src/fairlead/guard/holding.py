@@ -171,28 +171,40 @@ class Held:
         return Close(self.channel)
 
 
-def readable(text: str, log: Sequence[Mapping[str, Any]]) -> tuple[Log, int]:
-    """The log-prob entries as they may leave with exactly this text, and how many alternatives were taken out of them.
+def readable(text: str, log: Sequence[Mapping[str, Any]], *, alternatives: bool = False) -> tuple[Log, int]:
+    """The log-prob entries as they may leave with exactly this text, and how many alternatives stood in them.
 
-    An entry is made anew of its token, its log-prob and its bytes. Alternatives (`top_logprobs`) are text that no check
-    read, and go. Entries whose tokens do not add up to the text say something else than it does, and all go.
+    An entry is made anew of its token, its log-prob and its bytes. What else the model might have said (`top_logprobs`)
+    is text that no check reads: it goes, except where `alternatives` may pass. Entries whose tokens do not add up to
+    the text (by their bytes where they have some: a token may end inside a character) say something else, and all go.
     """
     try:
-        if "".join(entry["token"] for entry in log) != text:
+        spelled = [_bytes(entry) for entry in log]
+        if b"".join(spelled) != text.encode():
             return (), 0
         out: list[Mapping[str, Any]] = []
-        hidden = 0
-        for entry in log:
-            kept: dict[str, Any] = {"token": entry["token"], "logprob": float(entry["logprob"])}
-            if entry.get("bytes") is not None:
-                kept["bytes"] = list(entry["token"].encode())
+        n = 0
+        for data, entry in zip(spelled, log, strict=True):
+            kept = _entry(data, entry)
             if "top_logprobs" in entry:
-                hidden += len(entry["top_logprobs"] or ())
-                kept["top_logprobs"] = []
+                others = entry["top_logprobs"] or ()
+                n += len(others)
+                kept["top_logprobs"] = [_entry(_bytes(other), other) for other in others] if alternatives else []
             out.append(kept)
     except (KeyError, TypeError, ValueError):
         return (), 0
-    return tuple(out), hidden
+    return tuple(out), n
+
+
+def _bytes(entry: Mapping[str, Any]) -> bytes:
+    given = entry.get("bytes")
+    return bytes(given) if given is not None else str(entry["token"]).encode()
+
+
+def _entry(data: bytes, entry: Mapping[str, Any]) -> dict[str, Any]:
+    value = entry["logprob"]
+    kept = {"token": data.decode("utf-8", "replace"), "logprob": None if value is None else float(value)}
+    return kept if entry.get("bytes") is None else {**kept, "bytes": list(data)}
 
 
 def delta(channel: Channel, stretches: Sequence[Painted], log: Log) -> Delta:

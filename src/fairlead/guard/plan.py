@@ -77,6 +77,7 @@ class Plan:
     budget    seconds that one request may wait upon models all together; what is late then has failed
     dear      questions to models of cost 2 (critics) and revisions that one request may ask
     opaque    what no check can read: dropped, or passed and counted as not scanned
+    top_logprobs  what the model might have said instead, which no check reads: dropped, or passed and counted
     unknown   an event without a name ends the stream, or is dropped; it never leaves
     sha256    of the constitution, `classifier` of the classifier: verdicts are kept under them
     """
@@ -92,6 +93,7 @@ class Plan:
     unknown: Literal["stop", "drop"] = "stop"
     sha256: str = ""
     classifier: str = ""
+    top_logprobs: bool = False
     buffered: frozenset[str] = field(default_factory=frozenset)
     models: tuple[int, ...] = ()
     codes: tuple[int, ...] = ()
@@ -126,6 +128,7 @@ def plan(
     unknown: Literal["stop", "drop"] = "stop",
     sha256: str = "",
     classifier: str = "",
+    top_logprobs: bool = False,
 ) -> Plan:
     """Checks in the order of their cost. A check may say its own `deadline` (s), else `deadlines` has it by cost.
 
@@ -146,11 +149,23 @@ def plan(
     if best is not None:
         held = frozenset().union(*WIRE.values())
     return Plan(
-        followed, dict(policies), revise, best, rounds, budget, dear, opaque, unknown, sha256, classifier, held,
-        tuple(i for i, one in enumerate(followed) if one.start is None),
-        tuple(i for i, one in enumerate(followed) if one.start is not None),
-        tuple(dict.fromkeys(one.principle or one.name for one in followed if one.policy.shadow)),
-    )  # fmt: skip
+        followed,
+        dict(policies),
+        revise=revise,
+        best=best,
+        rounds=rounds,
+        budget=budget,
+        dear=dear,
+        opaque=opaque,
+        unknown=unknown,
+        top_logprobs=top_logprobs,
+        sha256=sha256,
+        classifier=classifier,
+        buffered=held,
+        models=tuple(i for i, one in enumerate(followed) if one.start is None),
+        codes=tuple(i for i, one in enumerate(followed) if one.start is not None),
+        shadowed=tuple(dict.fromkeys(one.principle or one.name for one in followed if one.policy.shadow)),
+    )
 
 
 def _followed(

@@ -176,7 +176,8 @@ class Release:
     def _hold(self, choice: Alternative, event: Open) -> Held:
         let = self.let.copy()
         for i in choice.awake:
-            let[i] = 0
+            if not self.plan.followed[i].policy.shadow:
+                let[i] = 0
         text = self.texts[event.channel] = Held(event, let, self._keep)
         if event.channel.part != STOP:
             choice.texts.append(text)
@@ -194,10 +195,11 @@ class Release:
         if not event.logprobs:
             text.add(body)
         else:
-            log, hidden = readable(body, event.logprobs)
+            log, hidden = readable(body, event.logprobs, alternatives=self.plan.top_logprobs)
             text.add(body, log)
             if hidden:
-                self.tally.withheld["log-prob alternatives"] += hidden
+                counts = self.tally.passed if self.plan.top_logprobs else self.tally.withheld
+                counts["log-prob alternatives"] += hidden
             if not log:
                 self.tally.withheld["log-probs of another text"] += 1
         if text.place != "tool_call":

@@ -29,10 +29,11 @@ class Stop:
 @dataclass(frozen=True, slots=True)
 class Broken:
     """A check failed closed before anything left: the request ends here, with a status that says whose fault it is
-    (503). Nothing follows."""
+    (503). Nothing follows. `check` is the name of the check, "" where it was none."""
 
     told: Told
     why: str
+    check: str = ""
 
 
 Out: TypeAlias = Event | Noted | Stop | Broken

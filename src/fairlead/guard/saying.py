@@ -75,7 +75,7 @@ def failed(release: Release, i: int, choice: Alternative, why: str, ms: float = 
     verdict = release.ledger.verdict(one.name, one.principle, "failed", why, ms, shadow=shadow)
     if shadow:
         choice.would(one.principle or one.name, "failed")
-    decision = Decision("failed", one.principle, why)
+    decision = Decision("failed", one.principle, why, (), one.name)
     if one.start is None:
         if not shadow:
             _fell(release, i, choice, decision, verdict, closed)
