@@ -38,8 +38,7 @@ class Admin:
                 snapshots = [answer for answer in await self.ask("metrics") if "counts" in answer]
                 await _answer(send, 200, render(summed(snapshots)))
             case "POST", "/reload":
-                status, told = await self.reload()
-                await _answer(send, status, told)
+                await _answer(send, *await self.reload())
             case "GET", "/audit/heads":
                 await _answer(send, 200, {"heads": [h for a in await self.ask("heads") for h in a.get("heads", [])]})
             case "GET", "/shadow":

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import orjson
 
 from fairlead.guard.audit import AuditLog
-from fairlead.guard.proxy.guarding import Guarding, Item, Prompted, whole
+from fairlead.guard.proxy.guarding import Guarding, Instead, Item, whole
 from fairlead.guard.proxy.headers import Head
 from fairlead.guard.proxy.metrics import Metrics
 from fairlead.guard.proxy.out import Out
@@ -55,7 +55,7 @@ async def exchange(one: Exchange) -> None:
     guard = Guarding(one)
     try:
         prompted = await guard.ask()
-        if isinstance(prompted, Prompted):
+        if isinstance(prompted, Instead):
             await _said(one, guard, prompted)
             return
         one.asked = prompted
@@ -121,7 +121,7 @@ async def _put(one: Exchange, guard: Guarding, items: Sequence[Item], answer: An
     await one.out.whole(200, data, answer.headers if answer else ())
 
 
-async def _said(one: Exchange, guard: Guarding, prompted: Prompted) -> None:
+async def _said(one: Exchange, guard: Guarding, prompted: Instead) -> None:
     """What the guard answers in the model's place."""
     if not one.asked.stream:
         await _put(one, guard, prompted.items, None)
@@ -149,6 +149,8 @@ async def _streamed(one: Exchange, guard: Guarding, answer: Answer, events: list
 async def _stream(one: Exchange, guard: Guarding, answer: Answer) -> None:
     reader, writer, out = one.form.reader(), one.form.writer(one.asked), one.out
     guard.writer = writer
+    strict = one.log is not None and one.log.options.strict
+    kept: list[bytes] = []  # with a strict log nothing leaves before its entry is on the disk
     beat = _Beat(out, writer, answer, one.settings.heartbeat)
     pieces = _Pieces(one, guard, answer)
     try:
@@ -164,7 +166,9 @@ async def _stream(one: Exchange, guard: Guarding, answer: Answer) -> None:
                         raise Broken(item.status, item.why)
                     guard.ended = "upstream failed"
                 data += _write(writer, item)
-            if data:
+            if data and strict:
+                kept.append(data)
+            elif data:
                 if not out.status:
                     await out.begin(answer.headers)
                 if not out.written:
@@ -183,11 +187,11 @@ async def _stream(one: Exchange, guard: Guarding, answer: Answer) -> None:
     finally:
         beat.stop()
         pieces.stop()
+    if not guard.ended or kept:
+        await guard.settle()
     if not out.status:
         await out.begin(answer.headers)
-    if not guard.ended:
-        await guard.settle()
-    await out.end(writer.end())
+    await out.end(b"".join(kept) + writer.end())
 
 
 class _Pieces:

@@ -8,40 +8,41 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
+from fairlead.exchange import Exchange as Talk
+from fairlead.guard import prompt_side
 from fairlead.guard.audit.entry import Entry
 from fairlead.guard.decision import SEVERITY, Decision
-from fairlead.guard.pieces import redact
-from fairlead.guard.plan import DEADLINES, WIRE, Plan
-from fairlead.guard.pool import NoAnswer
+from fairlead.guard.follow import release_for
+from fairlead.guard.ledger import Ledger
+from fairlead.guard.plan import WIRE, Plan
 from fairlead.guard.proxy.upstream import Broken
-from fairlead.guard.release import Release
 from fairlead.guard.released import Broken as CheckFailed
-from fairlead.guard.released import Noted, Stop
+from fairlead.guard.released import Noted, Out, Stop
+from fairlead.guard.tally import Tally
 from fairlead.guard.wire.asked import Asked, with_messages
 from fairlead.guard.wire.events import About, Channel, Close, Delta, End, Event, Finish, Open, Told, Unknown
 
 if TYPE_CHECKING:
+    from fairlead.guard.audit import AuditLog
+    from fairlead.guard.improve import Best
     from fairlead.guard.proxy.exchange import Exchange
-    from fairlead.guard.proxy.setup import Book
-    from fairlead.guard.watch import PromptCheck
+    from fairlead.guard.release import Release
     from fairlead.guard.wire.format import Writer
 
 Item: TypeAlias = Event | Noted | Stop
 
 NO_CHECK = "a check of this guard is broken, and its principle lets nothing pass without it ({})"
 
-
 # What is withheld and counted, and does not end the reply: no text of it, but something beside it.
 _ASIDE = ("field of", "finish_reason", "stop_reason", "incomplete_details", "log-probs")
 
 
 @dataclass(frozen=True, slots=True)
-class Prompted:
+class Instead:
     """What is asked is answered by the guard itself."""
 
     items: tuple[Item, ...]
@@ -51,12 +52,9 @@ class Guarding:
     """Made when a request was read; `close` ends it, whatever happened."""
 
     def __init__(self, one: Exchange) -> None:
-        book, asked = one.account.book, one.asked
-        self.one, self.book = one, book
-        self.release = Release(
-            book.plan if asked.stream else book.whole, asked.messages, asker=book.asker, tenant=one.account.name,
-            tally=one.tally, n=asked.n,
-        )  # fmt: skip
+        self.one, self.book = one, one.account.book
+        self.ledger, self.tally = Ledger(), Tally()
+        self.release: Release | Best | None = None  # once it is known what the model is asked
         self.told: Told | None = None
         self.tolds: list[tuple[int, Told]] = []
         self.usage: dict[str, int] = {}
@@ -64,6 +62,7 @@ class Guarding:
         self.number: int | None = None  # of the entry in the audit log
         self.writer: Writer | None = None  # of a stream that may have begun
         self.ended = ""  # how it ended, where not as it should
+        self.escalated: Talk | None = None
         self._began = time.time()
 
     @property
@@ -72,69 +71,70 @@ class Guarding:
 
     @property
     def done(self) -> bool:
-        """Nothing more of the server's answer is needed."""
-        return self.release.over or self.release.ended
+        """Nothing more of the server's answer is needed: the reply has ended, or the guard has ended all of it."""
+        release = self.release
+        return release is None or release.ended or (release.over and self.decision in _ENDS)
 
     # ------------------------------------------------------------------------------------ what is asked
 
-    async def ask(self) -> Asked | Prompted:
+    async def ask(self) -> Asked | Instead:
         """Checks what is asked: the request to send on, perhaps with texts painted over, or an answer in its place."""
-        asked, release = self.one.asked, self.release
-        for drop in asked.dropped:
-            self.one.metrics.counts["dropped", drop] += 1
-        for check in self.book.prompts:
-            decision = await _answer(check, asked, self.book)
-            policy = release.plan.policy(decision.principle)
-            if decision.outcome in ("allow", "hold"):
-                continue
-            closed = decision.outcome != "failed" or policy.on_error == "refuse"
-            verdict = release.ledger.verdict(
-                check.name, decision.principle, decision.outcome, decision.evidence, shadow=policy.shadow
-            )
-            if decision.outcome == "failed":
-                release.tally.failed[check.name, "closed" if closed else "open"] += 1
-            if policy.shadow:
-                release.tally.shadow[decision.principle or check.name, decision.outcome] += 1
-                continue
-            if not closed:
-                continue
-            release.tally.decisions[decision.principle or check.name, decision.outcome] += 1
-            told = Told(decision.outcome, decision.principle, verdict)
-            if self.told is None or SEVERITY[decision.outcome] > SEVERITY[self.told.decision]:  # type: ignore[index]
-                self.told = told
-            if decision.outcome == "failed":
-                raise self._broken(told)
-            if decision.outcome != "redact":
-                return self._instead(policy.say, told)
-            try:
-                asked = with_messages(asked, redact(asked.messages, decision.spans))
-            except ValueError:
-                return self._instead(policy.say, told)
-            self.release.messages = asked.messages
+        one, book = self.one, self.book
+        asked = one.asked
+        for what in asked.dropped:
+            self.tally.withheld[f"of the request: {what}"] += 1
+        escalate = self._escalate if one.log is not None else None
+        if book.prompts:
+            said = await prompt_side.ask(
+                book.prompts, asked.messages, book.policies, ledger=self.ledger, tally=self.tally, pool=book.pool,
+                escalate=escalate,
+            )  # fmt: skip
+            if said.told.decision != "allow":
+                self.told = said.told
+            if said.check:
+                raise self._broken(said.told)
+            if not said.goes_on:
+                return self._instead(said.say, said.told)
+            if said.told.decision == "redact":
+                try:
+                    asked = with_messages(asked, said.messages)
+                except ValueError:
+                    return self._instead(book.plan.policy(said.told.principle).say, said.told)
+        plan = book.plan if asked.stream else book.whole
+        self.release = release_for(
+            plan, asked.messages, n=asked.n, asker=book.asker, tenant=one.account.name, tally=self.tally,
+            ledger=self.ledger, escalate=escalate,
+        )  # fmt: skip
+        if plan.best is not None:
+            asked = replace(asked, upstream={**asked.upstream, "n": plan.best.n})
         return asked
 
-    def _instead(self, say: str, told: Told) -> Prompted:
+    def _instead(self, say: str, told: Told) -> Instead:
         items: list[Item] = [About(model=self.one.asked.model)]
         for choice in range(self.one.asked.n):
             channel = Channel(choice, 0)
             items += Open(channel, "reply"), Delta(channel, say), Close(channel)
             items += Noted(choice, told), Finish(choice, "content_filter")
-            self.release.ledger.write(choice, 0, "guard", say, (told.verdict,))
-        self.release.tally.replies["refuse"] += self.one.asked.n
-        return Prompted((*self._noted(items), End()))
+            self.ledger.write(choice, 0, "guard", say, (told.verdict,))
+        self.tally.replies[told.decision] += self.one.asked.n
+        return Instead((*self._noted(items), End()))
+
+    def _escalate(self, item: Talk, decision: Decision, verdict: str) -> None:
+        self.escalated = item
 
     # ------------------------------------------------------------------------------------- what comes
 
     async def feed(self, events: Sequence[Event]) -> list[Item]:
         """What may leave now. Waits for models only where nothing more will come."""
-        release, out = self.release, []
-        last = False
+        release, last = self.release, False
+        assert release is not None
+        out: list[Out] = []
         for event in events:
             kind = type(event)
             if kind is End:
                 last = True
             elif kind is Unknown and event.what.startswith(_ASIDE):
-                release.tally.withheld[event.what] += 1
+                self.tally.withheld[event.what] += 1
                 continue
             out += release.feed(event)
         if last and release.pending:
@@ -146,31 +146,33 @@ class Guarding:
 
     async def settled(self) -> list[Item]:
         """What may leave once the next model has answered."""
+        assert self.release is not None
         return self._noted(await self.release.settle())
 
     @property
     def pending(self) -> bool:
-        return self.release.pending > 0
+        return self.release is not None and self.release.pending > 0
 
-    def _noted(self, out: Sequence[Any]) -> list[Item]:
+    def _noted(self, out: Sequence[Out | Item]) -> list[Item]:
         """Keeps what is told of alternatives and counted; what is broken is raised."""
+        left: list[Item] = []
         for item in out:
-            kind = type(item)
-            if kind is Delta:
+            if isinstance(item, Delta):
                 text = item.text
                 self.written += len(text) if text.isascii() else len(text.encode())
-            elif kind is Noted or kind is Stop:
+            elif isinstance(item, Noted | Stop):
                 self.tolds.append((item.choice, item.told))
                 if self.told is None or SEVERITY[item.told.decision] > SEVERITY[self.told.decision]:  # type: ignore[index]
                     self.told = item.told
-            elif kind is Finish:
+            elif isinstance(item, Finish):
                 self.written += len(item.stop.encode()) if item.stop else 0
-            elif kind is About:
+            elif isinstance(item, About):
                 self.usage.update({k: v for k, v in item.numbers.items() if type(v) is int})
-            elif kind is CheckFailed:
+            elif isinstance(item, CheckFailed):
                 self.told = item.told
                 raise self._broken(item.told, item.why)
-        return list(out)
+            left.append(item)
+        return left
 
     def _broken(self, told: Told, why: str = "") -> Broken:
         if not told.principle and why:  # no check of a principle: something the server said
@@ -181,68 +183,54 @@ class Guarding:
     # ------------------------------------------------------------------------------------- what is kept
 
     async def settle(self) -> None:
-        """Writes the entry of a request whose reply is about to end; with a strict log, waits until it is kept."""
+        """Writes the entry of a request whose reply is about to leave, or to end; with a strict log, waits for it."""
         log = self.one.log
         if log is None:
             return
-        self.number = log.record(self._entry(200, ""))
+        self.number = self._record(log, 200)
         if log.options.strict:
             await log.settled(self.number)
 
     def close(self) -> None:
         """The request is over."""
-        release, log, ended = self.release, self.one.log, self.ended
-        if not release.ended:
-            release.close()
+        one, release, log = self.one, self.release, self.one.log
+        if release is not None and not release.ended:
+            if release.over:
+                release.feed(End())
+            else:
+                release.close()
+        merge(one.tally, self.tally)
         for kind, n in self.usage.items():
-            self.one.metrics.counts["tokens", self.one.account.name, kind] += n
+            one.metrics.counts["tokens", one.account.name, kind] += n
         if log is None:
             return
         if self.number is None:
-            self.number = log.record(self._entry(self.one.out.status, ended))
-        elif ended:
-            log.unsent(self.number, ended)
+            self._record(log, one.out.status)
+        elif self.ended:
+            log.unsent(self.number, self.ended)
 
-    def _entry(self, status: int, ended: str) -> Entry:
-        one, ledger, book, told = self.one, self.release.ledger, self.book, self.told
-        return Entry(
-            self._began,
-            one.id,
-            one.asked.route,
-            self.decision,
-            book.sha256,
-            book.classifier,
-            one.account.digest,
-            one.asked.stream,
-            told.principle if told else "",
-            told.verdict if told else "",
-            hashlib.sha256(one.raw).hexdigest(),
-            tuple(ledger.verdicts),
-            ledger.ranges,
-            self.written,
-            shadow=tuple(ledger.shadow),
-            usage=self.usage,
-            status=status,
-            ended=ended,
-        )  # type: ignore[arg-type]  # the ledger's verdicts and ranges have the same fields
+    def _record(self, log: AuditLog, status: int) -> int:
+        one, ledger, book, told, tally = self.one, self.ledger, self.book, self.told, self.tally
+        entry = Entry(
+            self._began, one.id, one.asked.route, self.decision, book.sha256, book.classifier, one.account.digest,
+            one.asked.stream, told.principle if told else "", told.verdict if told else "",
+            hashlib.sha256(one.raw).hexdigest(), tuple(ledger.verdicts), ledger.ranges, self.written,  # type: ignore[arg-type]
+            _some(tally.withheld), _some(tally.passed), tuple(ledger.shadow), self.usage,  # type: ignore[arg-type]
+            status=status, ended=self.ended,
+        )  # fmt: skip
+        # the release's verdicts and ranges have the fields that the log wants
+        said: tuple[tuple[str, str], ...] = ()
+        keep = None if one.account.retention_days is None else one.account.retention_days * 86_400
+        if one.settings.audit.store_text:
+            said = (("asked", one.raw.decode("utf-8", "replace")),)
+        return log.record(entry, said, keep, self.escalated)
 
 
-async def _answer(check: PromptCheck, asked: Asked, book: Book) -> Decision:
-    """What a check of prompts says; what goes wrong inside it is a decision `failed`. A model is asked in the pool."""
-    why = "gave no decision"
-    try:
-        if getattr(check, "cost", 0) and book.asker is not None:
-            deadline = DEADLINES.get(check.cost, book.plan.budget)  # type: ignore[attr-defined]
-            said: object = await book.asker.pool.submit(check.name, partial(check.ask, asked.messages), deadline)
-        else:
-            said = check.ask(asked.messages)
-        if isinstance(said, Decision):
-            return said if said.check else replace(said, check=check.name)
-    except NoAnswer as late:
-        why = str(late)
-    except Exception as problem:  # noqa: BLE001  # becomes a counted failure of the check, closed by default
-        why = f"raised {type(problem).__name__}"
-    return Decision("failed", getattr(check, "principle", ""), why, (), check.name)
+_ENDS = frozenset({"refuse", "escalate", "failed", "redact", "block_tool_call"})
+
+
+def _some(counter: Mapping[str, int]) -> dict[str, int]:
+    return {what: n for what, n in counter.items() if n}
 
 
 def whole(items: Sequence[Item]) -> list[Event]:
@@ -254,6 +242,14 @@ def whole(items: Sequence[Item]) -> list[Event]:
         elif not isinstance(item, Noted):
             out.append(item)
     return out
+
+
+def merge(all_: Tally, one: Tally) -> None:
+    """Adds the counts of a request to those of the worker."""
+    for name in ("replies", "decisions", "failed", "withheld", "passed", "cost", "shadow"):
+        counts = getattr(one, name)
+        if counts:
+            getattr(all_, name).update(counts)
 
 
 def everything_waits(plan: Plan) -> Plan:

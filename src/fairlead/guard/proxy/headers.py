@@ -13,8 +13,11 @@ from typing import TypeAlias
 Raw: TypeAlias = Iterable[tuple[bytes, bytes]]
 
 _ONCE = frozenset(
-    (b"content-length", b"transfer-encoding", b"content-type", b"content-encoding", b"authorization", b"x-api-key")
-    + (b"host", b"anthropic-version", b"anthropic-beta", b"openai-beta", b"traceparent")
+    name.encode()
+    for name in (
+        "content-length transfer-encoding content-type content-encoding authorization x-api-key host "
+        "anthropic-version anthropic-beta openai-beta traceparent"
+    ).split()
 )
 _VERSION = re.compile(r"\d{4}-\d{2}-\d{2}")
 _TRACE = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")

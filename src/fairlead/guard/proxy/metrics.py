@@ -108,7 +108,7 @@ def render(snapshot: Snapshot) -> bytes:
     from prometheus_client import CollectorRegistry, generate_latest
 
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Told(snapshot))  # type: ignore[arg-type]  # a collector is what has `collect`
+    registry.register(_Told(snapshot))  # a collector is what has `collect`
     return generate_latest(registry)
 
 

@@ -38,15 +38,16 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._settle()
-            cycle = self.cycle
+            cycle: Any = self.cycle  # None before the first request, whatever its type says
             if cycle is not None and not cycle.response_complete and WATCH in cycle.scope:
-                cycle.scope[WATCH].stop("gone")  # type: ignore[typeddict-item]
+                cycle.scope[WATCH].stop("gone")
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
             if self._over:
                 return
-            if self._slow is None and (self.cycle is None or self.cycle.response_complete):
+            cycle: Any = self.cycle
+            if self._slow is None and (cycle is None or cycle.response_complete):
                 self._expect()
             super().data_received(data)
             # a request line or header that never ends reaches no callback: count the bytes as they come
@@ -80,7 +81,8 @@ def bounded(limits: Limits) -> type[HttpToolsProtocol]:
         def on_headers_complete(self) -> None:
             self._settle()
             if not self._over:
-                self.scope[ABORT] = self.transport.abort  # type: ignore[typeddict-unknown-key]
+                scope: Any = self.scope
+                scope[ABORT] = self.transport.abort
                 super().on_headers_complete()
 
         def on_body(self, body: bytes) -> None:

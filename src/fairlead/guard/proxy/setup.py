@@ -14,7 +14,7 @@ from pathlib import Path
 from fairlead.constitution.load import load
 from fairlead.constitution.schema import Constitution
 from fairlead.errors import InputError
-from fairlead.guard.cascade import Asker
+from fairlead.guard.asker import Asker
 from fairlead.guard.classifier.check import classifier_checks
 from fairlead.guard.classifier.model import load as load_classifier
 from fairlead.guard.compile import checks_from, policies_from, unchecked
@@ -56,7 +56,7 @@ class Book:
     """One constitution, ready to be asked.
 
     plan, whole  how replies are released that are streamed, and that are not
-    asker        asks the models among the checks; None where there are none
+    asker, pool  ask the models among the checks; no asker where there are none
     prompts      the checks of what is asked
     unchecked    ids of principles with a guard that nothing here stands for
     """
@@ -66,6 +66,7 @@ class Book:
     plan: Plan
     whole: Plan
     asker: Asker | None
+    pool: Pool
     prompts: tuple[PromptCheck, ...]
     unchecked: tuple[str, ...]
     classifier: str = ""  # its sha256, "" for none
@@ -207,13 +208,14 @@ def _book(reference: str, name: str, budget: str | None, settings: Settings, kee
     made = plan(
         checks, policies, deadlines=deadlines, revise=None if critic is None else reviser(critic),
         rounds=settings.rounds, budget=settings.budget, opaque=settings.opaque, unknown=settings.unknown,
+        top_logprobs=settings.top_logprobs == "pass",
         sha256=constitution.sha256,
         classifier=classifier.sha256 if classifier is not None else "",
     )  # fmt: skip
     asks = bool(made.models) or made.revise is not None
     return Book(
         constitution, constitution.sha256, made, everything_waits(made),
-        Asker(made, keep.pool, keep.cache) if asks else None,
+        Asker(made, keep.pool, keep.cache) if asks else None, keep.pool,
         tuple(check for check in checks if isinstance(check, PromptCheck) and _of_prompts(check, constitution)),
         unchecked(constitution, checks), classifier.sha256 if classifier is not None else "",
     )  # fmt: skip
