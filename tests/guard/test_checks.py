@@ -8,9 +8,9 @@ import pytest
 
 from fairlead.errors import InputError
 from fairlead.exchange import Exchange, Message, Reasoning, Text, ToolCall, Verdict, assistant, exchange, user
-from fairlead.guard.critic import CriticCheck, threshold_at
 from fairlead.guard.checks.rules import RulesCheck
 from fairlead.guard.checks.secrets import Secret, SecretsCheck
+from fairlead.guard.critic import CriticCheck, threshold_at
 from fairlead.judges.check import JudgeCheck
 from fairlead.judges.critic import critic
 from fairlead.judges.lineage import Ledger, Lineage, OptimisedJudge, leaf

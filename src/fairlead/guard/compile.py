@@ -7,13 +7,13 @@ from collections.abc import Collection, Mapping, Sequence
 from fairlead.constitution.schema import Constitution, Principle
 from fairlead.constitution.schema import Secret as Written
 from fairlead.errors import InputError
+from fairlead.guard.checks.rules import RulesCheck
+from fairlead.guard.checks.secrets import Secret, SecretsCheck
 from fairlead.guard.critic import CriticCheck
 from fairlead.guard.decision import Check
 from fairlead.guard.guard import GuardedModel
 from fairlead.guard.policy import ROUNDS, SAY, Policy
 from fairlead.guard.revise import reviser
-from fairlead.guard.checks.rules import RulesCheck
-from fairlead.guard.checks.secrets import Secret, SecretsCheck
 from fairlead.judges.check import JudgeCheck
 from fairlead.judges.critic import critic
 from fairlead.models.protocol import Model

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairlead.guard.checks.decode import find, readings, shape
-from fairlead.guard.pieces import redact
 from fairlead.guard.checks.secrets import Secret, SecretsCheck
+from fairlead.guard.pieces import redact
 from guard.helpers import ENCODINGS, asked
 
 CHECK = SecretsCheck((Secret("day-word"),), "keep-secrets")

@@ -11,13 +11,20 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import TypeAlias
 
-from fairlead.exchange import Exchange
-from fairlead.guard.checks import decode, told
-from fairlead.guard.decision import ALLOW, Decision, Outcome, Span
+from fairlead.exchange import Exchange, Message
+from fairlead.guard.checks import canary, decode, drip, normalise, reader, signs, spill, told, trail, words
+from fairlead.guard.checks.canary import is_random, needles
+from fairlead.guard.checks.reader import TooMuch
+from fairlead.guard.checks.spill import Leak, Spill
+from fairlead.guard.checks.words import Told
+from fairlead.guard.decision import ALLOW, Decision, Outcome, Span, most_severe
 from fairlead.guard.pieces import PLACES, Piece, pieces
+from fairlead.guard.watch import Cut, Ruling, Seen
+from fairlead.guard.wire.events import Channel
 from fairlead.judges.lineage import Lineage, leaf
 
 
@@ -43,7 +50,8 @@ class Secret:
 
 @dataclass(frozen=True)
 class SecretsCheck:
-    """Finds the secrets of one principle in a reply, through the readings of `decode.py`."""
+    """Finds the secrets of one principle in a reply: drawn ones by the part that makes 32 bits (`spill.py`), others as
+    a whole (`words.py`). Whole replies and streams go the same way."""
 
     secrets: tuple[Secret, ...]
     principle: str = ""
@@ -57,7 +65,7 @@ class SecretsCheck:
 
     @cached_property
     def lineage(self) -> Lineage:
-        files = (__file__, decode.__file__, told.__file__)
+        files = (__file__, *(module.__file__ for module in _MODULES))
         code = hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()
         return leaf("rule", text=" ".join(["guard secrets", *(secret.id for secret in self.secrets)]), code=code)
 
@@ -65,57 +73,122 @@ class SecretsCheck:
         return [self._one(item) for item in exchanges]
 
     def _one(self, item: Exchange) -> Decision:
+        watch = SecretsWatch(self, item.messages, whole=True)
+        parts = pieces(item.reply)
+        rulings = [watch.feed(_seen(n, part)) for n, part in enumerate(parts)]
+        rulings.append(watch.finish(0))
         spans: list[Span] = []
-        evidence: list[str] = []
-        for at, anywhere in ((self.at, False), (PLACES, True)):
-            known = [(s.id, value) for s in self.secrets if s.anywhere is anywhere for value in values_of(s, item)]
-            if known:
-                found, said = _look(known, item, [part for part in pieces(item.reply) if part.place in at])
-                spans += found
-                evidence += said
-        if not spans:
+        for cut in sorted(
+            {cut for ruling in rulings for cut in ruling.cuts}, key=lambda c: (c.channel, c.start, -c.end)
+        ):
+            part = parts[cut.channel.part]
+            before = len(part.text) - len(_seen(0, part).text)
+            if not (spans and spans[-1].at == part.at and before + cut.end <= spans[-1].end):
+                spans.append(Span(part.at, before + cut.start, before + cut.end))
+        told = [ruling.decision for ruling in rulings if ruling.decision.outcome != "allow"]
+        if not told:
             return ALLOW
-        outcome, why = self.on_violation, "; ".join(dict.fromkeys(evidence))
-        calls = {part.at for part in pieces(item.reply) if part.place == "tool_call"}
-        if outcome == "redact" and any(span.at in calls for span in spans):
+        why = "; ".join(dict.fromkeys(why for decision in told for why in decision.evidence.split("; ")))
+        return Decision(most_severe(told).outcome, self.principle, why, tuple(spans), self.name)
+
+    def watch(self, messages: Sequence[Message]) -> SecretsWatch:
+        return SecretsWatch(self, messages)
+
+
+_Known: TypeAlias = tuple[frozenset[str], "Spill | Told", tuple[str, ...]]  # places, state, ids
+
+
+class SecretsWatch:
+    """One reply, all its alternatives and parts, and what earlier turns of the assistant said."""
+
+    def __init__(self, check: SecretsCheck, messages: Sequence[Message], *, whole: bool = False) -> None:
+        self._check = check
+        self._known: list[_Known] = []
+        self._cuts: set[Cut] = set()
+        self._open: dict[Channel, Seen] = {}
+        said = [message.text for message in messages if message.role == "assistant"]
+        for places, anywhere in ((check.at, False), (PLACES, True)):
+            pairs = {
+                value: secret.id
+                for secret in check.secrets
+                if secret.anywhere is anywhere
+                for value in values_in(secret, messages)
+            }
+            drawn = tuple(value for value in pairs if is_random(value))
+            worded = tuple(value for value in pairs if value not in drawn)
+            if drawn:
+                self._known.append((places, Spill(needles(drawn), said, whole), tuple(pairs[v] for v in drawn)))
+            if worded:
+                self._known.append((places, Told(worded, said, whole), tuple(pairs[v] for v in worded)))
+
+    def feed(self, seen: Seen) -> Ruling:
+        self._open[seen.channel] = seen
+        return self._look(seen, seen.text, seen.last)
+
+    def finish(self, choice: int) -> Ruling:
+        waiting = [seen for channel, seen in self._open.items() if channel.choice == choice and not seen.last]
+        return _together([self._look(seen, "", True) for seen in waiting])
+
+    def _look(self, seen: Seen, text: str, last: bool) -> Ruling:
+        channel, place = seen.channel, _PLACE_OF.get(seen.place, "reply")
+        safe: list[int] = []
+        leaks: list[tuple[Leak, str]] = []
+        for places, state, ids in self._known:
+            if place in places:
+                try:
+                    leaks += [(leak, ids[leak.canary]) for leak in state.feed(channel, text, last)]
+                except TooMuch:
+                    why = "the text is made so that reading it through its encodings has no end"
+                    return Ruling(Decision("failed", self._check.principle, why, (), self._check.name))
+                safe.append(state.go(channel))
+        here = {channel: min(safe)} if safe else {channel: 1 << 62}
+        new = {Cut(leak.channel, leak.start, leak.end): (leak, id) for leak, id in leaks}
+        new = {cut: told for cut, told in new.items() if cut not in self._cuts}
+        if not new:
+            return Ruling(safe=here)
+        self._cuts |= set(new)
+        outcome = self._check.on_violation
+        if outcome == "redact" and any(self._open[cut.channel].place == "tool_call" for cut in new):
             outcome = "block_tool_call"  # a call with a hole in it is another call
-        return Decision(outcome, self.principle, why, tuple(dict.fromkeys(spans)), self.name)
+        why = "; ".join(dict.fromkeys(f"{id} {leak.how}, at {leak.start}" for leak, id in new.values()))
+        spans = tuple(Span((cut.channel.choice, cut.channel.part), cut.start, cut.end) for cut in new)
+        return Ruling(Decision(outcome, self._check.principle, why, spans, self._check.name), tuple(new), here)
 
 
-def _look(known: Sequence[tuple[str, str]], item: Exchange, parts: Sequence[Piece]) -> tuple[list[Span], list[str]]:
-    """Where these secrets (id, value) stand in these parts of the reply, and what was seen."""
-    said = "".join(message.text + "\n" for message in item.messages if message.role == "assistant")
-    views = list(decode.readings(said + "".join(f"{part.text}\n" for part in parts)))
-    spans: list[Span] = []
-    evidence: list[str] = []
-    for secret_id, value in dict.fromkeys(known):
-        for hit in decode.find(value, views):
-            touched = _spans(hit.start, hit.end, parts, len(said))
-            if touched:
-                spans += touched
-                evidence.append(f"{secret_id} {hit.how}, at {max(0, hit.start - len(said))}")
-    return spans, evidence
+_PLACE_OF = {"reply": "reply", "reasoning": "reasoning", "tool_call": "tool_call", "tool_result": "tool_result"}
+_MODULES = (canary, decode, drip, normalise, reader, signs, spill, told, trail, words)
+
+
+def _together(rulings: Sequence[Ruling]) -> Ruling:
+    safe = {channel: n for ruling in rulings for channel, n in ruling.safe.items()}
+    cuts = tuple(cut for ruling in rulings for cut in ruling.cuts)
+    return Ruling(most_severe(ruling.decision for ruling in rulings), cuts, safe)
+
+
+def _seen(number: int, part: Piece) -> Seen:
+    """A whole text of a reply as the one piece that it comes in. Of a call, its name is looked at with the arguments
+    only where streams look at it too: by the rules."""
+    text = part.text.partition("\n")[2] if part.place == "tool_call" else part.text
+    return Seen(Channel(0, number), part.place, text, last=True)  # type: ignore[arg-type]  # a tool's result is a place too
 
 
 def values_of(secret: Secret, item: Exchange) -> tuple[str, ...]:
     """The values to keep in this exchange. A system prompt that gives none has none to keep."""
+    return values_in(secret, item.messages)
+
+
+def values_in(secret: Secret, messages: Sequence[Message]) -> tuple[str, ...]:
+    """The values that these messages ask to keep."""
     if secret.values:
         return secret.values
     found: list[str] = []
-    for prompt in (message.text for message in item.messages if message.origin == "operator"):
-        if secret.pattern:
-            found += [next(filter(None, m.groups()), "") for m in re.finditer(secret.pattern, prompt)]
-        else:
-            found += told.told_to_keep(prompt, secret.id)
+    for prompt in (message.text for message in messages if message.origin == "operator"):
+        found += _values_of_prompt(prompt, secret.pattern, secret.id)
     return tuple(dict.fromkeys(filter(None, found)))
 
 
-def _spans(start: int, end: int, parts: Sequence[Piece], offset: int) -> list[Span]:
-    """The stretch [start, end) of the joined text as spans of the pieces it touches."""
-    out: list[Span] = []
-    for part in parts:
-        a, b = max(start, offset), min(end, offset + len(part.text))
-        if a < b:
-            out.append(Span(part.at, a - offset, b - offset))
-        offset += len(part.text) + 1
-    return out
+@lru_cache(maxsize=256)
+def _values_of_prompt(prompt: str, pattern: str, id: str) -> tuple[str, ...]:
+    if pattern:
+        return tuple(next(filter(None, m.groups()), "") for m in re.finditer(pattern, prompt))
+    return told.told_to_keep(prompt, id)

@@ -1,0 +1,169 @@
+"""What a reply lets out of the canaries of one conversation: the state of a watch over all its texts and turns.
+
+Text is looked at when `BLOCK` characters have come or its part is whole. Nothing is let go that was not looked at, and of
+that only what no longer can be the beginning of something: up to the last two ordinary words in a row, and at most
+`HELD` characters are kept back. 32 bits are seen when their last character comes, so that not more than 31 were let go
+even of a canary that is longer, when written, than all that is held back.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from fairlead.guard.checks.canary import Needles
+from fairlead.guard.checks.drip import At, Drip
+from fairlead.guard.checks.normalise import normalise
+from fairlead.guard.checks.reader import compiled
+from fairlead.guard.checks.trail import Trail
+from fairlead.guard.wire.events import Channel
+
+BLOCK = 32
+HELD = 512
+MARK = "[redacted]"
+
+_PROSE = re.compile(r"(?s).*(?<![^\s])[\"'(]?[A-Za-z]?[a-z]+[,;:.!?)\"']* [a-z]{2,}(?=[\s,;:.!?])")
+_ODD = compiled(rb"[A-Za-z0-9+/_-]*(?:[0-9]|[a-z][A-Z]|[A-Z][A-Z])[A-Za-z0-9+/_-]*=*|\b[A-Za-z]\b")
+_ALONE = frozenset(b"a A I i".split())
+
+
+def free(trail: str, seen: int) -> int:
+    """Up to where a text of `seen` characters, of which `trail` is the end, is ordinary: what comes later cannot make a
+    leak of it that is not one yet."""
+    tail = trail[-HELD:]
+    match = _PROSE.match(tail)
+    return max(0, seen - len(tail) + (match.end() if match else 0))
+
+
+@dataclass(slots=True)
+class _Text:
+    trail: Trail
+    seen: int = 0  # characters looked at
+    waiting: str = ""
+    go: int = 0  # characters let go
+    words_from: int = 0  # words begin here that are not weighed yet
+
+
+@dataclass(frozen=True, slots=True)
+class Leak:
+    """Part of a canary (its number) that stands at [start, end) of a text, and how it was written."""
+
+    channel: Channel
+    start: int
+    end: int
+    canary: int
+    how: str
+
+
+@dataclass(slots=True)
+class Spill:
+    """Over one conversation. `said`: what earlier turns of the assistant let out already. `whole`: nothing is let go
+    before all is read, as with replies that are not streamed."""
+
+    needles: Needles
+    said: Iterable[str] = ()
+    whole: bool = False
+    _texts: dict[Channel, _Text] = field(default_factory=dict)
+    _last: Trail = field(default_factory=Trail)
+    _odd: Trail = field(default_factory=Trail)
+    _drip: Drip = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._drip = Drip(self.needles)
+        for text in self.said:
+            self._drip.strict |= MARK in text
+            self._last.add(None, 0, text + "\n")
+            self._weigh(None, 0, text)
+            self._odd_words(None, 0, text)
+        self._last.forget()
+
+    def feed(self, channel: Channel, text: str, last: bool) -> list[Leak]:
+        """The leaks that are complete with this piece; every piece of the canary that has not been let go is named."""
+        here = self._texts.get(channel)
+        if here is None:
+            here = self._texts[channel] = _Text(self._last.copy())
+            here.trail.add(None, 0, "\n")
+        here.waiting += text
+        if not (last or len(here.waiting) >= BLOCK):
+            return []
+        new, here.waiting = here.waiting, ""
+        if not new:
+            here.go = here.go if self.whole else here.seen
+            return []
+        here.trail.add(channel, here.seen, new)
+        here.seen += len(new)
+        found = [
+            Leak(*place, hit.canary, hit.how)
+            for hit in self.needles.scan(here.trail.text)
+            for place in self._places(here.trail.whose(hit.start, hit.end))
+        ]
+        found += self._pieces(channel, here, last)
+        if found:
+            self._drip.strict = True
+        if not self.whole:
+            here.go = max(here.go, here.seen if last else free(here.trail.text, here.seen))
+        here.trail.forget()
+        self._last = here.trail
+        return found
+
+    def go(self, channel: Channel) -> int:
+        """How many characters of a text are let go."""
+        here = self._texts.get(channel)
+        return here.go if here else 0
+
+    def _places(self, places: Iterable[At]) -> list[tuple[Channel, int, int]]:
+        """Of some stretches those that can still be kept back."""
+        return [(c, max(a, self.go(c)), b) for c, a, b in places if c is not None and b > self.go(c)]
+
+    # ------------------------------------------------------------------------------------------------- in pieces
+
+    def _pieces(self, channel: Channel, here: _Text, last: bool) -> list[Leak]:
+        size = here.seen - here.words_from
+        text = here.trail.text[len(here.trail.text) - size :] if size else ""
+        if not last:  # a word that still grows is weighed when it is whole
+            whole = next((n for n in range(len(text), 0, -1) if not text[n - 1].isalnum()), 0)
+            text = text[:whole]
+        if not text:
+            return []
+        start, here.words_from = here.words_from, here.words_from + len(text)
+        found = [
+            Leak(*place, canary, "in pieces")
+            for canary, pieces in self._weigh(channel, start, text)
+            for place in self._places(pieces)
+        ]
+        if self._odd_words(channel, start, text):
+            found += [
+                Leak(*place, hit.canary, f"{hit.how}, in pieces")
+                for hit in self.needles.scan(self._odd.text)
+                for place in self._places(self._odd.whose(hit.start, hit.end))
+            ]
+            self._odd.forget()
+        return found
+
+    def _weigh(self, channel: Channel | None, start: int, text: str) -> list[tuple[int, tuple[At, ...]]]:
+        folded = normalise(text)
+        read = folded.text.encode("ascii", "replace")
+        spans = self._drip.words(read)
+        if not spans:
+            return []
+        words: list[tuple[bytes, At]] = []
+        for i, j in spans:
+            a, b = folded.locate(i, j)
+            words.append((read[i:j].lower(), (channel, start + a, start + b)))
+        return self._drip.feed(words)
+
+    def _odd_words(self, channel: Channel | None, start: int, text: str) -> bool:
+        """Keep the words that are none of a language; whether there is something new to be read in them."""
+        folded = normalise(text)
+        read = folded.text.encode("ascii", "replace")
+        new = 0
+        for match in _ODD.finditer(read):
+            word = match[0]
+            if word in _ALONE or (word.isdigit() and len(word) < 5):
+                continue
+            a, b = folded.locate(match.start(), match.end())
+            self._odd.add(channel, start + a, text[a:b])
+            self._odd.add(None, 0, "= ")
+            new += len(word)
+        return new > 0 and len(self._odd.text) >= 14
