@@ -105,3 +105,11 @@ def test_an_escape_is_painted_whole() -> None:
 )
 def test_numbers_literals_and_names_of_fields_cannot_be_painted(written: str, cut: tuple[int, int]) -> None:
     assert painted(written, [cut]) is None
+
+
+def test_many_cuts_in_long_arguments_are_painted_in_one_pass() -> None:
+    """Quadratic work would take minutes here; a test of the result, not of time."""
+    written = json.dumps(["ab\n" * 1000] * 100)
+    cuts = [(k, k + 1) for k in range(0, len(written), 3)]
+    left = painted(written, cuts, "#")
+    assert left is not None and len(json.loads(left)) == 100

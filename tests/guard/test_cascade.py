@@ -368,6 +368,12 @@ def test_dear_calls_are_capped_by_request_and_by_tenant() -> None:
     run(planned(Model(cost=1)), reply("hello"), spend=spend)
     assert len(asked) == 1
 
+    def broken(kind: str, principle: str) -> bool:
+        raise OSError
+
+    release, out = run(planned(Model(cost=2)), reply("hello"), spend=broken)
+    assert kinds(out) == ["Broken"] and "OSError" in release.ledger.verdicts[-1].evidence
+
 
 def test_what_a_model_says_after_the_end_is_dropped() -> None:
     async def work() -> None:
@@ -447,6 +453,22 @@ def test_failures_are_not_kept() -> None:
     plan = planned(Model(lambda item: next(answers)))
     assert kinds(run(plan, reply("hello"), cache=cache)[1]) == ["Broken"]
     assert said(run(plan, reply("hello"), cache=cache)[1]) == "hello"
+
+
+def test_an_error_of_the_guard_itself_ends_the_reply_and_does_not_hold_it() -> None:
+    async def work() -> None:
+        plan = planned(Model())
+        release = Release(plan, ASKED, asker=Asker(plan, Pool()))
+        for event in reply("hello"):
+            release.feed(event)
+
+        def broken(choice: Any) -> None:
+            raise ZeroDivisionError
+
+        release.whole = broken  # type: ignore[method-assign]
+        assert kinds(await release.settle())[-2:] == ["Stop", "End"] and release.ended
+
+    asyncio.run(asyncio.wait_for(work(), 20))
 
 
 # ----------------------------------------------------------------------------------------------------- shadow

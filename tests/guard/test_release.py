@@ -510,6 +510,10 @@ def test_a_provider_that_breaks_off_takes_what_is_held_with_it() -> None:
     assert release.tally.replies == {"cut off": 1} and release.tally.withheld["characters"] == 3
 
 
+def test_an_end_without_any_reply_is_a_provider_that_broke_off() -> None:
+    assert kinds(released(planned(check(Passing)), [About("r"), End()])[1]) == ["About", "Failed"]
+
+
 def test_an_end_in_the_middle_is_a_provider_that_broke_off() -> None:
     _, out = released(planned(check(Passing)), [*text("hel", close=False), End()])
     assert kinds(out) == ["Open", "Delta", "Failed"]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import asyncio
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fairlead.exchange import Exchange
 from fairlead.guard.decision import Decision
 from fairlead.guard.ledger import faults
 from fairlead.guard.release import Release
@@ -16,6 +19,7 @@ from fairlead.guard.released import Noted, Stop
 from fairlead.guard.watch import Cut, Ruling, Seen
 from fairlead.guard.wire.events import Channel, Close, Delta, End, Finish, Open
 from guard.streams import ASKED, BUFFER, SOME, WINDOW, check, planned
+from guard.test_cascade import ByWindows
 
 MARK = "[redacted]"
 
@@ -192,3 +196,93 @@ def test_how_a_stream_is_cut_into_pieces_changes_nothing(stream: Any, data: Any)
         return ["".join(e.text for e in out if isinstance(e, Delta) and e.channel.part == p) for p in range(len(texts))]
 
     assert left(chunks) == left([[t] for t in texts]) == left([list(t) for t in texts])
+
+
+@settings(max_examples=100, deadline=None)
+@given(streams(), streams(), st.data())
+def test_alternatives_that_come_interleaved_leave_as_they_would_alone(one: Any, two: Any, data: Any) -> None:
+    def of(stream: Any, choice: int) -> tuple[dict[Channel, Script], list[Any]]:
+        _, places, per_watch, chunks = stream
+        scripts_ = {Channel(choice, c.part): script for c, script in per_watch[0].items()}
+        moved = []
+        for event in list(events(places, chunks))[:-1]:
+            channel = getattr(event, "channel", None)
+            moved.append(
+                Finish(choice, "stop") if channel is None else replace(event, channel=Channel(choice, channel.part))
+            )
+        return scripts_, moved
+
+    def left(scripts_: dict[Channel, Script], came: list[Any], n: int) -> dict[int, list[Any]]:
+        release = Release(planned(check(lambda: Drawn(scripts_))), ASKED, n=n)
+        out = [gone for event in [*came, End()] for gone in release.feed(event)]
+        assert faults(release.ledger, out) == [] and isinstance(out[-1], End)
+        by: dict[int, list[Any]] = {}
+        for e in out[:-1]:
+            if isinstance(e, Delta):
+                by.setdefault(e.channel.choice, []).append((e.channel, e.text))
+            elif isinstance(e, Finish | Noted):
+                by.setdefault(e.choice, []).append(type(e))
+        return by
+
+    (a, first), (b, second) = of(one, 0), of(two, 1)
+    order = data.draw(st.permutations([0] * len(first) + [1] * len(second)))
+    queues = [iter(first), iter(second)]
+    together = left(a | b, [next(queues[k]) for k in order], 2)
+    alone = left(a, first, 1) | left(b, second, 1)
+    assert together == alone
+
+
+class Later:
+    """Answers questions when the test says so."""
+
+    def __init__(self) -> None:
+        self.open: list[tuple[str, asyncio.Future[Decision]]] = []
+
+    def ask(self, exchange: Exchange, deadline: float) -> asyncio.Future[Decision]:
+        future: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
+        self.open.append((exchange.reply_text, future))
+        return future
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.text("abX", max_size=30),
+    st.lists(st.tuples(st.integers(0, 6), st.integers(0, 4)), min_size=1, max_size=3),
+    st.booleans(),
+    st.data(),
+)
+def test_nothing_leaves_before_every_model_has_answered_for_it(
+    text: str, models: list[tuple[int, int]], buffer: bool, data: Any
+) -> None:
+    async def work() -> None:
+        checks = [
+            ByWindows(name=f"m{k}", window=window, context=context, cost=1 + k % 2)
+            for k, (window, context) in enumerate(models)
+        ]
+        plan = planned(*checks, policy=BUFFER if buffer else WINDOW)
+        later = Later()
+        asker = SimpleNamespace(cache=None, batchers=dict.fromkeys(plan.models, later), pool=None)
+        release = Release(plan, ASKED, asker=asker)  # type: ignore[arg-type]
+        marks = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=6)) | {0, len(text)})
+        came = [Delta(Channel(0, 0), text[a:b]) for a, b in pairwise(marks)]
+        queue: list[Any] = [Open(Channel(0, 0), "reply"), *came, Finish(0, "stop"), End()]
+        out: list[Any] = []
+        while queue or later.open:
+            if queue and (not later.open or data.draw(st.booleans())):
+                out += release.feed(queue.pop(0))
+            else:
+                read, future = later.open.pop(data.draw(st.integers(0, len(later.open) - 1)))
+                future.set_result(Decision("refuse", "p", "X") if "X" in read else Decision("allow"))
+                await asyncio.sleep(0)
+                out += release.take()
+            left = "".join(e.text for e in out if isinstance(e, Delta) and e.text != "i will not .")
+            assert text.startswith(left) and "X" not in left
+            held = release.texts.get(Channel(0, 0))
+            assert held is None or release.choices[0].ended or held.out <= min(held.let)
+        assert release.ended and faults(release.ledger, out) == []
+        if "X" not in text:
+            assert left == text and isinstance(out[-2], Finish) and out[-2].reason == "stop"
+        else:
+            assert any(isinstance(e, Stop) or (isinstance(e, Finish) and e.reason == "content_filter") for e in out)
+
+    asyncio.run(work())

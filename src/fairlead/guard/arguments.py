@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from fairlead.guard.pieces import REDACTED
@@ -52,42 +52,50 @@ def painted(arguments: str, cuts: Iterable[tuple[int, int]], mark: str = REDACTE
     """The arguments with these characters painted over inside the strings that hold them: still valid JSON.
 
     None where that cannot be: a cut touches a number, a literal or the name of a field, or holds nothing. The call has
-    to be taken out then. `mark` has to be free of quotes and backslashes.
+    to be taken out then. `mark` has to be free of quotes and backslashes. The work is linear in arguments and cuts.
     """
-    spans = _merged(cuts)
-    if not spans:
+    tokens = [token.span() for token in _STRING.finditer(arguments)]
+    inside: dict[int, list[tuple[int, int]]] = {}
+    k = 0
+    for start, end in _merged(cuts):
+        at = start
+        while at < end:
+            while k < len(tokens) and tokens[k][1] <= at:
+                k += 1
+            a, b = tokens[k] if k < len(tokens) else (end, end)
+            if at < a:
+                upto = min(a, end)
+                if _BETWEEN.fullmatch(arguments, at, upto) is None:
+                    return None
+                at = upto
+                continue
+            upto = min(b, end)
+            if max(at, a + 1) < min(upto, b - 1):
+                inside.setdefault(k, []).append((max(at, a + 1), min(upto, b - 1)))
+            at = upto
+    if not inside:
         return None
-    left = list(spans)
     out: list[str] = []
     done = 0
-    for token in _STRING.finditer(arguments):
-        touched = [span for span in spans if span[0] < token.end() and token.start() < span[1]]
-        if not touched:
-            continue
-        start, end = token.start() + 1, token.end() - 1
-        inside = _merged(_whole_escapes(arguments, start, end, max(a, start), min(b, end)) for a, b in touched)
-        left = _without(left, token.start(), token.end())
-        if not inside:
-            continue  # the quotes alone
-        if _KEY.match(arguments, token.end()):
+    for k, spans in inside.items():
+        start, end = tokens[k]
+        if _KEY.match(arguments, end):
             return None  # a call with other fields is another call
-        for a, b in inside:
+        for a, b in _merged(_whole_escapes(arguments, start + 1, end - 1, spans)):
             out += [arguments[done:a], mark]
             done = b
-    if not out or any(_BETWEEN.fullmatch(arguments, a, b) is None for a, b in left):
-        return None
-    out.append(arguments[done:])
-    return spelled("".join(out))
+    return spelled("".join([*out, arguments[done:]]))
 
 
-def _whole_escapes(text: str, start: int, end: int, a: int, b: int) -> tuple[int, int]:
-    """[a, b) grown so that it cuts no escape of the string [start, end) in two."""
+def _whole_escapes(text: str, start: int, end: int, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The spans, sorted, grown so that they cut no escape of the string [start, end) in two."""
+    if text.find("\\", start, end) < 0:
+        return spans
+    edges: dict[int, tuple[int, int]] = {}  # a place inside an escape, and the escape
     for escape in _ESCAPE.finditer(text, start, end):
-        if escape.start() >= b:
-            break
-        if escape.end() > a:
-            a, b = min(a, escape.start()), max(b, escape.end())
-    return a, b
+        for place in range(escape.start() + 1, escape.end()):
+            edges[place] = escape.span()
+    return [(edges.get(a, (a, a))[0], edges.get(b, (b, b))[1]) for a, b in spans]
 
 
 def _merged(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -100,12 +108,4 @@ def _merged(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
             out[-1] = (out[-1][0], max(b, out[-1][1]))
         else:
             out.append((a, b))
-    return out
-
-
-def _without(spans: Sequence[tuple[int, int]], start: int, end: int) -> list[tuple[int, int]]:
-    """The spans without [start, end)."""
-    out: list[tuple[int, int]] = []
-    for a, b in spans:
-        out += [(x, y) for x, y in ((a, min(b, start)), (max(a, end), b)) if x < y]
     return out

@@ -26,6 +26,7 @@ class Batcher:
     def __init__(self, one: Followed, pool: Pool, size: int, wait: float) -> None:
         self.one, self.pool, self.size, self.wait = one, pool, size, wait
         self.batches: list[int] = []  # sizes of the last batches, for tests and metrics
+        self.dropped = 0  # answers that came after the deadline of their question, in a batch that was in time
         self._waiting: list[tuple[Exchange, asyncio.Future[Answer], float]] = []
         self._under_way = 0
         self._timer: asyncio.Handle | None = None
@@ -79,7 +80,9 @@ class Batcher:
 
     def _give(self, batch: Sequence[tuple[Exchange, asyncio.Future[Answer], float]], said: Sequence[Answer]) -> None:
         for (_, future, _), answer in zip(batch, said, strict=True):
-            if not future.done():
+            if future.done():
+                self.dropped += 1
+            else:
                 future.set_result(answer)
 
 

@@ -102,8 +102,11 @@ class Questions:
         """ "" where one more dear call is within the caps of the request and the tenant, else why not."""
         if self.dear < 1:
             return f"the request has had its {self.plan.dear} dear calls"
-        if self.release.spend is not None and not self.release.spend(kind, principle):
-            return "the tenant's budget for it is used up"
+        try:
+            if self.release.spend is not None and not self.release.spend(kind, principle):
+                return "the tenant's budget for it is used up"
+        except Exception as problem:  # noqa: BLE001  # who cannot say that there is money has none
+            return f"the tenant's budget could not be asked: {type(problem).__name__}"
         self.dear -= 1
         return ""
 
@@ -175,8 +178,12 @@ class Questions:
         if choice.ended and not self.plan.followed[i].policy.shadow:
             self.release.tally.cost[self.plan.followed[i].name, "after the end"] += 1
             return
-        say(answer, (now - started) * 1000.0)
-        self._go_on(choice)
+        try:
+            say(answer, (now - started) * 1000.0)
+            self._go_on(choice)
+        except Exception as problem:  # noqa: BLE001  # nobody else would see it here, and the reply would wait for ever
+            self.release.lost(choice, f"the guard raised {type(problem).__name__}")
+            self.release.news()
 
     def _go_on(self, choice: Alternative) -> None:
         if choice.ended:

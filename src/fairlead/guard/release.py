@@ -308,6 +308,9 @@ class Release:
         self.over = self.ended = True
 
     def _last(self, event: End) -> None:
+        if not self.choices:
+            self._broke_off(Failed("the upstream ended without a reply"))
+            return
         if not self.over and any(choice.finish is None and not choice.ended for choice in self.choices.values()):
             self._broke_off(Failed("the upstream ended in the middle of a reply"))
             return

@@ -19,7 +19,7 @@ class Tally:
     failed     by (check, closed | open)
     withheld   what did not leave because nothing could read it, by kind
     passed     what left unread because the policy says so, by kind
-    cost       model calls by (check, asked | cached | refused by a cap | late | after its deadline)
+    cost       questions to models by (check, asked | cached | refused by a cap | failed | after the end)
     shadow     alternatives by (principle or check, what would have been done); "allow" included
     """
 
