@@ -1,8 +1,8 @@
 """Citations are text: what a provider says about a source is read field by field into JSON, checked like any text,
 and written back from the JSON that was released. Where a redaction left no JSON, the citation is gone.
 
-Names are those of OpenAI's annotations and Anthropic's locations. Opaque indices (`encrypted_index`) and ids of files are
-not among them: nobody here can read the one or see behind the other.
+Names are those of OpenAI's annotations and Anthropic's locations. Opaque indices (`encrypted_index`) and ids of files
+are not among them: nobody here can read the one or see behind the other.
 """
 
 from __future__ import annotations

@@ -109,13 +109,24 @@ def written(given: Entries, text: str, alternatives: bool) -> list[dict[str, Any
         return []
     return [
         {
-            "token": e["token"],
+            "token": _token(e),
             "logprob": e["logprob"],
             "bytes": e.get("bytes"),
             "top_logprobs": e.get("top_logprobs", []) if alternatives else [],
         }
         for e in given
     ]
+
+
+def _token(entry: Mapping[str, Any]) -> str:
+    """The token in letters. Where bytes are given they were checked, and the provider's letters were not."""
+    given = entry.get("bytes")
+    if given is None:
+        return str(entry["token"])
+    try:
+        return bytes(given).decode()
+    except UnicodeDecodeError:  # a token that ends inside a character, as OpenAI writes it
+        return "bytes:" + "".join(f"\\x{one:02x}" for one in given)
 
 
 # ------------------------------------------------------------------------------------------------ decisions

@@ -121,13 +121,13 @@ class Stream:
             found = self._lines.feed(data)
         except TooLong:
             return self._fail(TOO_LONG)
-        return self._read(found) if found else []
+        return self._read(found, NOT_JSON) if found else []
 
     def eof(self) -> list[Event]:
         if self._over:
             return []
         try:
-            out = self._read(self._lines.eof())
+            out = self._read(self._lines.eof(), BROKE_OFF)
         except TooLong:
             return self._fail(TOO_LONG)
         if not self._over:
@@ -135,7 +135,7 @@ class Stream:
             self._over = True
         return out
 
-    def _read(self, found: list[bytes]) -> list[Event]:
+    def _read(self, found: list[bytes], no_json: str) -> list[Event]:
         out: list[Event] = []
         for data in found:
             if data == DONE:
@@ -144,7 +144,7 @@ class Stream:
                 try:
                     said = orjson.loads(data)
                 except orjson.JSONDecodeError:
-                    out.extend(self._fail(NOT_JSON))
+                    out.extend(self._fail(no_json))
                     break
                 if isinstance(said, dict):
                     self._understood.take(said, out)
