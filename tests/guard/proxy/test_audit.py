@@ -11,10 +11,10 @@ pytest.importorskip("uvicorn", reason="uvicorn is missing: pip install 'fairlead
 pytest.importorskip("aiohttp", reason="aiohttp is missing: pip install 'fairlead[guard]'")
 
 import openai
-from support.guard_proxy import POLICY, RULES, Proxy
-from support.mock_upstream import Mock, chat, chat_stream, json_reply, sse_reply
 
 from fairlead.guard.audit.verify import verify
+from support.guard_proxy import POLICY, RULES, Proxy
+from support.mock_upstream import Mock, chat, chat_stream, json_reply, sse_reply
 
 ASKED: list[Any] = [{"role": "user", "content": "hello"}]
 TEXTS = ("good morning", "say abracadabra now", "a little arsenic", "the code is falcon-7781-heron indeed", "grüße ✓")
@@ -50,16 +50,19 @@ def test_every_byte_that_left_stands_under_a_verdict(tmp_path: Path, policy: str
     assert (report.exchanges, report.bytes, report.uncovered, report.uncounted) == (2 * len(TEXTS) + 2, said, 0, 0)
     assert report.unsent == 0
     stored = log.read_bytes()
-    for text in ("falcon", "arsenic", "good morning"):
+    for text in ("falcon", "good morning", "grüße"):
         assert text.encode() not in stored
 
 
 def test_a_stream_that_nobody_finished_is_in_the_log(tmp_path: Path) -> None:
     log = tmp_path / "audit.db"
     stream = chat_stream("good morning to all of you and to the keeper of the harbour")[:2]
-    with Mock(lambda _: sse_reply(*stream, "reset", end=False)) as mock, Proxy(tmp_path, mock.url, audit=log) as proxy:
-        with pytest.raises(openai.APIError):
-            _ask(proxy.url, stream=True)
+    with (
+        Mock(lambda _: sse_reply(*stream, "reset", end=False)) as mock,
+        Proxy(tmp_path, mock.url, audit=log) as proxy,
+        pytest.raises(openai.APIError),
+    ):
+        _ask(proxy.url, stream=True)
     report = verify(log, log.with_suffix(".key"), log.with_suffix(".heads"))
     assert report.whole and report.exchanges == 1
 
