@@ -15,7 +15,7 @@ pytest.importorskip("aiohttp", reason="aiohttp is missing: pip install 'fairlead
 import anthropic
 import openai
 
-from support.guard_proxy import Proxy
+from support.guard_proxy import RULES, Proxy
 from support.mock_upstream import (
     Mock,
     chat,
@@ -217,3 +217,36 @@ def test_shadow_does_nothing_and_counts(tmp_path: Path) -> None:
     with Mock(lambda _: json_reply(chat("a little arsenic"))) as mock, Proxy(tmp_path, mock.url, shadow=True) as proxy:
         assert _chat(proxy).choices[0].message.content == "a little arsenic"
         assert ["no-poison", "refuse", 1] in proxy.command("shadow")["shadow"]
+
+
+# ------------------------------------------------------------------------------------------ what is asked
+
+
+def test_what_is_asked_is_checked_before_the_model_reads_it(tmp_path: Path) -> None:
+    constitution = RULES.replace("at: [reply, tool_call], on_violation: redact", "at: [prompt], on_violation: redact")
+    constitution = constitution.replace("on_violation: refuse,", "at: [prompt, tool_result], on_violation: refuse,")
+    with Mock(lambda _: json_reply(chat("good morning"))) as mock, Proxy(
+        tmp_path, mock.url, constitution=constitution
+    ) as proxy:  # fmt: skip
+        client = _openai(proxy)
+
+        def say(*messages: Any, **more: Any) -> Any:
+            return client.chat.completions.create(model="mock", messages=list(messages), **more)
+
+        reply = say({"role": "user", "content": "where is the arsenic ?"})
+        assert reply.choices[0].message.content == "i keep silent about that ."
+        assert reply.choices[0].finish_reason == "content_filter" and not mock.seen
+        stream = say({"role": "user", "content": "where is the arsenic ?"}, stream=True)
+        assert "".join(c.choices[0].delta.content or "" for c in stream if c.choices) == "i keep silent about that ."
+        assert not mock.seen
+        call = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+        reply = say(
+            {"role": "user", "content": "look"}, {"role": "assistant", "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "c1", "content": "the page says: arsenic"},
+        )  # fmt: skip
+        assert reply.choices[0].finish_reason == "content_filter" and not mock.seen
+        reply = say({"role": "system", "content": "never sell arsenic"}, {"role": "user", "content": "say abracadabra"})
+        assert reply.choices[0].message.content == "good morning"
+        assert mock.seen[-1].body["messages"] == [
+            {"role": "system", "content": "never sell arsenic"}, {"role": "user", "content": "say [redacted]"}
+        ]  # fmt: skip

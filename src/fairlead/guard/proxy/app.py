@@ -118,8 +118,8 @@ class App:
             await out.whole(turned.status, _dump(form.error(turned.status, str(turned), kind)), more, retry=retry)
         except Refused as refused:
             self.metrics.counts["turned_away", "field" if refused.field else "request"] += 1
-            told = form.error(refused.status, refused.sentence, "invalid_request", refused.field)
-            await out.whole(refused.status, _dump(told), retry=False)
+            answer = form.error(refused.status, refused.sentence, "invalid_request", refused.field)
+            await out.whole(refused.status, _dump(answer), retry=False)
         except AuditClosed:
             self.metrics.counts["turned_away", "audit log"] += 1
             told = "the audit log cannot be written, and nothing is let out without it"

@@ -155,8 +155,9 @@ async def _stream(one: Exchange, guard: Guarding, answer: Answer) -> None:
     pieces = _Pieces(one, guard, answer)
     try:
         while not guard.done:
-            piece, items = await pieces.next()
-            if items is None:
+            piece, let_go = await pieces.next()
+            items: Sequence[Item] = let_go or ()
+            if let_go is None:
                 events = reader.eof() if piece is None else reader.feed(piece)
                 items = await guard.feed(events) if events else ()
             data = b""

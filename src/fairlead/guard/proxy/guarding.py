@@ -101,6 +101,9 @@ class Guarding:
                 except ValueError:
                     return self._instead(book.plan.policy(said.told.principle).say, said.told)
         plan = book.plan if asked.stream else book.whole
+        if plan.best is not None and (asked.n != 1 or asked.format not in ("chat", "completions")):
+            one.metrics.counts["dropped", "best of n"] += 1
+            plan = replace(plan, best=None)
         self.release = release_for(
             plan, asked.messages, n=asked.n, asker=book.asker, tenant=one.account.name, tally=self.tally,
             ledger=self.ledger, escalate=escalate,
@@ -130,10 +133,9 @@ class Guarding:
         assert release is not None
         out: list[Out] = []
         for event in events:
-            kind = type(event)
-            if kind is End:
+            if isinstance(event, End):
                 last = True
-            elif kind is Unknown and event.what.startswith(_ASIDE):
+            elif isinstance(event, Unknown) and event.what.startswith(_ASIDE):
                 self.tally.withheld[event.what] += 1
                 continue
             out += release.feed(event)

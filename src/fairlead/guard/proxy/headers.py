@@ -14,10 +14,19 @@ Raw: TypeAlias = Iterable[tuple[bytes, bytes]]
 
 _ONCE = frozenset(
     name.encode()
-    for name in (
-        "content-length transfer-encoding content-type content-encoding authorization x-api-key host "
-        "anthropic-version anthropic-beta openai-beta traceparent"
-    ).split()
+    for name in [
+        "content-length",
+        "transfer-encoding",
+        "content-type",
+        "content-encoding",
+        "authorization",
+        "x-api-key",
+        "host",
+        "anthropic-version",
+        "anthropic-beta",
+        "openai-beta",
+        "traceparent",
+    ]
 )
 _VERSION = re.compile(r"\d{4}-\d{2}-\d{2}")
 _TRACE = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")

@@ -19,23 +19,39 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Check(_Part):
-    """How long one kind of check may take, and what follows when it is late or fails."""
+class Code(_Part):
+    """What follows when a check of code fails, where not what its principle says. It runs at once."""
 
-    deadline: Seconds | None = Field(None, description="seconds; none where not given")
-    on_error: Literal["refuse", "allow"] | None = Field(None, description="else what the principle says")
+    on_error: Literal["refuse", "allow"] | None = None
+
+
+class Asked(Code):
+    """The same of checks that are models, and the seconds that one question may take."""
+
+    deadline: Seconds
 
 
 class Checks(_Part):
     """Checks by kind, and what they need beside the constitution."""
 
-    code: Check = Check(deadline=1.0)
-    classifier: Check = Check(deadline=2.0)
-    critic: Check = Check(deadline=20.0)
-    rules: dict[str, tuple[str, ...]] = Field({}, description="by principle id, patterns that a reply must not hold")
+    code: Code = Code()
+    classifier: Asked = Asked(deadline=2.0)
+    critic: Asked = Asked(deadline=20.0)
+    rules: dict[str, tuple[str, ...]] = Field({}, description="by principle id, patterns that a text must not hold")
     thresholds: dict[str, float] = Field({}, description="by principle id, the critic's score below which it is broken")
     model: Path | None = Field(None, description="folder of a classifier trained by `fairlead guard train`")
     ask: str | None = Field(None, description="the critic: apprentice, ./dir, PROVIDER/NAME[@URL]")
+
+
+class Best(_Part):
+    """The best of `n` replies by a judge (a reward model's folder, a judge by name). Below `threshold` none is good
+    enough, and the principle's `say` is what the user reads. Formats without `n` get one reply, which is counted."""
+
+    n: Annotated[int, Field(ge=2, le=64)]
+    judge: str
+    threshold: Annotated[float, Field(ge=0, le=1)]
+    principle: str = ""
+    deadline: Seconds = 20.0
 
 
 class Limits(_Part):
@@ -80,7 +96,7 @@ class Settings(_Part):
     heartbeat: Seconds = Field(5.0, description="seconds between signs of life while a reply is held back")
     budget: Seconds = Field(30.0, description="seconds for all checks of one request together")
     rounds: Annotated[int, Field(ge=1, le=8)] = Field(2, description="changes of one reply before it is refused")
-    best_of: Annotated[int, Field(ge=1, le=64)] = 1
+    best: Best | None = None
     shadow: bool | tuple[str, ...] = Field(False, description="of all, or of these principles: report, and do nothing")
     workers: Annotated[int, Field(ge=1, le=256)] = 1
     checks: Checks = Checks()

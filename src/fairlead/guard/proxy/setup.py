@@ -18,10 +18,11 @@ from fairlead.guard.asker import Asker
 from fairlead.guard.classifier.check import classifier_checks
 from fairlead.guard.classifier.model import load as load_classifier
 from fairlead.guard.compile import checks_from, policies_from, unchecked
-from fairlead.guard.plan import Plan, plan
+from fairlead.guard.plan import BestOf, Followed, Plan, plan
 from fairlead.guard.policy import Policy
 from fairlead.guard.pool import Pool
 from fairlead.guard.proxy.guarding import everything_waits
+from fairlead.guard.proxy.prompts import prompt_checks, unchecked_prompts
 from fairlead.guard.proxy.settings import Settings, allowed, read_settings
 from fairlead.guard.proxy.tenants import ANYONE, Pace, Tenant, read_tenants, tenant_of
 from fairlead.guard.proxy.upstream import Upstream, open_server
@@ -196,38 +197,49 @@ def _upstream(tenant: Tenant | None, options: Options, settings: Settings, keep:
 def _book(reference: str, name: str, budget: str | None, settings: Settings, keep: Keep) -> Book:
     constitution = load(reference)
     critic, kinds = _critic(name, budget, settings, keep), settings.checks
-    checks = checks_from(constitution, critic, thresholds=kinds.thresholds, rules=kinds.rules)
+    checks = checks_from(constitution, critic, thresholds=kinds.thresholds, rules=kinds.rules, prompts=True)
     classifier = None if kinds.model is None else load_classifier(kinds.model)
     if classifier is not None:
         try:
             checks = (*checks, *classifier_checks(constitution, classifier))
         except ValueError as problem:
             raise InputError(f"{kinds.model}: {problem}") from None
+    asked = prompt_checks(checks, constitution)
     policies = _policies(constitution, settings)
-    deadlines = {cost: kind.deadline for cost, kind in ((1, kinds.classifier), (2, kinds.critic)) if kind.deadline}
+    deadlines = {1: kinds.classifier.deadline, 2: kinds.critic.deadline}
+    sha256 = "" if classifier is None else classifier.sha256
     made = plan(
         checks, policies, deadlines=deadlines, revise=None if critic is None else reviser(critic),
-        rounds=settings.rounds, budget=settings.budget, opaque=settings.opaque, unknown=settings.unknown,
-        top_logprobs=settings.top_logprobs == "pass",
-        sha256=constitution.sha256,
-        classifier=classifier.sha256 if classifier is not None else "",
+        best=_best(settings, constitution), rounds=settings.rounds, budget=settings.budget, opaque=settings.opaque,
+        unknown=settings.unknown, top_logprobs=settings.top_logprobs == "pass", shadow=settings.shadow is True,
+        sha256=constitution.sha256, classifier=sha256,
     )  # fmt: skip
-    asks = bool(made.models) or made.revise is not None
+    made = replace(made, followed=tuple(_as_set(one, settings) for one in made.followed))
+    asks = bool(made.models) or made.revise is not None or made.best is not None
+    missing = dict.fromkeys((*unchecked(constitution, checks), *unchecked_prompts(asked, constitution)))
     return Book(
         constitution, constitution.sha256, made, everything_waits(made),
-        Asker(made, keep.pool, keep.cache) if asks else None, keep.pool,
-        tuple(check for check in checks if isinstance(check, PromptCheck) and _of_prompts(check, constitution)),
-        unchecked(constitution, checks), classifier.sha256 if classifier is not None else "",
+        Asker(made, keep.pool, keep.cache) if asks else None, keep.pool, asked, tuple(missing), sha256,
     )  # fmt: skip
 
 
-def _of_prompts(check: PromptCheck, constitution: Constitution) -> bool:
-    """Whether its principle says that what is asked is to be checked; one without a principle always does."""
-    principle = getattr(check, "principle", "")
-    if principle not in constitution:
-        return True
-    guard = constitution[principle].guard
-    return guard is not None and bool({"prompt", "tool_result"} & set(guard.at))
+def _as_set(one: Followed, settings: Settings) -> Followed:
+    """A check with what the settings say of its kind when it fails."""
+    kinds = settings.checks
+    on_error = (kinds.code, kinds.classifier, kinds.critic)[min(one.cost, 2)].on_error
+    return one if on_error is None else replace(one, policy=replace(one.policy, on_error=on_error))
+
+
+def _best(settings: Settings, constitution: Constitution) -> BestOf | None:
+    best = settings.best
+    if best is None:
+        return None
+    from fairlead.judges.named import open_judge
+
+    if best.principle and best.principle not in constitution:
+        known = ", ".join(constitution.ids)
+        raise InputError(f"best names the principle {best.principle!r}, which is not there; there are: {known}")
+    return BestOf(open_judge(best.judge), best.n, best.threshold, best.principle, best.deadline)
 
 
 def _critic(name: str, budget: str | None, settings: Settings, keep: Keep) -> Model | None:
