@@ -127,6 +127,12 @@ def test_what_has_left_cannot_be_revised() -> None:
     assert said(out) == "so " and told(out) == ["refuse"] and revise.asked == []
 
 
+def test_what_is_to_be_revised_is_held_even_where_the_principle_streams_by_a_window() -> None:
+    revise = Revises(lambda text: text.replace("bad", "good"))
+    _, out = run(planned(words(), revise=revise, policy=WINDOW), reply("bad", " day", " out"))
+    assert said(out) == "good day out" and told(out) == ["revise"]
+
+
 def test_revisions_are_capped_like_critics() -> None:
     revise = Revises(lambda text: "good")
     _, out = run(planned(words(), revise=revise, policy=BUFFER, dear=0), reply("bad"))

@@ -105,6 +105,23 @@ def test_parts_leave_in_their_order() -> None:
     assert kinds(out) == ["Open", "Delta", "Delta", "Close", "Open", "Delta"] and said(out) == "thinkan"
 
 
+def test_a_part_of_which_something_is_held_holds_those_behind_it() -> None:
+    class HoldsFirst(Passing):
+        def feed(self, seen: Seen) -> Ruling:
+            ruling = super().feed(seen)
+            return Ruling() if seen.channel.part == 0 else ruling
+
+        def finish(self, choice: int) -> Ruling:
+            return Ruling(safe=dict(self.seen))
+
+    release = Release(planned(check(HoldsFirst)), ASKED)
+    assert [
+        o for event in [*text("think", place="reasoning"), *text("answer", part=1)] for o in release.feed(event)
+    ] == []
+    out = release.feed(Finish(0, "stop"))
+    assert [o.channel.part for o in out if isinstance(o, Open | Delta | Close)] == [0, 0, 0, 1, 1, 1]
+
+
 def test_with_no_check_at_all_the_ledger_says_so() -> None:
     release, out = released(planned(), reply("hello"))
     assert said(out) == "hello"
@@ -483,14 +500,16 @@ def test_opaque_is_dropped_or_passed_in_its_place_and_counted() -> None:
     assert kinds(out)[:5] == ["Open", "Delta", "Close", "Opaque", "Open"] and release.tally.passed == {
         "opaque signature": 1
     }
-    _, out = released(planned(words("hi", "refuse"), policy=BUFFER, opaque="pass"), events)
-    assert "Opaque" not in kinds(out)
+    for came in (events, [Opaque(0, "signature", "abc"), *events]):
+        _, out = released(planned(words("hi", "refuse"), policy=BUFFER, opaque="pass"), came)
+        assert "Opaque" not in kinds(out) and said(out) == "i will not ."
 
 
 def test_an_unknown_event_ends_the_stream_or_is_dropped_and_never_leaves() -> None:
     events = [*text("hello"), Unknown("response.surprise"), *text("more", part=1), Finish(0, "stop"), End()]
     release, out = released(planned(check(Passing)), events)
     assert said(out) == "hello" and kinds(out)[-2:] == ["Stop", "End"] and release.tally.withheld["unknown event"] == 1
+    assert kinds(released(planned(check(Passing)), [Unknown("x"), *events], n=3)[1]) == ["Broken"]
     release, out = released(planned(check(Passing), unknown="drop"), events)
     assert said(out) == "hellomore" and release.tally.withheld["unknown event"] == 1
 

@@ -31,6 +31,7 @@ class Script:
     behind: int
     cuts: tuple[tuple[int, int], ...]
     stop: int | None = None
+    late: bool = False  # it holds back until the alternative is whole, not until the text is
 
 
 @dataclass
@@ -54,7 +55,7 @@ class Drawn:
         waiting = [start for start, _ in script.cuts[self.named[c] :]]
         let = min(
             [
-                n if seen.last else max(0, n - script.behind),
+                n if seen.last and not script.late else max(0, n - script.behind),
                 *waiting,
                 *([script.stop] if script.stop is not None else []),
             ]
@@ -69,7 +70,9 @@ class Drawn:
         return Ruling(safe={c: self.safe[c]})
 
     def finish(self, choice: int) -> Ruling:
-        return Ruling()
+        late = {c: n for c, n in self.seen.items() if c.choice == choice and c not in self.stopped}
+        self.safe.update(late)
+        return Ruling(safe=late)
 
 
 def expected(text: str, cuts: list[tuple[int, int]]) -> str:
@@ -88,7 +91,7 @@ def scripts(draw: Any, length: int, *, stops: bool) -> Script:
         if not ordered or cut[1] >= ordered[-1][1]:
             ordered.append(cut)
     stop = draw(st.one_of(st.none(), st.integers(0, max(0, length - 1)))) if stops and length else None
-    return Script(draw(st.integers(0, 8)), tuple(ordered), stop)
+    return Script(draw(st.integers(0, 8)), tuple(ordered), stop, draw(st.booleans()))
 
 
 @st.composite

@@ -138,14 +138,16 @@ class Questions:
             release.tally.cost[one.name, "cached"] += 1
             say(kept, 0.0)
             return
-        why = self.may("critic", one.principle) if one.cost >= 2 else ""
+        left = self.time_left(one.deadline)
+        why = "" if left > 0 else "the time that a request may wait upon checks is used up"
+        why = why or (self.may("critic", one.principle) if one.cost >= 2 else "")
         if why:
             release.tally.cost[one.name, "refused by a cap"] += 1
             say(failure(one.check, why), 0.0)
             return
         release.tally.cost[one.name, "asked"] += 1
         started = time.monotonic()
-        future = self.asker.batchers[i].ask(item, self.time_left(one.deadline))
+        future = self.asker.batchers[i].ask(item, left)
         choice.asking.add(i)
         if one.policy.shadow:
             choice.shadow_open += 1

@@ -52,6 +52,8 @@ def say(release: Release, channel: Channel, words: str, verdict: str) -> None:
 
 def _pass(release: Release, choice: Alternative, k: int) -> bool:
     """Lets unread events before part `k` go, behind the parts before them; whether none is left there."""
+    if not choice.whole and not release.plan.buffered.isdisjoint(("reply", "reasoning")):
+        return False  # where a reply can still be refused as a whole, nothing of it leaves
     while choice.passed and choice.passed[0][0] <= k:
         before = choice.texts[: choice.passed[0][0]]
         if not all(text.done or (text.opened and text.out == text.seen) for text in before):

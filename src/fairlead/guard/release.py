@@ -296,7 +296,7 @@ class Release:
         verdict = self.ledger.verdict("guard", "", "failed", why)
         for index in range(self.n):
             choice = self._alternative(index)
-            if not choice.ended:
+            if not choice.ended and not self.ended:
                 choice.judge(Decision("failed", "", why), verdict)
                 ending.end(self, choice)
 
@@ -349,6 +349,7 @@ class Release:
         self._out.append(broken)
         self.over = self.ended = True
         self.tally.replies["failed"] += 1
+        self.news()
 
     def prime(self, seen: Seen) -> None:
         """Tells the watches of a text that has its own release: what follows may go on from it."""
