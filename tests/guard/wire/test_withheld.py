@@ -13,7 +13,7 @@ from fairlead.guard.wire import FORMATS, sse
 from fairlead.guard.wire.asked import Allow
 from fairlead.guard.wire.events import Delta, End, Event, Failed, Finish, Opaque, Open, Unknown
 from guard.wire.requests import RICH
-from guard.wire.samples import BODIES, CHAT, MESSAGES, RESPONSES, ROUTES, STREAMS
+from guard.wire.samples import BODIES, CHAT, COMPLETIONS, MESSAGES, RESPONSES, ROUTES, STREAMS
 from guard.wire.samples import sse as stream
 
 MARK = "XMARKERX"
@@ -190,6 +190,8 @@ def test_an_error_of_the_provider_is_not_repeated() -> None:
     cases = [
         (CHAT, {"error": {"message": MARK, "type": MARK, "code": MARK}}),
         (CHAT, {"error": MARK}),
+        (CHAT, {"choices": [{"index": 0, "delta": {"content": None}, "finish_reason": "error", "x": MARK}]}),
+        (COMPLETIONS, {"choices": [{"index": 0, "text": "", "finish_reason": "error", "x": MARK}]}),
         (MESSAGES, {"type": "error", "error": {"type": "overloaded_error", "message": MARK}}),
         (RESPONSES, {"type": "error", "code": MARK, "message": MARK}),
         (

@@ -34,25 +34,20 @@ USAGE: dict[str, Any] = {
 }  # fmt: skip
 REASONS: dict[str, Reason] = {
     "stop": "stop", "length": "length", "tool_calls": "tool_calls", "function_call": "tool_calls",
-    "content_filter": "content_filter",
+    "content_filter": "content_filter", "eos": "stop", "eos_token": "stop", "max_tokens": "length", "abort": "length",
 }  # fmt: skip
 
+REPORTED = "the provider reported an error"
+
 # What is known and says nothing that a client needs: dropped, and not counted.
-_BODY = frozenset(
-    (
-        "id",
-        "object",
-        "created",
-        "model",
-        "choices",
-        "usage",
-        "system_fingerprint",
-        "service_tier",
-        "obfuscation",
-        "metadata",
-    )
-)
-_CHOICE = frozenset(("index", "delta", "message", "finish_reason", "logprobs", "stop_reason", "matched_stop"))
+_BODY = frozenset((
+    "id", "object", "created", "model", "choices", "usage", "system_fingerprint", "service_tier", "obfuscation",
+    "metadata", "provider", "prompt_filter_results", "x_groq", "timings", "stats", "prompt",
+))  # fmt: skip
+_CHOICE = frozenset((
+    "index", "delta", "message", "finish_reason", "logprobs", "stop_reason", "matched_stop", "native_finish_reason",
+    "content_filter_results", "seed",
+))  # fmt: skip
 _MESSAGE = frozenset(
     ("role", "content", "refusal", "tool_calls", "function_call", "annotations", "reasoning_content", "reasoning")
 )
@@ -80,6 +75,8 @@ class Reads:
             self._about = True
             for choice in listed(said, out):
                 self._choice(choice, out)
+                if out and isinstance(out[-1], Failed):
+                    return
 
     def _choice(self, choice: Any, out: list[Event]) -> None:
         index = index_of(choice, out)
@@ -174,6 +171,9 @@ class Reads:
 
     def _finish(self, index: int, reason: Any, stop: str, out: list[Event]) -> None:
         self._finished.add(index)
+        if reason == "error":
+            out.append(Failed(REPORTED))
+            return
         for (choice, place, _), channel in self._open.items():
             if choice == index:
                 if place == "tool_call" and channel not in self._called:
@@ -197,7 +197,7 @@ def head(said: dict[str, Any], known: bool, out: list[Event]) -> bool:
     error = said.get("error")
     if error:
         code = error.get("code") if isinstance(error, dict) else None
-        out.append(Failed("the provider reported an error", code if type(code) is int and 400 <= code < 600 else 502))
+        out.append(Failed(REPORTED, code if type(code) is int and 400 <= code < 600 else 502))
         return False
     found = reply.numbers(said["usage"], USAGE) if said.get("usage") else {}
     if not known:

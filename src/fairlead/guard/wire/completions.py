@@ -88,6 +88,8 @@ class _Reads:
             self._about = True
             for choice in chat_read.listed(said, out):
                 self._choice(choice, out)
+                if out and isinstance(out[-1], Failed):
+                    return
 
     def _choice(self, choice: Any, out: list[Event]) -> None:
         index = chat_read.index_of(choice, out)
@@ -112,6 +114,9 @@ class _Reads:
 
     def _finish(self, index: int, reason: Any, stop: str, out: list[Event]) -> None:
         self._finished.add(index)
+        if reason == "error":
+            out.append(Failed(chat_read.REPORTED))
+            return
         if index in self._open:
             out.append(Close(Channel(index, 0)))
         out.append(Finish(index, chat_read.reason_of(reason, out), stop))

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from fairlead.guard.wire import citation, reply, sse
-from fairlead.guard.wire.chat_read import count
+from fairlead.guard.wire.chat_read import REPORTED, count
 from fairlead.guard.wire.events import (
     About,
     Channel,
@@ -241,7 +241,7 @@ class Reads:
 def failure(said: dict[str, Any]) -> Failed:
     error = said.get("error")
     kind = error.get("type") if isinstance(error, dict) else None
-    return Failed("the provider reported an error", _STATUS.get(kind, 502) if isinstance(kind, str) else 502)
+    return Failed(REPORTED, _STATUS.get(kind, 502) if isinstance(kind, str) else 502)
 
 
 def events(body: Any) -> list[Event]:

@@ -135,6 +135,8 @@ class Writer:
         if self._id:
             return b""
         self._begun()
+        if self._quiet:
+            return b""
         begun = self._object("in_progress")
         return self._say("response.created", response=begun) + self._say("response.in_progress", response=begun)
 
@@ -237,9 +239,12 @@ class Writer:
     def _shut_item(self, item: _Item, status: str) -> bytes:
         item.status = status
         self._open.remove(item)
-        out = []
         for part in item.parts:
             part.shut = True
+        if self._quiet:
+            return b""
+        out = []
+        for part in item.parts:
             made = part.object()
             match part.place:
                 case "tool_call":

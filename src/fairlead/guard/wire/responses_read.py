@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from fairlead.guard.wire import citation, reply, sse
-from fairlead.guard.wire.chat_read import count
+from fairlead.guard.wire.chat_read import REPORTED, count
 from fairlead.guard.wire.events import (
     About,
     Channel,
@@ -126,7 +126,7 @@ class Reads:
             case "response.completed" | "response.incomplete" | "response.failed":
                 self.last(said.get("response"), out)
             case "error":
-                out.append(Failed("the provider reported an error"))
+                out.append(Failed(REPORTED))
             case _:
                 out.append(Unknown("event of an unknown type"))
 
@@ -159,7 +159,7 @@ class Reads:
         count(said, _RESPONSE, "field of a response", out)
         status = said.get("status")
         if said.get("error") or status not in ("completed", "incomplete"):
-            out.append(Failed("the provider reported an error" if status == "failed" else "the reply is not finished"))
+            out.append(Failed(REPORTED if status == "failed" else "the reply is not finished"))
             return
         output = said.get("output")
         for index, item in enumerate(output if isinstance(output, list) else ()):
