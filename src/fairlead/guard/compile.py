@@ -14,8 +14,6 @@ from fairlead.guard.decision import Check
 from fairlead.guard.guard import GuardedModel
 from fairlead.guard.policy import ROUNDS, SAY, Policy
 from fairlead.guard.revise import reviser
-from fairlead.guard.rules import RulesCheck
-from fairlead.guard.secrets import Secret, SecretsCheck
 from fairlead.judges.check import JudgeCheck
 from fairlead.judges.critic import critic
 from fairlead.models.protocol import Model
