@@ -417,3 +417,34 @@ def test_limits_do_not_change_while_it_runs(tmp_path: Path) -> None:
     with Mock(lambda _: json_reply(chat("hello"))) as mock, Proxy(tmp_path, mock.url) as proxy:
         proxy.policy.write_text(POLICY + "limits: {in_flight: 3}\n")
         assert "limits cannot change" in proxy.command("prepare")["error"]
+
+
+def test_a_reply_that_is_refused_is_not_waited_for(tmp_path: Path) -> None:
+    """The server would go on for ever; it is told to stop once the secret has begun to show, and the stream ends."""
+    begun = [chat_chunk({"content": "the code is falcon-7781-heron and so on "})]
+    constitution = RULES.replace('guard: {on_violation: redact, say: "that', 'guard: {on_violation: refuse, say: "that')
+    with (
+        Mock(lambda _: sse_reply(*begun, *[chat_chunk({"content": "and so on "})] * 20, "hang")) as mock,
+        Proxy(
+            tmp_path, mock.url, constitution=constitution.replace(", stream: window}\nsecrets", "}\nsecrets")
+        ) as proxy,
+    ):
+        began = time.monotonic()
+        status, _, body = ask(proxy, stream=True)
+        assert status == 200 and b"falcon" not in body and b"that stays with me" in body
+        assert time.monotonic() - began < 5
+        while not mock.left and time.monotonic() - began < 5:
+            time.sleep(0.01)
+        assert mock.left == 1
+
+
+def test_the_usage_behind_a_changed_reply_still_comes(tmp_path: Path) -> None:
+    usage = {**chat_chunk({}), "choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 12}}
+    told = chat_stream("say ", "abracadabra", " now")
+    with (
+        Mock(lambda _: sse_reply(*told[:-1], usage, told[-1])) as mock,
+        Proxy(tmp_path, mock.url) as proxy,
+    ):
+        _, _, body = ask(proxy, stream=True, stream_options={"include_usage": True})
+        assert b'"total_tokens":12' in body and b"[redacted]" in body
+        assert proxy.count("tokens", "local", "total_tokens") == 12 and mock.left == 0

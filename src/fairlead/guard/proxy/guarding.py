@@ -61,6 +61,7 @@ class Guarding:
         self.written = 0  # bytes of text that were handed on to be written
         self.number: int | None = None  # of the entry in the audit log
         self.writer: Writer | None = None  # of a stream that may have begun
+        self.whole = 0  # alternatives that the server has ended
         self.ended = ""  # how it ended, where not as it should
         self.escalated: Talk | None = None
         self._began = time.time()
@@ -71,9 +72,10 @@ class Guarding:
 
     @property
     def done(self) -> bool:
-        """Nothing more of the server's answer is needed: the reply has ended, or the guard has ended all of it."""
+        """Nothing more of the server's answer is needed: it has ended, or the guard ended it before it was whole. A
+        reply that is whole is read to its end, where the usage stands."""
         release = self.release
-        return release is None or release.ended or (release.over and self.decision in _ENDS)
+        return release is None or release.ended or (release.over and self.whole < self.one.asked.n)
 
     # ------------------------------------------------------------------------------------ what is asked
 
@@ -138,6 +140,8 @@ class Guarding:
             elif isinstance(event, Unknown) and event.what.startswith(_ASIDE):
                 self.tally.withheld[event.what] += 1
                 continue
+            elif isinstance(event, Finish):
+                self.whole += 1
             out += release.feed(event)
         if last and release.pending:
             self.one.watch.now("checks")
@@ -226,9 +230,6 @@ class Guarding:
         if one.settings.audit.store_text:
             said = (("asked", one.raw.decode("utf-8", "replace")),)
         return log.record(entry, said, keep, self.escalated)
-
-
-_ENDS = frozenset({"refuse", "escalate", "failed", "redact", "block_tool_call"})
 
 
 def _some(counter: Mapping[str, int]) -> dict[str, int]:
