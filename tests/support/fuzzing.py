@@ -53,7 +53,34 @@ BODIES: dict[str, dict[str, Any]] = {
         "messages": [{"role": "user", "content": [{"type": "text", "text": "hello"}]}],
     },
 }  # fmt: skip
-_NAMES = ["previous_response_id", "conversation", "background", "store", "prompt", "file_id", "container", "mcp_servers", "image_url", "audio", "modalities", "stop", "logprobs", "logit_bias", "functions", "response_format", "reasoning", "metadata", "user", "type", "role", "content", "text", "id", "name", "input"]
+_NAMES = [
+    "previous_response_id",
+    "conversation",
+    "background",
+    "store",
+    "prompt",
+    "file_id",
+    "container",
+    "mcp_servers",
+    "image_url",
+    "audio",
+    "modalities",
+    "stop",
+    "logprobs",
+    "logit_bias",
+    "functions",
+    "response_format",
+    "reasoning",
+    "metadata",
+    "user",
+    "type",
+    "role",
+    "content",
+    "text",
+    "id",
+    "name",
+    "input",
+]
 _VALUES: list[Any] = [
     None, True, False, 0, -1, 1, 2, 10**30, 1e308, "", "hello", "\x00", "\ud800".encode("utf-16", "surrogatepass").hex(),
     "🜁" * 50, "a" * 5000, [], {}, [[]], [None], [{}], {"type": "image_url", "image_url": {"url": "http://127.0.0.1/"}},
@@ -220,7 +247,7 @@ class _Line:
             if self.sock is None:
                 self.sock = socket.create_connection(("127.0.0.1", self.port), timeout=15)
             reading = _Reading()
-            parser = httptools.HttpResponseParser(reading)
+            parser = reading.parser = httptools.HttpResponseParser(reading)
             try:
                 self.sock.sendall(data)
                 while not reading.done and (part := self.sock.recv(1 << 16)):
@@ -236,6 +263,8 @@ class _Line:
 
 
 class _Reading:
+    parser: httptools.HttpResponseParser
+
     def __init__(self) -> None:
         self.parts: list[bytes] = []
         self.begun = self.done = False
@@ -247,4 +276,4 @@ class _Reading:
         self.parts.append(body)
 
     def on_message_complete(self) -> None:
-        self.done = True
+        self.done = self.parser.get_status_code() != 100  # "continue" comes before the answer
