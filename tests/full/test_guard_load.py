@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("uvicorn", reason="uvicorn is missing: pip install 'fairlead[guard]'")
-aiohttp = pytest.importorskip("aiohttp", reason="aiohttp is missing: pip install 'fairlead[guard]'")
+pytest.importorskip("aiohttp", reason="aiohttp is missing: pip install 'fairlead[guard]'")
+
+import aiohttp
 
 from support.guard_proxy import WINDOWED, Proxy
 from support.mock_upstream import Mock, chat, chat_stream, json_reply, sse_reply

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-trace = pytest.importorskip("opentelemetry.trace", reason="opentelemetry-api is missing: pip install 'fairlead[guard]'")
-
 from fairlead.guard.proxy import tracing
+
+trace = pytest.importorskip("opentelemetry.trace", reason="opentelemetry-api is missing: pip install 'fairlead[guard]'")
 
 
 class _Span(trace.NonRecordingSpan):  # type: ignore[misc, name-defined]
