@@ -18,7 +18,7 @@ from typing import Any
 
 from fairlead.guard.checks import signs
 from fairlead.guard.checks.normalise import fold
-from fairlead.guard.checks.reader import Layer, compiled, layers, plain, roots
+from fairlead.guard.checks.reader import OTHERS, Layer, compiled, layers, plain, roots
 
 BITS, LEAK = 128, 32
 SHORTEST = 16  # letters and digits; a shorter value is looked for as a whole (`decode.py`)
@@ -35,6 +35,7 @@ class Hit:
     first: int
     last: int
     how: str
+    decoded: bool = False
 
 
 def symbols(value: str) -> str:
@@ -115,9 +116,10 @@ class Needles:
                 found.update(self.in_layer(layer))
         return sorted(found, key=lambda hit: (hit.start, -hit.end))
 
-    def read(self, text: str) -> list[Hit]:
-        """The same without a first look: what the tests hold the first look against."""
-        return sorted({hit for root in roots(text) for layer in layers(root) for hit in self.in_layer(layer)}, key=repr)
+    def read(self, text: str, *, fine: bool = False) -> list[Hit]:
+        """The same without a first look, which the tests hold against it; `fine`: in the shortest texts too."""
+        found = {hit for root in roots(text) for layer in layers(root, fine=fine) for hit in self.in_layer(layer)}
+        return sorted(found, key=lambda hit: (hit.start, -hit.end))
 
     def in_layer(self, layer: Layer) -> Iterator[Hit]:
         data = layer.data
@@ -129,7 +131,8 @@ class Needles:
             first, last = strand.span(start, start + j - i)
             begin, end = layer.where(at[i], at[j - 1] + 1)
             how = ", ".join(filter(None, (*layer.path[::-1], strand.how))) or "as it is"
-            yield Hit(begin, end, strand.canary, first, last, how)
+            decoded = any(step in ("base64", "hex", "escaped") for step in layer.path)
+            yield Hit(begin, end, strand.canary, first, last, how, decoded)
 
     def matches(self, letters: bytes) -> Iterator[tuple[Strand, int, int, int]]:
         """(strand, i, j, start): letters[i:j] stands in the strand from `start` on, and no more around it does."""
@@ -149,8 +152,8 @@ class Needles:
                     i = j - size + 1 if j - size + 1 > i else i + 1
 
 
-_NO_LETTERS = frozenset(signs.OTHERS)
-_HEX_RUN, _TURNED_RUN = re.compile(rb"[0-9a-f]{6,}"), re.compile(rb"[0-9n-s]{6,}")
+_NO_LETTERS = frozenset(OTHERS)
+_HEX_RUN, _TURNED_RUN = re.compile(rb"[0-9a-f]{3,}"), re.compile(rb"[0-9n-s]{3,}")
 
 
 def _stretches(letters: bytes, size: int) -> Iterable[tuple[int, int]]:
@@ -161,12 +164,12 @@ def _stretches(letters: bytes, size: int) -> Iterable[tuple[int, int]]:
 
 
 @lru_cache(maxsize=1024)
-def needles(values: tuple[str, ...]) -> Needles:
-    """The needles of some values, each `is_random`."""
+def needles(values: tuple[str, ...], least: int = 0) -> Needles:
+    """The needles of some values, each `is_random`; `least`: symbols of a fragment, where not those of 32 bits."""
     ways = strands(values)
     by_size: dict[int, dict[bytes, tuple[int, int]]] = {}
     for n, strand in enumerate(ways):
-        size = needed(len(strand.text))
+        size = least or needed(len(strand.text))
         places = by_size.setdefault(size, {})
         for start in range(len(strand.text) - size + 1):
             places.setdefault(strand.text[start : start + size], (n, start))

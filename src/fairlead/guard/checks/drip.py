@@ -89,17 +89,25 @@ class Drip:
         for n, strand in enumerate(self.needles.strands):
             kind = 1 if "rot13" in strand.how else 0
             if kind in kinds:
+                ends, new = self._ends.setdefault(n, {}), dict[int, Chain]()
                 start = strand.text.find(word)
                 while start >= 0:
-                    found += self._piece(n, strand, word, start, at, self._number[kind])
+                    found += self._piece(strand, word, start, at, self._number[kind], ends, new)
                     start = strand.text.find(word, start + 1)
+                ends |= new
         return found
 
     def _piece(
-        self, n: int, strand: Strand, word: bytes, start: int, at: At, number: int
+        self,
+        strand: Strand,
+        word: bytes,
+        start: int,
+        at: At,
+        number: int,
+        ends: dict[int, Chain],
+        new: dict[int, Chain],
     ) -> list[tuple[int, tuple[At, ...]]]:
         worth = len(word) * (4.0 if self.needles.hexed else 5.0)
-        ends = self._ends.setdefault(n, {})
         chain = Chain(len(word), worth - PLACE, number, -1, start, (at,))
         before = ends.get(start)
         if before is not None and before.number < number:
@@ -112,7 +120,7 @@ class Drip:
         end = start + len(word)
         old = ends.get(end)
         if old is None or chain.bits >= old.bits - math.log2(1 + number - old.number):
-            ends[end] = chain
+            new[end] = chain
         need, sure = needed(len(strand.text)), SURE_AFTER_A_LEAK if self.strict else SURE
         if chain.size >= need and chain.bits >= sure:
             return [(strand.canary, chain.pieces)]
@@ -122,8 +130,8 @@ class Drip:
         self, strand: Strand, chain: Chain, end: int, need: int, sure: float
     ) -> list[tuple[int, tuple[At, ...]]]:
         """Leaks made of chains that do not follow each other."""
-        least = 3 if self.strict else 5
-        if chain.size < least or chain.bits < (3.0 if self.strict else 11.0):
+        least = 2 if self.strict else 5
+        if chain.size < least or chain.bits < (-1.0 if self.strict else 11.0):
             return []
         strong = self._strong.setdefault(strand.canary, {})
         strong[strand.span(chain.start, end)] = (chain.bits, chain.pieces)

@@ -11,13 +11,18 @@ from dataclasses import dataclass
 # Each letter and what looks like it. Full-width, circled and mathematical letters and accents are left to Unicode's own
 # compatibility forms.
 _LOOKALIKES = {
-    "a": "аɑαᴀ", "b": "вβƅʙь", "c": "сϲᴄ", "d": "ԁᴅ", "e": "еҽεᴇ", "f": "ғƒꜰϝ", "g": "ɡɢ", "h": "һнʜ", "i": "іιıɪ",
+    "a": "аɑαᴀ", "b": "вβƅʙь", "c": "сϲςᴄ", "d": "ԁᴅ", "e": "еҽεᴇ", "f": "ғƒꜰϝ", "g": "ɡɢ", "h": "һнʜ", "i": "іιıɪ",
     "j": "јᴊϳ", "k": "кκᴋ", "l": "ӏʟ", "m": "мᴍ", "n": "ηɴ", "o": "оοօσᴏ", "p": "рρᴘ", "q": "ԛ", "r": "ʀг", "s": "ѕꜱ",
     "t": "тτᴛ", "u": "υᴜ", "v": "ѵνᴠ", "w": "ԝωᴡ", "x": "хχ", "y": "уγʏ", "z": "ᴢз", "A": "АΑ", "B": "ВΒ", "C": "СϹ",
     "D": "Ꭰ", "E": "ЕΕ", "F": "Ϝ", "H": "НΗ", "I": "ІΙ", "J": "Ј", "K": "КΚ", "M": "МΜ", "N": "Ν", "O": "ОΟ",
     "P": "РΡ", "S": "Ѕ", "T": "ТΤ", "W": "Ԝ", "X": "ХΧ", "Y": "УΥ", "Z": "Ζ", "0": "〇", "3": "ЗƷ",
 }  # fmt: skip
 _LOOKALIKE = {other: letter for letter, others in _LOOKALIKES.items() for other in others}
+_LOOKALIKE = {
+    **{o.upper(): c.upper() for o, c in _LOOKALIKE.items() if len(o.upper()) == 1 and c.isalpha()},
+    **{o.lower(): c.lower() for o, c in _LOOKALIKE.items() if len(o.lower()) == 1 and c.isalpha()},
+    **_LOOKALIKE,
+}
 _DROPPED = frozenset("\u115f\u1160\u3164\uffa0\u034f")  # fillers that count as letters and show nothing
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 _KEPT = 65536  # characters whose folding is remembered; a text of more kinds is folded more slowly, not wrongly

@@ -25,7 +25,6 @@ except ImportError:  # the extra `guard` is not installed: the same patterns, mo
 
 DEPTH = 3
 WORK = 400  # bytes read per byte of text before a text counts as made to keep the reader busy
-LEAST = 6  # bytes: nothing shorter can hold a fragment
 
 Where = Callable[[int, int], tuple[int, int]]
 
@@ -57,9 +56,34 @@ class Layer:
     path: tuple[str, ...] = ()
 
 
+# A text again: hex digits or the like (turned or not; look-alikes in UTF-8), or printable characters, enough of them
+# for the least fragment. It keeps noise from being read on; that it loses nothing the tests prove.
+_UNIT = rb"[\xc2-\xd6][\x80-\xbf]|[\xe1-\xef][\x80-\xbf]{2}|\xf0[\x90-\xbf][\x80-\xbf]{2}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Grain:
+    """What counts as a text again, and as a run of hex digits worth reading."""
+
+    text: Any
+    hex_run: Any
+
+
+def _grain(digits: int, printable: int) -> _Grain:
+    text = (
+        rb"(?:[0-9a-fA-Fn-sN-S]|%s){%d,}(?:[ -~\t\r\n]|%s)*" % (_UNIT, digits, _UNIT)
+        + rb"|(?:[ -~\t\r\n]|%s){%d,}" % (_UNIT, printable)
+    )
+    return _Grain(compiled(text), compiled(rb"[0-9a-f]{%d,}" % (2 * digits)))
+
+
+COARSE, FINE = _grain(6, 8), _grain(3, 4)
+
+
 @dataclass(slots=True)
 class _Work:
     left: int
+    grain: _Grain
     seen: set[tuple[bytes, int]] = field(default_factory=set)
 
 
@@ -85,17 +109,17 @@ def _folded(text: str, where: Where, path: tuple[str, ...]) -> Layer:
     return Layer(folded.text.encode("ascii", "replace"), lambda i, j: where(*folded.locate(i, j)), path)
 
 
-def layers(root: Layer, depth: int = DEPTH) -> Iterator[Layer]:
-    """The layer and all that can be decoded from it. Raises TooMuch for a text that is made to have too many."""
-    yield from _read(root, depth, _Work(WORK * (len(root.data) + 256)))
+def layers(root: Layer, depth: int = DEPTH, *, fine: bool = False) -> Iterator[Layer]:
+    """The layer and all that can be decoded from it; `fine`: down to three characters. Raises TooMuch for a text that is made to have too many."""
+    yield from _read(root, depth, _Work(WORK * (len(root.data) + 256), FINE if fine else COARSE))
 
 
 def _read(layer: Layer, depth: int, work: _Work) -> Iterator[Layer]:
     yield layer
-    if depth == 0 or len(layer.data) < LEAST:
+    if depth == 0 or len(layer.data) < 4:
         return
     for form in _turned(layer):
-        for child in _decoded(form):
+        for child in _decoded(form, work.grain):
             if (child.data, depth) in work.seen:
                 continue
             work.seen.add((child.data, depth))
@@ -123,12 +147,12 @@ def _turned(layer: Layer) -> Iterator[Layer]:
 _BREAKS = re.compile(rb"\\[nrt]")
 
 
-def _decoded(layer: Layer) -> Iterator[Layer]:
-    yield from _unescaped(layer)
+def _decoded(layer: Layer, grain: _Grain) -> Iterator[Layer]:
+    yield from _unescaped(layer, grain)
     if _DROPPED_BY_UNESCAPE.search(layer.data):
-        yield from _unescaped(without(layer, _GAPS))
-    yield from _unhexed(layer)
-    yield from _unbased(layer)
+        yield from _unescaped(without(layer, _GAPS), grain)
+    yield from _unhexed(layer, grain)
+    yield from _unbased(layer, grain)
 
 
 # ------------------------------------------------------------------------------------------------ what is left out
@@ -161,18 +185,9 @@ def _cut_out(layer: Layer, pattern: re.Pattern[bytes]) -> Layer:
     return Layer(pattern.sub(b"", data), there, layer.path)
 
 
-# A text again: hex digits or the like (turned or not; look-alikes in UTF-8), or printable characters, enough of them
-# for the least fragment. `r` keeps that noise from being read on; both numbers are proven by the tests to lose nothing.
-_UNIT = rb"[\xc2-\xd6][\x80-\xbf]|[\xe1-\xef][\x80-\xbf]{2}|\xf0[\x90-\xbf][\x80-\xbf]{2}"
-TEXT = compiled(
-    rb"(?:[0-9a-fA-Fn-sN-S]|" + _UNIT + rb"){6,}(?:[ -~\t\r\n]|" + _UNIT + rb")*"
-    rb"|(?:[ -~\t\r\n]|" + _UNIT + rb"){8,}"
-)
-
-
-def _texts(data: bytes, where: Where, path: tuple[str, ...]) -> Iterator[Layer]:
+def _texts(data: bytes, where: Where, path: tuple[str, ...], grain: _Grain) -> Iterator[Layer]:
     """The stretches of decoded bytes that are text again, as layers."""
-    for match in TEXT.finditer(data):
+    for match in grain.text.finditer(data):
         start, run = match.start(), match[0]
         if run.isascii():
             yield Layer(run, _moved(where, start), path)
@@ -209,7 +224,7 @@ _DROPPED_BY_UNESCAPE = re.compile(
 )
 
 
-def _unescaped(layer: Layer) -> Iterator[Layer]:
+def _unescaped(layer: Layer, grain: _Grain) -> Iterator[Layer]:
     """URL, backslash and HTML escapes read; nothing where there are none."""
     data, where = layer.data, layer.where
     if not (b"%" in data or b"&" in data or b"\\" in data):
@@ -235,7 +250,7 @@ def _unescaped(layer: Layer) -> Iterator[Layer]:
     if read.isascii():
         yield Layer(read, there, path)
     else:
-        yield from _texts(read, there, path)
+        yield from _texts(read, there, path, grain)
 
 
 def _meant(match: re.Match[bytes]) -> bytes | None:
@@ -253,11 +268,10 @@ def _meant(match: re.Match[bytes]) -> bytes | None:
     return None if code >= 0x110000 or 0xD800 <= code < 0xE000 else chr(code).encode()
 
 
-_HEX_RUN = compiled(rb"[0-9a-f]{12,}")
 _PREFIXES = (re.compile(rb"0x"), re.compile(rb"x"), re.compile(rb"u00"))
 
 
-def _unhexed(layer: Layer) -> Iterator[Layer]:
+def _unhexed(layer: Layer, grain: _Grain) -> Iterator[Layer]:
     """Hex digits with anything between them that is no letter or digit, and with 0x, x or u00 before the bytes."""
     glued = without(layer, OTHERS)
     glued = Layer(glued.data.lower(), glued.where, (*layer.path, "hex"))
@@ -267,12 +281,12 @@ def _unhexed(layer: Layer) -> Iterator[Layer]:
     if b"u00" in glued.data:
         forms.append(_cut_out(glued, _PREFIXES[2]))
     for form in forms:
-        for run in _HEX_RUN.finditer(form.data):
+        for run in grain.hex_run.finditer(form.data):
             for skip in (0, 1):
                 start = run.start() + skip
                 size = (run.end() - start) // 2
                 read = bytes.fromhex(form.data[start : start + 2 * size].decode())
-                yield from _texts(read, _by_pair(form.where, start), form.path)
+                yield from _texts(read, _by_pair(form.where, start), form.path, grain)
 
 
 def _by_pair(where: Where, start: int) -> Where:
@@ -285,7 +299,7 @@ _NOT_URL_SAFE = _NOT_BASE64.replace(b"-", b"").replace(b"_", b"")
 _TOKEN = re.compile(rb"[A-Za-z0-9+/_-]{2,}={0,2}")
 
 
-def _unbased(layer: Layer) -> Iterator[Layer]:
+def _unbased(layer: Layer, grain: _Grain) -> Iterator[Layer]:
     """All letters and digits as one base64 stream, at its four alignments, + / - _ read as digits and as separators;
     and the tokens of the text each on its own, where padding shows that they were written so."""
     data = layer.data
@@ -301,16 +315,16 @@ def _unbased(layer: Layer) -> Iterator[Layer]:
             if len(body) >= 4:
                 size = len(body) * 6 // 8
                 read = a2b_base64(body + b"A" * (-len(body) % 4))[:size]
-                yield from _texts(read, _by_sextet(form.where, skip), path)
+                yield from _texts(read, _by_sextet(form.where, skip), path, grain)
     if b"=" in data:
-        yield from _tokens_unbased(layer, path)
+        yield from _tokens_unbased(layer, path, grain)
 
 
 def _by_sextet(where: Where, skip: int) -> Where:
     return lambda i, j: where(skip + 8 * i // 6, skip + (8 * j - 1) // 6 + 1)
 
 
-def _tokens_unbased(layer: Layer, path: tuple[str, ...]) -> Iterator[Layer]:
+def _tokens_unbased(layer: Layer, path: tuple[str, ...], grain: _Grain) -> Iterator[Layer]:
     out: list[bytes] = []
     spans: list[tuple[int, int]] = []
     for match in _TOKEN.finditer(layer.data):
@@ -323,7 +337,7 @@ def _tokens_unbased(layer: Layer, path: tuple[str, ...]) -> Iterator[Layer]:
     where = layer.where
     there: Where = lambda i, j: where(spans[i][0], spans[j - 1][1])  # noqa: E731
     if out:
-        yield from _texts(b"".join(out), there, path)
+        yield from _texts(b"".join(out), there, path, grain)
 
 
 def plain(text: str) -> bytes:

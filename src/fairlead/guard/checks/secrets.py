@@ -65,7 +65,7 @@ class SecretsCheck:
 
     @cached_property
     def lineage(self) -> Lineage:
-        files = (__file__, *(module.__file__ for module in _MODULES))
+        files = [__file__, *(module.__file__ or "" for module in _MODULES)]
         code = hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()
         return leaf("rule", text=" ".join(["guard secrets", *(secret.id for secret in self.secrets)]), code=code)
 

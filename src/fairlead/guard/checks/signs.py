@@ -1,9 +1,9 @@
 """The first look: could this text hold a canary at all, under any of the listed encodings?
 
 It knows nothing of the canary's value, only that 32 of its bits were written: eight hex digits or more, possibly
-turned, possibly under base64, hex or escapes. Base64 of a text has a rhythm of four in which each character comes from a
-part of the alphabet; eight hex digits fill ten characters of it, which ordinary text does not do by chance. Everything
-that has no such sign is known to hold nothing (`tests/guard/checks/test_signs.py` holds it against the full reading).
+turned, possibly under base64, hex or escapes. Base64 of a text has a rhythm of four in which each character comes from
+a part of the alphabet; eight hex digits fill ten characters of it, which ordinary text does not do by chance. Whatever
+has no such sign is known to hold nothing (`tests/guard/checks/test_signs.py` holds it against the full reading).
 
 The rhythms are looked for in all places at once: every character becomes a byte with one bit for each rhythm that it
 fits into, the bytes one long integer, and a rhythm is a handful of shifts and ands over it.
@@ -96,13 +96,12 @@ _X_FORMS = compiled(
         b"(?:%s){4}" % pair
         for pair in (
             b"0?x[0-9a-f]{2}", b"0?k[0-9n-s]{2}", b"[0-9a-f]{2}x0?", b"[0-9n-s]{2}k0?",
-            b"u00[0-9a-f]{2}", b"h00[0-9n-s]{2}", b"[0-9a-f]{2}00u", b"[0-9n-s]{2}00h",
+            b"u[0-9a-f]{4}", b"h[0-9n-s]{4}", b"[0-9a-f]{4}u", b"[0-9n-s]{4}h",
         )
     )
 )  # fmt: skip
-_HEX_BYTES = compiled(
-    rb"(?:[2-7c-f][0-9a-f]){8}|(?:[2-7p-s][0-9n-s]){8}|(?:[0-9a-f][2-7c-f]){8}|(?:[0-9n-s][2-7p-s]){8}"
-)
+_HEX_FIGURES = compiled(rb"(?:[2-7][0-9]|09|10|13){8}|(?:[0-9][2-7]|90|01|31){8}")
+_HEX_RUNS = (compiled(rb"[0-9a-f]{16,}"), compiled(rb"[0-9n-s]{16,}"))
 _DENSE = compiled(rb"(?:[A-Z0-9][a-z]{0,4}){7}")
 _ESCAPED = compiled(
     rb"%[0-9a-fA-Fn-sN-S]{2}|\\[xXuUkKhH0-3]|&#|&[a-z]{2,6};|#&|;[a-z]{2,6}&"
@@ -123,7 +122,7 @@ def encoded(plain: bytes, letters: bytes) -> bool:
     return (
         _short_rhythm(letters)
         or _long_rhythm(letters)
-        or (_hexlike(letters) and _HEX_BYTES.search(letters.lower()) is not None)
+        or _hexlike(letters)
         or _prefixed(letters)
         or _dense(letters)
         or _ESCAPED.search(plain) is not None
@@ -131,12 +130,18 @@ def encoded(plain: bytes, letters: bytes) -> bool:
 
 
 def _hexlike(letters: bytes) -> bool:
-    return _SIXTEEN in letters.translate(_AS_HEX) or _SIXTEEN in letters.translate(_AS_TURNED_HEX)
+    """Sixteen hex digits in a row that could be eight characters; figures alone are mostly none."""
+    if _SIXTEEN not in letters.translate(_AS_HEX) and _SIXTEEN not in letters.translate(_AS_TURNED_HEX):
+        return False
+    low = letters.lower()
+    return _HEX_FIGURES.search(low) is not None or any(
+        not run[0].isdigit() for pattern in _HEX_RUNS for run in pattern.finditer(low)
+    )
 
 
 def _prefixed(letters: bytes) -> bool:
     low = letters.lower()
-    if low.count(b"x") >= 4 or low.count(b"k") >= 4 or b"00" in low:
+    if low.count(b"x") >= 4 or low.count(b"k") >= 4 or b"u" in low or b"h" in low:
         return _X_FORMS.search(low) is not None
     return False
 

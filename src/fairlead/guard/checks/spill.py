@@ -1,7 +1,7 @@
 """What a reply lets out of the canaries of one conversation: the state of a watch over all its texts and turns.
 
-Text is looked at when `BLOCK` characters have come or its part is whole. Nothing is let go that was not looked at, and of
-that only what no longer can be the beginning of something: up to the last two ordinary words in a row, and at most
+Text is looked at when `BLOCK` characters have come or its part is whole. Nothing is let go that was not looked at, and
+of that only what no longer can be the beginning of something: up to the last two ordinary words in a row, and at most
 `HELD` characters are kept back. 32 bits are seen when their last character comes, so that not more than 31 were let go
 even of a canary that is longer, when written, than all that is held back.
 """
@@ -12,20 +12,25 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from fairlead.guard.checks.canary import Needles
+from fairlead.guard.checks.canary import Needles, needles
 from fairlead.guard.checks.drip import At, Drip
 from fairlead.guard.checks.normalise import normalise
-from fairlead.guard.checks.reader import compiled
 from fairlead.guard.checks.trail import Trail
 from fairlead.guard.wire.events import Channel
 
 BLOCK = 32
 HELD = 512
+LITTLE = 3  # symbols
 MARK = "[redacted]"
 
 _PROSE = re.compile(r"(?s).*(?<![^\s])[\"'(]?[A-Za-z]?[a-z]+[,;:.!?)\"']* [a-z]{2,}(?=[\s,;:.!?])")
-_ODD = compiled(rb"[A-Za-z0-9+/_-]*(?:[0-9]|[a-z][A-Z]|[A-Z][A-Z])[A-Za-z0-9+/_-]*=*|\b[A-Za-z]\b")
-_ALONE = frozenset(b"a A I i".split())
+# Words of a language, two in a row or one at either end of a text: what stands between is put together, so that a thing
+# told in pieces is read as one. A single letter is a word only before another word.
+_WORD = r"(?:[A-Z]?[a-z]+['’]?[a-z]+|[aAI](?= [a-z]{2}))"
+_WORDS = re.compile(
+    rf"(?<![^\s\"'(*]){_WORD}(?:[,;:.!?)\"'*]*\s+[\"'(*]*{_WORD}(?![^\s,;:.!?)\"'*]))+(?![^\s,;:.!?)\"'*])[,;:.!?)\"'*]*"
+    rf"|^\s*{_WORD}(?![^\s,;:.!?)\"'*])[,;:.!?)\"'*]*|(?<![^\s\"'(*]){_WORD}[,;:.!?)\"'*]*\s*$"
+)
 
 
 def free(trail: str, seen: int) -> int:
@@ -136,10 +141,23 @@ class Spill:
             found += [
                 Leak(*place, hit.canary, f"{hit.how}, in pieces")
                 for hit in self.needles.scan(self._odd.text)
-                for place in self._places(self._odd.whose(hit.start, hit.end))
+                for place in self._places(self._odd.around(hit.start, hit.end))
             ]
+            if self._drip.strict:
+                found += self._more(self._odd)
             self._odd.forget()
         return found
+
+    def _more(self, trail: Trail) -> list[Leak]:
+        """Where something of a canary was painted over before, what an earlier turn gave of it is not known any more: so
+        little is looked for that it cannot be told from chance, and only in what is no ordinary text."""
+        fine = needles(self.needles.values, LITTLE)
+        return [
+            Leak(*place, hit.canary, f"{hit.how}, more of it")
+            for hit in fine.read(trail.text, fine=True)
+            if hit.decoded or hit.last - hit.first > LITTLE
+            for place in self._places(trail.around(hit.start, hit.end))
+        ]
 
     def _weigh(self, channel: Channel | None, start: int, text: str) -> list[tuple[int, tuple[At, ...]]]:
         folded = normalise(text)
@@ -154,16 +172,18 @@ class Spill:
         return self._drip.feed(words)
 
     def _odd_words(self, channel: Channel | None, start: int, text: str) -> bool:
-        """Keep the words that are none of a language; whether there is something new to be read in them."""
-        folded = normalise(text)
-        read = folded.text.encode("ascii", "replace")
-        new = 0
-        for match in _ODD.finditer(read):
-            word = match[0]
-            if word in _ALONE or (word.isdigit() and len(word) < 5):
-                continue
-            a, b = folded.locate(match.start(), match.end())
-            self._odd.add(channel, start + a, text[a:b])
-            self._odd.add(None, 0, "= ")
-            new += len(word)
-        return new > 0 and len(self._odd.text) >= 14
+        """Keep what stands between the words of a language; whether there is something new to be read in it."""
+        done = 0
+        new = False
+        for begin, end in [*(match.span() for match in _WORDS.finditer(text)), (len(text), len(text))]:
+            odd = text[done:begin]
+            kept = odd.strip(_ENDS)
+            if kept and not (kept.isdigit() and len(kept) < 5):
+                at = done + odd.index(kept)
+                self._odd.add(channel, start + at, kept)
+                new = True
+            done = end
+        return new and len(self._odd.text) >= 8
+
+
+_ENDS = " \t\r\n.,:;!?()\"'*"

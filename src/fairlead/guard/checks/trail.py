@@ -39,6 +39,13 @@ class Trail:
             if a < b:
                 yield channel, a - begin + offset, b - begin + offset
 
+    def around(self, start: int, end: int) -> Iterator[tuple[Channel | None, int, int]]:
+        """The whole of every part that [start, end) touches."""
+        for n, (begin, channel, offset) in enumerate(self.parts):
+            stop = self.parts[n + 1][0] if n + 1 < len(self.parts) else len(self.text)
+            if max(start, begin) < min(end, stop):
+                yield channel, offset, offset + stop - begin
+
     def forget(self) -> None:
         """Let go of what no fragment that still grows can begin in."""
         size = len(self.text)
