@@ -410,6 +410,56 @@ def test_questions_of_many_requests_go_together_and_say_the_same_as_alone() -> N
     assert sum(sizes) == 20 and max(sizes) == 8 and len(sizes) <= 5
 
 
+@dataclass
+class Head(Model):
+    """One of several checks over one encoder, which gives the length of what it read."""
+
+    most: int = 100
+    encoder: Any = None
+
+    @property
+    def model(self) -> Any:
+        return id(self.encoder)
+
+    def read(self, exchanges: Sequence[Exchange]) -> Any:
+        return self.encoder(exchanges)
+
+    def said(self, reading: Any) -> Any:
+        return Decision("refuse", "", f"{reading} characters") if reading > self.most else ALLOW
+
+
+def test_checks_over_one_model_are_asked_together_and_it_reads_each_exchange_once() -> None:
+    read: list[list[str]] = []
+
+    def encoder(exchanges: Sequence[Exchange]) -> list[int]:
+        read.append([item.reply_text for item in exchanges])
+        return [len(item.reply_text) for item in exchanges]
+
+    heads = [Head(name=f"h{n}", most=most, encoder=encoder) for n, most in enumerate((100, 5, 50))]
+    release, out = run(planned(*heads), reply("hello"))
+    assert said(out) == "hello" and read == [["hello"]] and len(release.ledger.ranges[0].verdicts) == 3
+    release, out = run(planned(*heads), reply("hello!"))
+    assert said(out) == "i will not ." and [v.check for v in release.ledger.verdicts if v.outcome == "refuse"] == ["h1"]
+
+    async def many() -> list[list[Out]]:
+        plan = planned(*heads)
+        asker = Asker(plan, Pool())
+        return await asyncio.gather(*(whole(Release(plan, ASKED, asker=asker), reply("x" * n)) for n in range(1, 9)))
+
+    read.clear()
+    assert [said(out)[0] for out in asyncio.run(many())] == ["x"] * 5 + ["i"] * 3
+    assert sorted(text for texts in read for text in texts) == ["x" * n for n in range(1, 9)]
+
+
+@pytest.mark.parametrize(
+    "broken", [lambda items: 1 / 0, lambda items: [], lambda items: ["x" for _ in items], lambda items: None]
+)
+def test_a_shared_model_that_breaks_fails_every_check_over_it(broken: Any) -> None:
+    lenient = Policy(on_error="allow", stream="window")
+    release, out = run(planned(*(Head(name=f"h{n}", encoder=broken) for n in range(2)), policy=lenient), reply("hello"))
+    assert said(out) == "hello" and release.tally.failed == {("h0", "open"): 1, ("h1", "open"): 1}
+
+
 def test_one_hostile_exchange_does_not_fail_those_it_is_asked_with() -> None:
     async def work() -> None:
         def rule(item: Exchange) -> Decision:

@@ -327,8 +327,8 @@ def test_a_watch_that_broke_refuses_the_alternatives_that_come_later_too() -> No
 def test_a_watch_that_takes_back_what_it_let_go_has_failed() -> None:
     class Back(Passing):
         def feed(self, seen: Seen) -> Ruling:
-            super().feed(seen)
-            return Ruling(safe={seen.channel: 3 if self.fed == 1 else 1})
+            ruling = super().feed(seen)
+            return ruling if seen.last else Ruling(safe={seen.channel: 3 if self.fed == 1 else 1})
 
     release, out = released(planned(check(Back, name="c")), reply("hello", "you"))
     assert said(out) == "hel" and release.tally.failed == {("c", "closed"): 1}
@@ -356,8 +356,9 @@ def test_a_watch_that_never_lets_go_has_failed_at_the_end() -> None:
 
 
 def test_hold_on_a_reply_that_is_whole_has_failed() -> None:
-    hold = Ruling(Decision("hold", "p"))
-    release, out = released(planned(check(lambda: Scripted(hold, hold), name="c")), reply("hello"))
+    hold = Decision("hold", "p")
+    holding = check(lambda: Scripted(Ruling(hold), Ruling(hold, (), {C0: 5})), name="c")
+    release, out = released(planned(holding), reply("hello"))
     assert kinds(out) == ["Broken"] and release.tally.failed == {("c", "closed"): 1}
 
 

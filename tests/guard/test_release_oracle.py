@@ -241,7 +241,7 @@ class Later:
     def __init__(self) -> None:
         self.open: list[tuple[str, asyncio.Future[Decision]]] = []
 
-    def ask(self, exchange: Exchange, deadline: float) -> asyncio.Future[Decision]:
+    def ask(self, one: Any, exchange: Exchange, deadline: float) -> asyncio.Future[Decision]:
         future: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
         self.open.append((exchange.reply_text, future))
         return future

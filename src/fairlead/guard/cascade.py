@@ -147,7 +147,7 @@ class Questions:
             return
         release.tally.cost[one.name, "asked"] += 1
         started = time.monotonic()
-        future = self.asker.batchers[i].ask(item, left)
+        future = self.asker.batchers[i].ask(one, item, left)
         choice.asking.add(i)
         if one.policy.shadow:
             choice.shadow_open += 1

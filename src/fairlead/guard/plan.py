@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
@@ -11,7 +11,7 @@ from fairlead.exchange import Message
 from fairlead.guard.decision import Check
 from fairlead.guard.policy import ROUNDS, Policy
 from fairlead.guard.revise import Reviser
-from fairlead.guard.watch import StreamCheck, Watch, Weighing, Whole, Windowed
+from fairlead.guard.watch import Sharing, StreamCheck, Watch, Weighing, Whole, Windowed
 from fairlead.judges.protocol import Judge
 
 WIRE: Mapping[str, frozenset[str]] = {  # places of a constitution as places of the wire
@@ -29,6 +29,7 @@ class Followed:
     start     makes its watch; None for a model, which is asked
     policy    of its principle
     weighs    it may answer a doubt
+    model     what it shares with other checks, which are asked together (None: nothing)
     asleep    it is asked on another check's doubt alone
     window    characters between two questions (0: one question about the whole alternative), `context` before them
     deadline  seconds for one question
@@ -42,6 +43,7 @@ class Followed:
     policy: Policy
     start: Callable[[tuple[Message, ...]], Watch] | None
     weighs: bool = False
+    model: Hashable = None
     asleep: bool = False
     window: int = 0
     context: int = 0
@@ -187,6 +189,7 @@ def _followed(
     return Followed(
         check, check.name, check.principle, check.cost, policy, None,
         weighs=isinstance(check, Weighing),
+        model=check.model if isinstance(check, Sharing) else None,
         asleep=asleep,
         window=int(check.window) if windowed else 0,  # type: ignore[attr-defined]
         context=int(check.context) if windowed else 0,  # type: ignore[attr-defined]

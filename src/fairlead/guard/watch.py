@@ -7,9 +7,9 @@ watch belongs to one request: it is told of all alternatives and parts, for a se
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from fairlead.exchange import Exchange, Message, Part, Reasoning, Refusal, Text, ToolCall
 from fairlead.guard.decision import ALLOW, Check, Decision, Span
@@ -105,6 +105,22 @@ class Weighing(Check, Protocol):
     def asks(self) -> frozenset[str]: ...
 
     def weigh(self, exchanges: Sequence[Exchange]) -> list[Decision | Doubt]: ...
+
+
+@runtime_checkable
+class Sharing(Check, Protocol):
+    """One of several checks over one model, which reads an exchange once for all of them.
+
+    Checks with equal `model` are asked together: `read` gives what the model makes of each exchange, and must be the
+    same for all of them; `said` is what follows from it for this check, cheap enough for the loop.
+    """
+
+    @property
+    def model(self) -> Hashable: ...
+
+    def read(self, exchanges: Sequence[Exchange]) -> Sequence[Any]: ...
+
+    def said(self, reading: Any) -> Decision | Doubt: ...
 
 
 @runtime_checkable
