@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +16,7 @@ from fairlead.guard.decision import Span
 from fairlead.guard.pieces import pieces, redact
 from fairlead.guard.wire import FORMATS, chat_request, completions, messages_request, responses_request
 from fairlead.guard.wire.asked import Allow, Asked, Refused, beside, with_messages
+from guard.wire.fuzz import changed_at_random, something
 from guard.wire.requests import RICH
 from guard.wire.samples import CHAT, COMPLETIONS, MESSAGES, RESPONSES, ROUTES, request
 
@@ -456,6 +459,29 @@ def test_what_could_not_be_written_again_is_refused(route: str) -> None:
     assert refused(route, request(route, **{places[route]: deep})).field == places[route]
     name = "x" * 5000
     assert len(refused(route, request(route, **{name: NESTED})).sentence) < 400
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("policy", [NONE, Allow(images=True, opaque=True)], ids=["nothing", "images and opaque"])
+def test_a_request_is_read_or_refused_and_nothing_else(route: str, policy: Allow) -> None:
+    chance, read = random.Random(9), 0
+    for i in range(2000):
+        body = changed_at_random(chance, RICH[route] if i % 4 else {**something(chance), "model": "m"})
+        body = orjson.loads(json.dumps(body))  # as it comes over the wire
+        try:
+            asked = ask(route, body, policy)
+        except Refused as refused:
+            assert refused.status == 400 and refused.field in refused.sentence and len(refused.sentence) < 600
+            continue
+        read += 1
+        orjson.dumps(asked.upstream)
+        beside(asked)
+        for piece in pieces(asked.messages):
+            found: Any = asked.upstream
+            for step in asked.paths[piece.at]:
+                found = found[step]
+            assert piece.place == "tool_call" or found == piece.text
+    assert read > 100
 
 
 # -------------------------------------------------------------------------------------------- redaction
