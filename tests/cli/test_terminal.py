@@ -45,7 +45,23 @@ def test_long_work_says_how_far_it_is(capsys: pytest.CaptureFixture[str], monkey
     monkeypatch.setattr(terminal, "PLAIN_EVERY_S", 0.0)
     with Terminal().progress("training") as advance:
         advance(50, 100)
-    assert "training: 50 of 100, about" in capsys.readouterr().err
+        advance(60, 100)
+    assert "training: 60 of 100, about" in capsys.readouterr().err
+
+
+def test_what_was_done_before_says_nothing_of_the_time_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resumed job of 100 that stands at 90 and does one in a second has 9 seconds left, not a tenth of one."""
+    from fairlead.cli import terminal
+
+    clock = iter((0.0, 0.0, 1.0))
+    monkeypatch.setattr(terminal, "PLAIN_EVERY_S", 0.0)
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: next(clock))
+    with Terminal().progress("labels") as advance:
+        advance(90, 100)
+        advance(91, 100)
+    assert "labels: 91 of 100, about 9.0 s left" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("shown", "typed", "asked"), [(1, 1, True), (1, 0, False), (0, 1, False), (1, None, False)])

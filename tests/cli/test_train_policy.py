@@ -522,10 +522,10 @@ def test_rollouts_elsewhere(model: Path, monkeypatch: pytest.MonkeyPatch, capsys
     """What draws is asked of the module that knows vLLM, by the words that were given; or it is not installed."""
     import types
 
-    asked: list[str] = []
+    asked: list[tuple[Any, ...]] = []
 
-    def sampler_of(spec: str, tokenizer: Any) -> Any:
-        asked.append(spec)
+    def sampler_of(spec: str, tokenizer: Any, *, weights: str | None, seen_as: str | None) -> Any:
+        asked.append((spec, weights, seen_as))
         return rollouts.LocalSampler(tokenizer)
 
     fake = types.ModuleType("fairlead.methods.rollouts_vllm")
@@ -533,7 +533,10 @@ def test_rollouts_elsewhere(model: Path, monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.setitem(sys.modules, fake.__name__, fake)
     where = "vllm/tiny@http://a:1/v1,http://b:2/v1"
     assert main(train("grpo", model, "--rollouts", where)) == 0
-    assert asked == [where] and found()["rollouts"] == where
+    assert asked == [(where, None, None)] and found()["rollouts"] == where
+    assert main(train("grpo", model, "--rollouts", where, "--weights", "/here=/there", out="shared")) == 0
+    assert asked[1:] == [(where, "/here", "/there")]
+    assert "no server needs them" in refused(capsys, train("grpo", model, "--weights", "/here", out="no"))
     monkeypatch.setitem(sys.modules, fake.__name__, None)
     error = refused(capsys, train("grpo", model, "--rollouts", where, out="no"), code=4)
     assert "fairlead.methods.rollouts_vllm is missing from this installation" in error

@@ -47,7 +47,7 @@ def test_counts_of_rows_recur_and_waste_little(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(dense, "_onednn", lambda: torch.mm)
     counts = range(1, 4097)
     rounded = [rows + spare(rows, torch.empty(0)) for rows in counts]
-    assert all(rows <= more < rows + max(16, rows / 15) for rows, more in zip(counts, rounded, strict=True))
+    assert all(rows <= more < rows + max(32, rows / 15) for rows, more in zip(counts, rounded, strict=True))
     assert len(set(rounded)) <= 16 * 5
     assert [more + spare(more, torch.empty(0)) for more in rounded] == rounded
     assert spare(1001, torch.empty(0, dtype=torch.float64)) == spare(1001, torch.empty(0, device="meta")) == 0

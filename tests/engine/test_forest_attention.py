@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from engine.helpers import close
-from fairlead.engine import attention, cascade, varlen
+from fairlead.engine import attention, blocks, cascade, varlen, whole
 from fairlead.engine.layout import Shape
 
 H, K, h = 4, 2, 8
@@ -60,7 +60,17 @@ def oracle(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor
 
 
 def by_pieces(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, shapes: tuple[Shape, ...], window: None) -> Any:
-    return cascade.attend(q, k, v, cascade.groups(cascade.pieces(shapes), q.dtype), SCALE)
+    return cascade.attend(q, k, v, cascade.groups(shapes, q.dtype, 0), SCALE)
+
+
+def whole_trees(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, shapes: tuple[Shape, ...], window: None) -> Any:
+    return cascade.attend(q, k, v, cascade.groups(shapes, q.dtype, 10**6), SCALE)
+
+
+def mixed(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, shapes: tuple[Shape, ...], window: None) -> Any:
+    """About half of the trees whole, the others by pieces."""
+    middle = sorted(shape.tokens for shape in shapes)[len(shapes) // 2] - 1
+    return cascade.attend(q, k, v, cascade.groups(shapes, q.dtype, middle), SCALE)
 
 
 def by_blocks(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, shapes: tuple[Shape, ...], window: int | None) -> Any:
@@ -100,8 +110,14 @@ def plain_varlen(
     return torch.cat(out)
 
 
-KERNELS: dict[str, Callable[..., torch.Tensor]] = {"pieces": by_pieces, "blocks": by_blocks, "varlen": by_varlen}
-CASES = [(kernel, window) for kernel in KERNELS for window in (None, 4) if kernel != "pieces" or window is None]
+KERNELS: dict[str, Callable[..., torch.Tensor]] = {
+    "whole": whole_trees,
+    "mixed": mixed,
+    "pieces": by_pieces,
+    "blocks": by_blocks,
+    "varlen": by_varlen,
+}
+CASES = [(kernel, None) for kernel in KERNELS] + [(kernel, 4) for kernel in ("blocks", "varlen")]
 
 
 def inputs(shapes: tuple[Shape, ...], dtype: torch.dtype) -> list[torch.Tensor]:
@@ -137,11 +153,12 @@ def some_rows(kind: str, shapes: tuple[Shape, ...]) -> torch.Tensor:
 @pytest.mark.parametrize("forest", FORESTS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("kind", ["ends", "a few", "one", "all"])
-def test_attention_of_some_rows(kind: str, dtype: torch.dtype, forest: str) -> None:
+@pytest.mark.parametrize("short", [0, 60, 10**6])
+def test_attention_of_some_rows(short: int, kind: str, dtype: torch.dtype, forest: str) -> None:
     shapes = FORESTS[forest]
     given = inputs(shapes, dtype)
     rows = some_rows(kind, shapes)
-    chosen = cascade.choose(cascade.pieces(shapes), rows.numpy(), dtype)
+    chosen = cascade.choose(shapes, rows.numpy(), dtype, short)
     assert (chosen.row_C.diff() > 0).all() and torch.equal(chosen.row_C[chosen.place_N], rows)
     query, key, value = given
     ours = cascade.attend(query[chosen.row_C], key, value, chosen.groups, SCALE)[chosen.place_N]
@@ -155,9 +172,9 @@ def test_attention_of_some_rows(kind: str, dtype: torch.dtype, forest: str) -> N
 
 
 def test_of_each_sequence_only_the_stretch_that_holds_the_rows_is_chosen() -> None:
-    found = cascade.pieces((Shape(5, (3, 4)), Shape(6, (2,)), Shape(3, ())))  # (0, 8), (8, 12), (12, 20), (20, 23)
+    shapes = (Shape(5, (3, 4)), Shape(6, (2,)), Shape(3, ()))  # (0, 8), (8, 12), (12, 20), (20, 23)
     rows = torch.tensor([7, 4, 4, 10, 22])
-    chosen = cascade.choose(found, rows.numpy(), torch.float64)
+    chosen = cascade.choose(shapes, rows.numpy(), torch.float64)
     assert chosen.row_C.tolist() == [4, 5, 6, 7, 10, 22] and chosen.place_N.tolist() == [3, 0, 0, 4, 5]
 
 
@@ -165,9 +182,9 @@ def test_the_kernels_of_the_cpu_are_chosen_as_they_are_told(monkeypatch: pytest.
     shapes = FORESTS["one pair"]
     q, k, v = (x.transpose(0, 1)[None] for x in inputs(shapes, torch.float32))
     used: list[str] = []
-    real, blocks = cascade.attend, attention._by_blocks
+    real, in_blocks = cascade.attend, blocks.attend
     monkeypatch.setattr(cascade, "attend", lambda *args: used.append("pieces") or real(*args))
-    monkeypatch.setattr(attention, "_by_blocks", lambda *args: used.append("blocks") or blocks(*args))
+    monkeypatch.setattr(blocks, "attend", lambda *args: used.append("blocks") or in_blocks(*args))
     plan = attention.plan(shapes)
     attention.forest_attention(q, k, v, plan, scale=SCALE)
     attention.forest_attention(q, k, v, plan, scale=SCALE, window=1000)  # wider than the forest: no window
@@ -185,9 +202,9 @@ def test_causal_pieces_tile_the_tokens_and_dense_ones_join_branches_to_prompts()
 
 
 def test_like_pieces_share_a_call_and_unlike_ones_do_not_pad() -> None:
-    assert len(cascade.groups(cascade.pieces(FORESTS["same pairs"]), torch.float32)) <= 3
+    assert len(cascade.groups(FORESTS["same pairs"], torch.float32, 0).pieces) <= 3
     uneven = (Shape(400, ()), Shape(90, ()))
-    assert [group.query.length for group in cascade.groups(cascade.pieces(uneven), torch.float32)] == [400, 90]
+    assert [group.query.length for group in cascade.groups(uneven, torch.float32, 0).pieces] == [400, 90]
 
 
 @pytest.mark.parametrize(
@@ -269,7 +286,7 @@ def test_planted_bugs_are_seen_by_the_test_of_some_rows(
 ) -> None:
     bug(monkeypatch)
     with pytest.raises(AssertionError):
-        test_attention_of_some_rows("a few", torch.float64, "like lengths")
+        test_attention_of_some_rows(0, "a few", torch.float64, "like lengths")
 
 
 @pytest.mark.parametrize("bug", [prompts_not_read, pieces_joined_evenly, padding_gives_gradients])
@@ -277,6 +294,29 @@ def test_planted_bugs_are_seen(bug: Callable[[pytest.MonkeyPatch], None], monkey
     bug(monkeypatch)
     with pytest.raises(AssertionError):
         test_values_and_gradients("pieces", None, torch.float64, "like lengths")
+
+
+def mask_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = whole.groups
+
+    def turned(*args: Any) -> tuple[whole.Whole, ...]:
+        return tuple(replace(group, mask_m1q1k=torch.zeros_like(group.mask_m1q1k)) for group in real(*args))
+
+    monkeypatch.setattr(whole, "groups", turned)
+
+
+def bands_without_their_last_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = whole._bands
+    monkeypatch.setattr(whole, "_bands", lambda length: tuple((a, b, k - (k < length)) for a, b, k in real(length)))
+
+
+@pytest.mark.parametrize("bug", [mask_not_read, padding_gives_gradients, bands_without_their_last_key])
+def test_planted_bugs_are_seen_in_whole_trees(
+    bug: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bug(monkeypatch)
+    with pytest.raises(AssertionError):
+        test_values_and_gradients("whole", None, torch.float64, "like lengths")
 
 
 def one_key_too_far(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from engine.helpers import forest
-from fairlead.engine import attention
+from fairlead.engine import blocks
 from fairlead.engine.layout import Shape, Tree, check, lay_out, pack
 
 
@@ -77,14 +77,14 @@ def test_check_names_the_row(tree: Tree, message: str) -> None:
 
 
 def test_same_shapes_need_no_padding_and_one_block() -> None:
-    plan = attention.blocks((Shape(4, (3,)),) * 5)
+    plan = blocks.lay_out((Shape(4, (3,)),) * 5)
     assert len(plan.blocks) == 1
     assert plan.token_S is None
 
 
 def test_blocks_place_every_token_once_and_waste_little() -> None:
     batch = lay_out(forest(5, trees=60, longest=30))
-    plan = attention.blocks(batch.shapes)
+    plan = blocks.lay_out(batch.shapes)
     assert plan.slot_T is not None and plan.token_S is not None and plan.padding is not None
     slots = len(plan.token_S)
     assert sum(block.slots for block in plan.blocks) == slots

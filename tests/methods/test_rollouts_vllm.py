@@ -392,7 +392,7 @@ def test_a_server_without_its_own_paths_says_what_to_do(serve: Fakes, base: Any,
 
 
 def test_a_server_that_does_not_see_the_folder_says_so(serve: Fakes, base: Any, tmp_path: Path) -> None:
-    with pytest.raises(MissingResource, match="/elsewhere/.*seen_as"):
+    with pytest.raises(MissingResource, match="/elsewhere/.*--weights DIR"):
         sampler(serve(), tmp_path, seen_as="/elsewhere/").refresh(base, 0)
     other = tmp_path / "there"
     other.symlink_to(tmp_path / "here")

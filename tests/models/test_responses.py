@@ -7,12 +7,11 @@ import json
 import pytest
 
 from fairlead.errors import InputError
-from fairlead.exchange import Message, Reasoning, Refusal, Text, ToolCall, ToolResult, assistant, system, user
+from fairlead.exchange import Message, Reasoning, Refusal, Text, ToolCall, ToolResult, system, user
 from fairlead.models import CapabilityError, Reply, Sampling, open_model
-from fairlead.models.protocol import Alternative
 from fairlead.models.remote import Limits
 from support.bodies import response
-from support.fakes import Echo, Fault, Faulty
+from support.fakes import YES_OR_NO, Echo, Fault, Faulty, Told
 
 QUICK = Limits(backoff=0.01, backoff_cap=0.05, attempts=2)
 
@@ -104,20 +103,6 @@ def test_n_replies_are_n_calls_and_what_the_api_lacks_is_named() -> None:
             with pytest.raises(CapabilityError, match=field):
                 model.generate([[user("hi")]], Sampling(**{field: value}))
         assert server.count == 3, "refused before it is sent, never dropped"
-
-
-YES_OR_NO = (Alternative("yes", -0.1), Alternative("no", -2.5))
-
-
-class Told(Echo):
-    """Tells the log-probs of its tokens, and of those that might have been."""
-
-    def generate(self, prompts, sampling=Sampling()):  # noqa: B008
-        top = (YES_OR_NO, (Alternative(".", -0.01), Alternative("!", -5.0)))[: sampling.top_logprobs or 0]
-        return [
-            (Reply((assistant("yes ."),), "stop", logprobs=(-0.1, -0.01)[: len(top)], top_logprobs=top or None),)
-            for _ in prompts
-        ]
 
 
 @pytest.mark.parametrize("provider", ["openai", "openai-responses"])

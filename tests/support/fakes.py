@@ -12,7 +12,7 @@ from typing import Any
 
 from fairlead.exchange import Message, Refusal, assistant
 from fairlead.models.formats import Events
-from fairlead.models.protocol import Prompt, Reply, Sampling, Usage
+from fairlead.models.protocol import Alternative, Prompt, Reply, Sampling, Usage
 from fairlead.models.serve import Handler, Server
 from support.bodies import drift, planned_error, sdk_types
 
@@ -47,6 +47,20 @@ class Echo:
 
     def logprobs(self, prompts: Sequence[Prompt], continuations: Sequence[Sequence[str]]) -> list[list[float]]:
         raise NotImplementedError
+
+
+YES_OR_NO = (Alternative("yes", -0.1), Alternative("no", -2.5))
+
+
+class Told(Echo):
+    """Tells the log-probs of its tokens, and of those that might have been."""
+
+    def generate(self, prompts, sampling=Sampling()):  # noqa: B008
+        top = (YES_OR_NO, (Alternative(".", -0.01), Alternative("!", -5.0)))[: sampling.top_logprobs or 0]
+        return [
+            (Reply((assistant("yes ."),), "stop", logprobs=(-0.1, -0.01)[: len(top)], top_logprobs=top or None),)
+            for _ in prompts
+        ]
 
 
 @dataclass(frozen=True)

@@ -88,15 +88,20 @@ class Terminal:
 
     @contextmanager
     def _plain(self, what: str) -> Iterator[Callable[[int, int], None]]:
-        started = last = time.monotonic()
+        last = time.monotonic()
+        first: tuple[float, int] | None = None  # work that goes on tells nothing of its speed before it is told of
 
         def advance(done: int, total: int) -> None:
-            nonlocal last
+            nonlocal last, first
             now = time.monotonic()
-            if now - last < PLAIN_EVERY_S or done <= 0 or done >= total:
+            if first is None:
+                first = (now, done)
+                return
+            began, before = first
+            if now - last < PLAIN_EVERY_S or done <= before or done >= total:
                 return
             last = now
-            left = (now - started) * (total - done) / done
+            left = (now - began) * (total - done) / (done - before)
             typer.echo(f"  {what}: {done:,} of {total:,}, about {duration(left)} left", err=True)
 
         yield advance

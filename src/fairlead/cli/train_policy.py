@@ -103,6 +103,19 @@ def _common() -> Mapping[str, tuple[Any, Any]]:
             ],
             "local",
         ),
+        "weights": (
+            Annotated[
+                str,
+                typer.Option(
+                    "--weights",
+                    metavar="DIR[=PATH]",
+                    help="Of --rollouts vllm/…: the folder through which servers take up each step's weights, and its "
+                    "path on their side where that is another.",
+                    show_default="a temporary one, for servers on this machine",
+                ),
+            ],
+            "",
+        ),
         "n": (
             Annotated[
                 int | None,
@@ -207,6 +220,7 @@ def _train(
     critic: Path | None,
     pretraining: Path | None,
     rollouts: str,
+    weights: str,
     n: int | None,
     constitution: str,
     reader: str,
@@ -224,7 +238,7 @@ def _train(
     terminal = Terminal(quiet_out=as_json)
     order = PolicyOrder(
         name, model, prompts, reward, cost, settings, n, rollouts, critic, pretraining, oracle, seed, skip_bad_rows,
-        threads, constitution, reader,
+        threads, constitution, reader, weights,
     )  # fmt: skip
     if dry_run:
         from fairlead.stack.dryrun_policy import estimate_policy

@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from fairlead.engine import attention, tight
+from fairlead.engine import attention, tight, whole
 from fairlead.engine.dense import matmul, spare
 from fairlead.engine.layout import Batch, Shape, Tree, lay_out
 
@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 AGREE = {torch.float64: 1e-6, torch.float32: 3e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 # And two gradients of one number, relative to their norm. A backward pass that is wrong is off by a good part of it.
 GRADIENTS_AGREE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.3}
+# Trees of up to so many tokens go whole in the trial, so that of its trees (12, 8, 11 tokens) both ways have some.
+SHORT_IN_TRIAL = 11
 # Gradients of so many numbers are compared, those of the smallest parameters first: norms, biases, adapters.
 COMPARED = 4_000_000
 
@@ -182,7 +184,13 @@ def path_of(model: nn.Module) -> Path:
     return _paths[model]
 
 
-def _tight(weights: tight.Weights, batch: Batch, only_blocks: bool, rows: torch.Tensor | None = None) -> torch.Tensor:
+def _tight(
+    weights: tight.Weights,
+    batch: Batch,
+    only_blocks: bool,
+    rows: torch.Tensor | None = None,
+    short: int = whole.SHORT,
+) -> torch.Tensor:
     """The tight pass, with a sequence more where that brings the batch to a count of tokens that recurs."""
     ids, position, shapes = batch.ids_T, batch.position_T, batch.shapes
     more = spare(batch.tokens, weights.norm)
@@ -190,12 +198,12 @@ def _tight(weights: tight.Weights, batch: Batch, only_blocks: bool, rows: torch.
         ids = torch.cat([ids, ids[-1:].expand(more)])
         position = torch.cat([position, torch.arange(more)])
         shapes = (*shapes, Shape(more, ()))
-    forest = attention.plan(shapes, ids.device, only_blocks=only_blocks)
+    forest = attention.plan(shapes, ids.device, only_blocks=only_blocks, short=short)
     hidden = tight.hidden_states(weights, ids, position, forest, rows)
     return hidden[: batch.tokens] if more and rows is None else hidden
 
 
-def _packed(model: nn.Module, batch: Batch, only_blocks: bool) -> torch.Tensor:
+def _packed(model: nn.Module, batch: Batch, only_blocks: bool, short: int = whole.SHORT) -> torch.Tensor:
     inner: Any = causal_lm(model)
     attention.install(inner)
     no_mask = torch.empty(attention.NO_MASK_SHAPE, device=batch.ids_T.device)
@@ -204,7 +212,7 @@ def _packed(model: nn.Module, batch: Batch, only_blocks: bool) -> torch.Tensor:
         position_ids=batch.position_T[None],
         attention_mask=no_mask,
         use_cache=False,
-        forest=attention.plan(batch.shapes, batch.ids_T.device, only_blocks=only_blocks),
+        forest=attention.plan(batch.shapes, batch.ids_T.device, only_blocks=only_blocks, short=short),
     )
     return hidden[0]
 
@@ -276,7 +284,7 @@ def _try(model: nn.Module, backward: bool) -> Path:
             truth = _with_gradient(model, trees, batch, truth.logits_NV)
         failed = ""
         for only_blocks in (False, True):
-            wrong = _wrong(model, batch, truth, lambda: _packed(model, batch, only_blocks))  # noqa: B023
+            wrong = _wrong(model, batch, truth, lambda: _packed(model, batch, only_blocks, SHORT_IN_TRIAL))  # noqa: B023
             if wrong is None:
                 if only_blocks:
                     say_once(logging.WARNING, f"{type(inner).__name__}: attention in blocks, slower: {failed}")
@@ -299,7 +307,7 @@ def _with_tight(model: nn.Module, batch: Batch, truth: _Truth, only_blocks: bool
     weights = tight.read(inner)
     if isinstance(weights, str):
         return Path(True, f"packed, {kernel}, through its own modules ({weights})", only_blocks=only_blocks)
-    wrong = _wrong(model, batch, truth, lambda: _tight(weights, batch, only_blocks))
+    wrong = _wrong(model, batch, truth, lambda: _tight(weights, batch, only_blocks, short=SHORT_IN_TRIAL))
     if wrong is not None:
         say_once(logging.WARNING, f"{type(inner).__name__}: the tight pass is not used: {wrong}")
         return Path(True, f"packed, {kernel}, through its own modules", only_blocks=only_blocks)

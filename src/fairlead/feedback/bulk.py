@@ -85,6 +85,7 @@ def run_job(
     undone = _undone(folder, lambda first: stream(files, first, marks, names), shards)
     waiting = _chunks(undone, pace.chunk)
     failure: BaseException | None = None
+    progress(folder.kept, folder.rows)
     try:
         while True:
             while failure is None and pool.busy < pace.workers and (chunk := next(waiting, None)):

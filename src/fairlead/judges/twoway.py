@@ -1,20 +1,23 @@
-"""A question with two possible answers, put to a model: by log-probs where it has them, else by counting answers."""
+"""A question with two possible answers, put to a model: by log-probs where it has them, by the alternatives to the
+first token of one answer where it tells those, else by counting answers."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from fairlead.models.protocol import Model, Prompt, Reply, Sampling
+from fairlead.models.protocol import CapabilityError, Model, Prompt, Reply, Sampling
 from fairlead.models.toolong import where_it_fits
 
 Options: TypeAlias = tuple[str, str]  # the word that counts for, the word that counts against
 
 YES_NO: Options = ("yes", "no")
 A_B: Options = ("a", "b")
+ALTERNATIVES = 20  # to a token; no provider tells more
 LIMIT = 100.0  # nats; keeps log-odds finite where one option has no probability at all
 
 
@@ -56,6 +59,8 @@ def ask_two_way(
     def ask(fitting: Sequence[Prompt]) -> list[Read]:
         if "logprobs" in model.capabilities:
             return _by_logprobs(model, fitting, options)
+        if "alternatives" in model.capabilities:
+            return _by_first_token(model, fitting, options, samples, max_tokens)
         return _by_counting(model, fitting, options, samples, max_tokens)
 
     reads = where_it_fits(ask, unique, lambda why: Read(None, reason=why))
@@ -88,12 +93,65 @@ def _spellings(word: str, capitals: bool) -> tuple[str, ...]:
     return (*small, *(item.replace(word, word.capitalize()) for item in small)) if capitals else small
 
 
+def _by_first_token(
+    model: Model, prompts: Sequence[Prompt], options: Options, samples: int, max_tokens: int
+) -> list[Read]:
+    """One answer each; where its first token tells nothing, further ones are drawn and all of them counted."""
+    sampling = _sampling(model, samples, max_tokens)
+    try:
+        drawn = model.generate(prompts, dataclasses.replace(sampling, n=1, top_logprobs=ALTERNATIVES))
+    except CapabilityError as error:  # its own word against what was known of it
+        if error.capability not in ("top_logprobs", "logprobs"):
+            raise
+        return _by_counting(model, prompts, options, samples, max_tokens)
+    reads = [_first_token(reply, options) for (reply,) in drawn]
+    silent = [row for row, read in enumerate(reads) if read is None]
+    more: Sequence[Sequence[Reply]] = [()] * len(silent)
+    if silent and samples > 1:
+        more = model.generate([prompts[row] for row in silent], dataclasses.replace(sampling, n=samples - 1))
+    counted = {row: _count((*drawn[row], *others), options) for row, others in zip(silent, more, strict=True)}
+    return [counted[row] if read is None else read for row, read in enumerate(reads)]
+
+
+def _first_token(reply: Reply, options: Options) -> Read | None:
+    """The share of the first option among what the first token might have been; None where that is not the answer.
+
+    An option that is not among the alternatives is given the least likely one's probability, which bounds it from
+    above: the answer is then less certain than the model, never more.
+    """
+    if reply.finish in _SILENT or not reply.top_logprobs or not _option_of(reply.text.split(maxsplit=1)[:1], options):
+        return None
+    logps: dict[str, list[float]] = {option: [] for option in options}
+    for other in reply.top_logprobs[0]:
+        option = _option_of([other.token], options)
+        if option is not None:
+            logps[option].append(other.logprob)
+    if not any(logps.values()):
+        return None
+    least = min(other.logprob for other in reply.top_logprobs[0])
+    first, second = (logsumexp(logps[option] or [least]) for option in options)
+    if math.isnan(first - second):
+        return None
+    log_odds = max(-LIMIT, min(LIMIT, first - second))
+    return Read(sigmoid(log_odds), log_odds)
+
+
+def _option_of(words: Sequence[str], options: Options) -> str | None:
+    """The option that a single word is, whatever its case, space and marks around it."""
+    word = "".join(words).strip().strip("*\"'`.,:;!()[]").lower()
+    return word if word in options else None
+
+
+def _sampling(model: Model, samples: int, max_tokens: int) -> Sampling:
+    tokens = max_tokens if "max_tokens" in model.capabilities else None
+    greedy = 0.0 if samples == 1 and "temperature" in model.capabilities else None
+    return Sampling(n=samples, max_tokens=tokens, temperature=greedy)
+
+
 def _by_counting(
     model: Model, prompts: Sequence[Prompt], options: Options, samples: int, max_tokens: int
 ) -> list[Read]:
-    tokens = max_tokens if "max_tokens" in model.capabilities else None
-    greedy = 0.0 if samples == 1 and "temperature" in model.capabilities else None
-    drawn = model.generate(prompts, Sampling(n=samples, max_tokens=tokens, temperature=greedy))
+    drawn = model.generate(prompts, _sampling(model, samples, max_tokens))
     return [_count(replies, options) for replies in drawn]
 
 

@@ -131,7 +131,7 @@ class VllmServer:
         except MissingResource as error:
             raise MissingResource(
                 f"{error}. It was to load {folder}: the server must see that folder, and hold a model of this shape. "
-                "Give `weights` a folder that both sides see, and `seen_as` where its path there is another. "
+                "Give a folder that both sides see (--weights DIR, or DIR=PATH where it has another path there). "
                 "It holds no weights now: restart it if the next refresh fails too."
             ) from None
         for wait in CACHE_WAITS:

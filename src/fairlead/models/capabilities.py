@@ -31,6 +31,7 @@ RECORDS = Path("runs") / ".cache" / "capabilities"
 SCHEMA = 1
 AS_OF = "2026-11"
 
+TOP, ALTERNATIVES = "top_logprobs", "alternatives"
 _REASONING = re.compile(r"o\d|gpt-[5-9](?!.*chat)")
 REFUSED: Mapping[str, frozenset[str]] = {
     "chat": frozenset({"temperature", "top_p", "stop", "top_logprobs"}),
@@ -61,12 +62,18 @@ class Record:
 def capabilities_of(
     api: str, model: str, url: str, has: frozenset[str], *, official: bool, records: Path | None
 ) -> frozenset[str]:
-    """What the model can be asked for. `has`: what the API has; `official`: the provider's own address."""
+    """What the model can be asked for. `has`: what the API has; `official`: the provider's own address.
+
+    Many servers that speak the API leave `top_logprobs` out, some of them in silence. Where it is more than the API's
+    promise (the provider's own address, or a record), "alternatives" says so: judges rely on that alone.
+    """
     refused = REFUSED.get(api, frozenset()) if official and _REASONING.match(model.lower()) else frozenset()
     record = read_record(api, model, url, records)
-    if record is None:
-        return has - refused
-    return ((has - refused) | (frozenset(record.can) & has)) - frozenset(record.cannot)
+    can = has - refused
+    if record is not None:
+        can = (can | (frozenset(record.can) & has)) - frozenset(record.cannot)
+    known = official or (record is not None and TOP in record.can)
+    return can | {ALTERNATIVES} if known and TOP in can else can
 
 
 def record_path(api: str, model: str, url: str, folder: Path) -> Path:

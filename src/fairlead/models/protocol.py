@@ -91,7 +91,8 @@ class Model(Protocol):
 
     name          what the user typed, for print
     lineage       hash of what makes it: weights, or provider and model name (`wt:…`, `api:…`)
-    capabilities  names out of SAMPLING_FIELDS, and "logprobs", "stream", "tokens", "weights", "tools"
+    capabilities  names out of SAMPLING_FIELDS, and "logprobs", "stream", "tokens", "weights", "tools", "alternatives"
+                  (it is known to tell `top_logprobs`, not only to be asked for them)
     context       longest prompt plus reply in tokens, None where unknown
     """
 
@@ -117,7 +118,7 @@ class Model(Protocol):
 
 
 class CapabilityError(InputError, ValueError):
-    """A model was asked for something it does not have. `capability` names it where a server said so."""
+    """A model was asked for something it does not have. `capability` names it where that is known."""
 
     capability: str = ""
 
@@ -127,4 +128,6 @@ def require(model: Model, *capabilities: str) -> None:
     for capability in capabilities:
         if capability not in model.capabilities:
             has = ", ".join(sorted(model.capabilities)) or "none"
-            raise CapabilityError(f"model {model.name} cannot do {capability!r}; it has: {has}")
+            error = CapabilityError(f"model {model.name} cannot do {capability!r}; it has: {has}")
+            error.capability = capability
+            raise error

@@ -24,6 +24,7 @@ from fairlead.models.background import close_with, run, together
 from fairlead.models.batch import Batch, BatchEnd, batched
 from fairlead.models.budget import Budget, OutOfBudget, Spend
 from fairlead.models.cache import Draws, ResponseCache, request_key
+from fairlead.models.capabilities import ALTERNATIVES, TOP
 from fairlead.models.estimate import Estimate, most_tokens, sizes_of
 from fairlead.models.pace import Pace
 from fairlead.models.prices import Price
@@ -127,7 +128,8 @@ class RemoteModel:
     @property
     def capabilities(self) -> frozenset[str]:
         """What it can be asked for, less what the server has refused since."""
-        return self.endpoint.capabilities - self._refused
+        gone = self._refused | {ALTERNATIVES} if TOP in self._refused else self._refused
+        return self.endpoint.capabilities - gone
 
     @property
     def context(self) -> int | None:

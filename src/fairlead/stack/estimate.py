@@ -104,7 +104,8 @@ def _of_model(model: Any, prompts: Sequence[Prompt], sampling: Sampling) -> Esti
 def of_critic(judge: Critic, prompts: Sequence[Prompt]) -> Estimate:
     reply = " ".join(["word"] * REPLY_WORDS)
     asked = [ask_about(judge.model, "judge", principle=judge.text, exchange=exchange(p, reply)) for p in prompts]
-    samples = 1 if "logprobs" in judge.model.capabilities else judge.samples
+    once = {"logprobs", "alternatives"} & set(judge.model.capabilities)  # see judges/twoway.py
+    samples = 1 if once else judge.samples
     return called(judge.model, asked, Sampling(n=samples, max_tokens=judge.max_tokens))
 
 

@@ -47,6 +47,7 @@ class PolicyOrder:
     prompts          a file of tasks, or world:MEASURE, of which `n` are drawn (500 where n is None)
     rewards, costs   `[NAME=][WEIGHT*]JUDGE` each (judges/named.py)
     rollouts         local, or vllm/NAME@URL[,URL]
+    weights          DIR[=PATH]: a folder that the servers of `rollouts` see too, by PATH where theirs is another
     critic           a reward model's folder that the value function starts from
     pretraining      a file of demonstrations that are imitated beside
     oracle           whether the truth of the apprentice's world may be a judge
@@ -68,6 +69,7 @@ class PolicyOrder:
     threads: int | None = None
     constitution: str = ""
     reader: str = ""
+    weights: str = ""
 
     @property
     def critics(self) -> Reader:
@@ -188,7 +190,7 @@ def open_policy_job(order: PolicyOrder, voice: Voice) -> PolicyJob:
         places=places,
         objectives=objectives,
         written=[one.judge for one, _ in written],
-        sampler=_sampler(order.rollouts, model.tokenizer),
+        sampler=_sampler(order.rollouts, order.weights, model.tokenizer),
         critic=critic_of(order.critic, judges, model, prompts, config) if order.critic is not None else None,
         pretraining=pretraining,
     )
@@ -277,9 +279,11 @@ def _pretraining(order: PolicyOrder, voice: Voice) -> tuple[Sequence[Exchange], 
     return rows.rows, rows.places
 
 
-def _sampler(spec: str, tokenizer: Any) -> Sampler | None:
+def _sampler(spec: str, weights: str, tokenizer: Any) -> Sampler | None:
     """What draws the replies; None for the loop's own decoder."""
     if spec == "local":
+        if weights:
+            raise InputError(f"--weights {weights}: replies are drawn here, so no server needs them; add --rollouts")
         return None
     if not spec.lower().startswith("vllm/"):
         raise InputError(f"--rollouts {spec}: write local, or vllm/NAME@URL (several URLs with commas between)")
@@ -289,7 +293,8 @@ def _sampler(spec: str, tokenizer: Any) -> Sampler | None:
         raise MissingResource(
             f"--rollouts {spec}: {error.name} is missing from this installation, so replies are drawn here (local)"
         ) from error
-    sampler: Sampler = module.sampler_of(spec, tokenizer)
+    folder, _, seen_as = weights.partition("=")
+    sampler: Sampler = module.sampler_of(spec, tokenizer, weights=folder or None, seen_as=seen_as or None)
     return sampler
 
 
