@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,8 +14,9 @@ import pytest
 from fairlead.exchange import Media, Message, Reasoning, Refusal, Text, ToolCall, ToolResult
 from fairlead.guard.decision import Span
 from fairlead.guard.pieces import pieces, redact
-from fairlead.guard.wire import FORMATS
+from fairlead.guard.wire import FORMATS, chat_request, completions, messages_request, responses_request
 from fairlead.guard.wire.asked import Allow, Asked, Refused, beside, with_messages
+from guard.wire.fuzz import changed_at_random, something
 from guard.wire.requests import RICH
 from guard.wire.samples import CHAT, COMPLETIONS, MESSAGES, RESPONSES, ROUTES, request
 
@@ -159,6 +162,55 @@ def test_unknown_scalars_pass(route: str, path: tuple[Any, ...]) -> None:
         for step in path:
             at = at[step]
         assert at["new_field"] == value
+
+
+def names() -> list[str]:
+    """Every name that any of the formats knows anything by."""
+    found: set[str] = {"x_new"}
+    for module in (chat_request, completions, messages_request, responses_request):
+        for table in vars(module).values():
+            found |= set(table) if isinstance(table, dict) else set()
+    for body in RICH.values():
+        for path in objects(body):
+            found |= {step for step in path if isinstance(step, str)} | set(at(body, path))
+    return sorted(name for name in found if isinstance(name, str) and "/" not in name)
+
+
+def at(value: Any, path: tuple[Any, ...]) -> Any:
+    for step in path:
+        value = value[step]
+    return value
+
+
+MARK = "XMARKERX" * 30
+NOT_READ = {"stop", "stop_sequences", "metadata", "model"}  # no model reads these
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_no_long_text_goes_upstream_that_no_check_can_read(route: str) -> None:
+    """A marker under every known name in every object: refused, left out, or shown to the checks."""
+    shapes: list[Any] = [
+        MARK,
+        {"k": MARK},
+        {MARK: 1},
+        [MARK],
+        [{"type": "text", "text": MARK}],
+        {"type": "text", "text": MARK, "url": MARK},
+    ]
+    passed = 0
+    for path in objects(RICH[route]):
+        for name in [*names(), MARK]:
+            for shape in shapes if name != MARK else [1, True, None, "x"]:
+                if name in NOT_READ:
+                    continue
+                try:
+                    asked = ask(route, with_field(RICH[route], path, name, shape))
+                except Refused:
+                    continue
+                passed += 1
+                shown = "\n".join(piece.text for piece in pieces(asked.messages)) + beside(asked)
+                assert MARK not in orjson.dumps(asked.upstream).decode() or MARK in shown, (path, name, shape)
+    assert passed
 
 
 HIDDEN = {
@@ -407,6 +459,29 @@ def test_what_could_not_be_written_again_is_refused(route: str) -> None:
     assert refused(route, request(route, **{places[route]: deep})).field == places[route]
     name = "x" * 5000
     assert len(refused(route, request(route, **{name: NESTED})).sentence) < 400
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("policy", [NONE, Allow(images=True, opaque=True)], ids=["nothing", "images and opaque"])
+def test_a_request_is_read_or_refused_and_nothing_else(route: str, policy: Allow) -> None:
+    chance, read = random.Random(9), 0
+    for i in range(2000):
+        body = changed_at_random(chance, RICH[route] if i % 4 else {**something(chance), "model": "m"})
+        body = orjson.loads(json.dumps(body))  # as it comes over the wire
+        try:
+            asked = ask(route, body, policy)
+        except Refused as refused:
+            assert refused.status == 400 and refused.field in refused.sentence and len(refused.sentence) < 600
+            continue
+        read += 1
+        orjson.dumps(asked.upstream)
+        beside(asked)
+        for piece in pieces(asked.messages):
+            found: Any = asked.upstream
+            for step in asked.paths[piece.at]:
+                found = found[step]
+            assert piece.place == "tool_call" or found == piece.text
+    assert read > 100
 
 
 # -------------------------------------------------------------------------------------------- redaction

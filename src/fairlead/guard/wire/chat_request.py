@@ -7,7 +7,20 @@ from typing import Any
 from fairlead.exchange import Origin, Reasoning, Refusal, Role, Text, ToolCall, ToolResult
 from fairlead.guard.wire import fields
 from fairlead.guard.wire.asked import Allow, Asked, Path, Refused
-from fairlead.guard.wire.fields import ANYTHING, FLAG, FLAT, NUMBER, NUMBERS, READ, SWITCHES, TEXT, TEXTS, Kind, Placed
+from fairlead.guard.wire.fields import (
+    ANYTHING,
+    FLAG,
+    FLAT,
+    LABEL,
+    NUMBER,
+    NUMBERS,
+    READ,
+    SWITCHES,
+    TEXT,
+    TEXTS,
+    Kind,
+    Placed,
+)
 
 ROUTE = "/v1/chat/completions"
 
@@ -20,9 +33,9 @@ FIELDS: dict[str, Kind] = {
     "stream_options": SWITCHES, "tool_choice": ANYTHING, "function_call": ANYTHING, "response_format": ANYTHING,
     "prediction": ANYTHING, "stop": TEXTS, "logit_bias": NUMBERS, "logprobs": FLAG, "top_logprobs": NUMBER,
     "temperature": NUMBER, "top_p": NUMBER, "frequency_penalty": NUMBER, "presence_penalty": NUMBER, "seed": NUMBER,
-    "max_tokens": NUMBER, "max_completion_tokens": NUMBER, "parallel_tool_calls": FLAG, "metadata": FLAT, "user": TEXT,
-    "safety_identifier": TEXT, "prompt_cache_key": TEXT, "prompt_cache_retention": TEXT,
-    "prompt_cache_options": SWITCHES, "reasoning_effort": TEXT, "service_tier": TEXT, "verbosity": TEXT,
+    "max_tokens": NUMBER, "max_completion_tokens": NUMBER, "parallel_tool_calls": FLAG, "metadata": FLAT, "user": LABEL,
+    "safety_identifier": LABEL, "prompt_cache_key": LABEL, "prompt_cache_retention": LABEL,
+    "prompt_cache_options": SWITCHES, "reasoning_effort": LABEL, "service_tier": LABEL, "verbosity": LABEL,
     "modalities": Kind((), rule=lambda value, field, name, policy: _modalities(value, field, name, policy)),
     "store": fields.off(_STORED),
     "audio": fields.hidden("sound is not checked"),
@@ -39,20 +52,18 @@ FIELDS: dict[str, Kind] = {
 }  # fmt: skip
 
 _MESSAGE = {
-    "role": TEXT, "content": READ, "name": TEXT, "tool_calls": READ, "tool_call_id": TEXT, "function_call": READ,
+    "role": LABEL, "content": READ, "name": LABEL, "tool_calls": READ, "tool_call_id": LABEL, "function_call": READ,
     "refusal": TEXT, "reasoning_content": TEXT, "reasoning": TEXT, "annotations": READ,
     "audio": fields.hidden("sound is not checked"),
 }  # fmt: skip
 _USUAL = frozenset(("role", "content"))
-_PART = {
-    "type": TEXT, "text": TEXT, "refusal": TEXT, "image_url": READ, "cache_control": SWITCHES,
-    "prompt_cache_breakpoint": SWITCHES,
-}  # fmt: skip
-_IMAGE = {"url": TEXT, "detail": TEXT}
-_CALL = {"id": TEXT, "type": TEXT, "index": NUMBER, "function": READ}
-_CALLED = {"name": TEXT, "arguments": TEXT}
-_TOOL = {"type": TEXT, "function": READ, "cache_control": SWITCHES}
-_FUNCTION = {"name": TEXT, "description": TEXT, "parameters": ANYTHING, "strict": FLAG}
+_MARKS = {"type": LABEL, "cache_control": SWITCHES, "prompt_cache_breakpoint": SWITCHES}
+_PARTS = {kind: {**_MARKS, kind: READ} for kind in ("text", "refusal", "image_url")}
+_IMAGE = {"url": TEXT, "detail": LABEL}
+_CALL = {"id": LABEL, "type": LABEL, "index": NUMBER, "function": READ}
+_CALLED = {"name": LABEL, "arguments": TEXT}
+_TOOL = {"type": LABEL, "function": READ, "cache_control": SWITCHES}
+_FUNCTION = {"name": LABEL, "description": TEXT, "parameters": ANYTHING, "strict": FLAG}
 _ROLES: dict[str, tuple[Role, Origin]] = {
     "system": ("system", "operator"), "developer": ("system", "operator"), "user": ("user", "user"),
     "assistant": ("assistant", "model"), "tool": ("tool", "tool"), "function": ("tool", "tool"),
@@ -113,6 +124,9 @@ def _message(message: Any, index: int, turns: fields.Turns, policy: Allow, upstr
     if message.get("refusal"):
         parts.append((Refusal(message["refusal"]), (*here, "refusal")))
     if ours == "tool":
+        for name in ("tool_calls", "function_call"):
+            if message.get(name) is not None:
+                raise Refused(400, f"{path}.{name}", f"{path}.{name}: the result of a tool has none")
         call = message.get("tool_call_id") or message.get("name")
         if not isinstance(call, str):
             raise fields.wrong(f"{path}.tool_call_id", "the id of a call", call)
@@ -141,12 +155,12 @@ def _part(part: Any, path: str, here: Path, policy: Allow) -> Placed:
         raise fields.wrong(path, "a part of a message", part)
     kind = part.get("type")
     if kind in ("text", "refusal") and isinstance(part.get(kind), str):
-        fields.check(part, _PART, policy, f"{path}.", "messages.content.")
+        fields.check(part, _PARTS[kind], policy, f"{path}.", "messages.content.")
         return (Text(part[kind]) if kind == "text" else Refusal(part[kind])), (*here, kind)
     if kind == "image_url" and isinstance(part.get("image_url"), dict):
         if not policy.images:
             raise Refused(400, path, f"{path}: an image is not checked; leave it out, or have the policy allow images")
-        fields.check(part, _PART, policy, f"{path}.", "messages.content.")
+        fields.check(part, _PARTS[kind], policy, f"{path}.", "messages.content.")
         fields.check(part["image_url"], _IMAGE, policy, f"{path}.image_url.", "messages.content.image_url.")
         return fields.media("image", part["image_url"].get("url") or ""), ()
     return unseen(part, kind, path, "messages.content", policy)

@@ -45,7 +45,7 @@ def _fields(given: Any, names: tuple[str, ...]) -> dict[str, Any] | None:
 
 def _read(found: dict[str, Any] | None, out: list[Event]) -> Iterator[str]:
     if found is None:
-        out.append(Unknown("citation"))
+        out.append(Unknown("field of a text: a citation of an unknown kind"))
     else:
         yield orjson.dumps(found).decode()
 

@@ -22,7 +22,7 @@ from fairlead.guard.wire.events import (
     Told,
     Unknown,
 )
-from fairlead.guard.wire.fields import FLAG, NUMBER, NUMBERS, READ, SWITCHES, TEXT, TEXTS, Kind
+from fairlead.guard.wire.fields import FLAG, LABEL, NUMBER, NUMBERS, READ, SWITCHES, TEXT, TEXTS, Kind
 from fairlead.guard.wire.format import Format, Tolds
 
 ROUTE = "/v1/completions"
@@ -30,7 +30,7 @@ FIELDS: dict[str, Kind] = {
     "model": TEXT, "prompt": READ, "suffix": TEXT, "stream": FLAG, "n": NUMBER, "best_of": NUMBER, "echo": FLAG,
     "stream_options": SWITCHES, "logprobs": NUMBER, "logit_bias": NUMBERS, "stop": TEXTS, "max_tokens": NUMBER,
     "temperature": NUMBER, "top_p": NUMBER, "frequency_penalty": NUMBER, "presence_penalty": NUMBER, "seed": NUMBER,
-    "user": TEXT, "response_format": fields.ANYTHING,
+    "user": LABEL, "response_format": fields.ANYTHING,
     **{name: chat_request.FIELDS[name] for name in ("store", "chat_template", "documents", "previous_response_id")},
 }  # fmt: skip
 FINISHES: dict[Reason, str] = {**chat.FINISHES, "tool_calls": "stop"}

@@ -45,14 +45,21 @@ def wrong(field: str, expected: str, value: Any) -> Refused:
 def check(body: Mapping[str, Any], known: Mapping[str, Kind], policy: Allow, path: str = "", name: str = "") -> None:
     """Refuses what of an object may not pass. `path` and `name` are put before the names of its fields."""
     for key, value in body.items():
+        if len(key) > _NAME:
+            refuse(
+                f"{path}{key[:_NAME]!r}…",
+                name + key[:_NAME],
+                f"a name of {len(key):,} characters may be context",
+                policy,
+            )
         if value is None:
             continue
         kind = known.get(key, UNKNOWN)
         if type(value) in kind.types:
             continue
-        short = key if len(key) <= _NAME and key.isprintable() else f"{key[:_NAME]!r}…"
         if name + key in policy.fields:
             continue
+        short = key if len(key) <= _NAME and key.isprintable() else f"{key[:_NAME]!r}…"
         if kind.rule is None:
             raise wrong(path + short, kind.words, value)
         kind.rule(value, path + short, name + short, policy)
@@ -66,33 +73,43 @@ def _unknown(value: Any, field: str, name: str, policy: Allow) -> None:
         refuse(field, name, "unknown, and may hold context, tools or state that the guard cannot see", policy)
 
 
+def _label(value: Any, field: str, name: str, policy: Allow) -> None:
+    if not isinstance(value, str):
+        raise wrong(field, "a text", value)
+    if len(value) > SHORT:
+        refuse(
+            field,
+            name,
+            f"{len(value):,} characters are more than a name or an id has ({SHORT}), and may be context",
+            policy,
+        )
+
+
 def _texts(value: Any, field: str, name: str, policy: Allow) -> None:
     if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
         raise wrong(field, "a text or a list of texts", value)
 
 
-def _flat(value: Any, field: str, name: str, policy: Allow) -> None:
-    if not isinstance(value, dict):
-        raise wrong(field, "an object", value)
-    for key, inner in value.items():
-        if not (
-            inner is None or isinstance(inner, int | float) or (isinstance(inner, str) and len(inner) <= LONG_FLAT)
-        ):
-            refuse(f"{field}.{key[:_NAME]}", name, "may hold context that the guard cannot see", policy)
+def _options(longest: int) -> Rule:
+    """The rule of an object of numbers, switches and texts of at most `longest` characters."""
 
+    def rule(value: Any, field: str, name: str, policy: Allow) -> None:
+        if not isinstance(value, dict):
+            raise wrong(field, "an object", value)
+        for key, one in value.items():
+            passes = one is None or isinstance(one, int | float) or (isinstance(one, str) and len(one) <= longest)
+            if not passes or len(key) > _NAME:
+                refuse(f"{field}.{key[:_NAME]}", name, "may hold context that the guard cannot see", policy)
 
-def _switches(value: Any, field: str, name: str, policy: Allow) -> None:
-    if not isinstance(value, dict):
-        raise wrong(field, "an object", value)
-    for key, inner in value.items():
-        if not (inner is None or isinstance(inner, int | float) or (isinstance(inner, str) and len(inner) <= 16)):
-            refuse(f"{field}.{key[:_NAME]}", name, "may hold context that the guard cannot see", policy)
+    return rule
 
 
 def _numbers(value: Any, field: str, name: str, policy: Allow) -> None:
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else (None,)
     if not all(isinstance(one, int | float) for one in inner):
         raise wrong(field, "numbers", value)
+    if isinstance(value, dict) and any(len(key) > _NAME for key in value):
+        refuse(field, name, "a long name may be context", policy)
 
 
 def _anything(value: Any, field: str, name: str, policy: Allow) -> None:
@@ -124,13 +141,24 @@ def off(why: str) -> Kind:
     return Kind((), rule=rule)
 
 
+def empty(why: str) -> Kind:
+    """A field that may be there and hold nothing."""
+
+    def rule(value: Any, field: str, name: str, policy: Allow) -> None:
+        if value:
+            refuse(field, name, why, policy)
+
+    return Kind((), rule=rule)
+
+
 UNKNOWN = Kind((int, float, bool), rule=_unknown)
-TEXT = Kind((str,), "a text")
+TEXT = Kind((str,), "a text")  # the format reads it, or the policy has let it pass
+LABEL = Kind((), rule=_label)  # a name, an id, one of a few words: nobody reads it
 NUMBER = Kind((int, float), "a number")
 FLAG = Kind((bool,), "true or false")
 TEXTS = Kind((str,), rule=_texts)
-FLAT = Kind((), rule=_flat)
-SWITCHES = Kind((), rule=_switches)
+FLAT = Kind((), rule=_options(LONG_FLAT))
+SWITCHES = Kind((), rule=_options(16))
 NUMBERS = Kind((), rule=_numbers)
 ANYTHING = Kind((int, float, bool), rule=_anything)  # the model may read it: `asked.beside` shows it to checks
 READ = Kind((str, int, float, bool, list, dict))  # the format reads it itself
@@ -140,7 +168,7 @@ def model_of(body: Any) -> str:
     if not isinstance(body, dict):
         raise Refused(400, "", "the body is not a JSON object")
     name = body.get("model")
-    if not isinstance(name, str) or not name:
+    if not isinstance(name, str) or not 0 < len(name) <= LONG_FLAT:
         raise wrong("model", "the name of a model", name)
     return name
 

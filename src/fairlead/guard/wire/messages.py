@@ -110,6 +110,7 @@ class Writer:
         "_finish",
         "_last",
         "_next",
+        "_open",
         "_over",
         "_started",
         "_told",
@@ -119,6 +120,7 @@ class Writer:
         self._asked = asked
         self._about = About()
         self._blocks: dict[int, _Block] = {}  # by part
+        self._open: list[_Block] = []  # those that are not shut
         self._last: dict[Place, _Block] = {}
         self._cited: dict[int, list[str]] = {}
         self._next = 0  # index of the next block
@@ -169,7 +171,8 @@ class Writer:
             case _:
                 block = {"type": "text", "text": ""}
         begun = self._begin(block)
-        self._blocks[part] = self._last[place] = _Block(self._next - 1, place)
+        self._blocks[part] = self._last[place] = block_of = _Block(self._next - 1, place)
+        self._open.append(block_of)
         return begun
 
     def _begin(self, block: dict[str, Any]) -> bytes:
@@ -219,12 +222,11 @@ class Writer:
 
     def _shut(self, whole: bool = False) -> bytes:
         """The ends of the blocks that are whole, or of all."""
-        out = []
-        for block in self._blocks.values():
-            if not block.shut and (block.whole or not whole):
-                block.shut = True
-                out.append(sse.named({"type": "content_block_stop", "index": block.index}))
-        return b"".join(out)
+        ends = [block for block in self._open if block.whole or not whole]
+        for block in ends:
+            block.shut = True
+            self._open.remove(block)
+        return b"".join(sse.named({"type": "content_block_stop", "index": block.index}) for block in ends)
 
     def ping(self) -> bytes:
         return b'event: ping\ndata: {"type":"ping"}\n\n'

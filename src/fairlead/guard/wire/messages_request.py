@@ -14,7 +14,7 @@ from fairlead.exchange import Origin, Reasoning, Role, Text, ToolCall, ToolResul
 from fairlead.guard.wire import fields
 from fairlead.guard.wire.asked import Allow, Asked, Path, Refused
 from fairlead.guard.wire.chat_request import unseen
-from fairlead.guard.wire.fields import ANYTHING, FLAG, FLAT, NUMBER, READ, SWITCHES, TEXT, TEXTS, Kind, Placed
+from fairlead.guard.wire.fields import ANYTHING, FLAG, FLAT, LABEL, NUMBER, READ, SWITCHES, TEXT, TEXTS, Kind, Placed
 
 ROUTE = "/v1/messages"
 
@@ -23,8 +23,8 @@ _STATE = "it is context or state that the guard cannot see"
 FIELDS: dict[str, Kind] = {
     "model": TEXT, "messages": READ, "system": READ, "stream": FLAG, "tools": READ, "tool_choice": FLAT,
     "max_tokens": NUMBER, "temperature": NUMBER, "top_p": NUMBER, "top_k": NUMBER, "stop_sequences": TEXTS,
-    "metadata": FLAT, "service_tier": TEXT, "speed": TEXT, "inference_geo": TEXT, "user_profile_id": TEXT,
-    "workspace_id": TEXT, "cache_control": SWITCHES, "thinking": SWITCHES, "output_config": ANYTHING,
+    "metadata": FLAT, "service_tier": LABEL, "speed": LABEL, "inference_geo": LABEL, "user_profile_id": LABEL,
+    "workspace_id": LABEL, "cache_control": SWITCHES, "thinking": SWITCHES, "output_config": ANYTHING,
     "output_format": ANYTHING,
     "container": fields.hidden(_STATE),
     "mcp_servers": fields.hidden("the provider would call servers that the guard cannot see"),
@@ -32,23 +32,23 @@ FIELDS: dict[str, Kind] = {
     "diagnostics": fields.hidden("it refers to a message that the guard cannot see"),
 }  # fmt: skip
 
-_MESSAGE = {"role": TEXT, "content": READ}
+_MESSAGE = {"role": LABEL, "content": READ}
 _USUAL = frozenset(("role", "content"))
-_COMMON = {"type": TEXT, "cache_control": SWITCHES}
-_TEXT = {**_COMMON, "text": TEXT, "citations": READ}
+_COMMON = {"type": LABEL, "cache_control": SWITCHES}
+_TEXT = {**_COMMON, "text": TEXT, "citations": fields.empty("it quotes what the guard cannot see")}
 _IMAGE = {**_COMMON, "source": READ, "transformations": SWITCHES}
 _SOURCES = {
-    "base64": {"type": TEXT, "data": TEXT, "media_type": TEXT},
-    "url": {"type": TEXT, "url": TEXT},
-    "text": {"type": TEXT, "data": TEXT, "media_type": TEXT},
-    "content": {"type": TEXT, "content": READ},
+    "base64": {"type": LABEL, "data": TEXT, "media_type": LABEL},
+    "url": {"type": LABEL, "url": TEXT},
+    "text": {"type": LABEL, "data": TEXT, "media_type": LABEL},
+    "content": {"type": LABEL, "content": READ},
 }
 _DOCUMENT = {**_COMMON, "source": READ, "citations": SWITCHES, "title": TEXT, "context": TEXT}
 _FOUND = {**_COMMON, "source": TEXT, "title": TEXT, "content": READ, "citations": SWITCHES}
-_USE = {**_COMMON, "id": TEXT, "name": TEXT, "input": READ, "caller": SWITCHES, "toolset_name": TEXT}
-_RESULT = {**_COMMON, "tool_use_id": TEXT, "content": READ, "is_error": FLAG, "toolset_name": TEXT}
+_USE = {**_COMMON, "id": LABEL, "name": LABEL, "input": READ, "caller": SWITCHES, "toolset_name": LABEL}
+_RESULT = {**_COMMON, "tool_use_id": LABEL, "content": READ, "is_error": FLAG, "toolset_name": LABEL}
 _TOOL = {
-    **_COMMON, "name": TEXT, "description": TEXT, "input_schema": ANYTHING, "strict": FLAG, "defer_loading": FLAG,
+    **_COMMON, "name": LABEL, "description": TEXT, "input_schema": ANYTHING, "strict": FLAG, "defer_loading": FLAG,
     "eager_input_streaming": FLAG, "input_examples": ANYTHING,
 }  # fmt: skip
 _SIDES: dict[str, tuple[Role, Origin]] = {

@@ -12,7 +12,7 @@ from fairlead.exchange import Origin, Reasoning, Refusal, Role, Text, ToolCall, 
 from fairlead.guard.wire import fields, ids
 from fairlead.guard.wire.asked import Allow, Asked, Path, Refused
 from fairlead.guard.wire.chat_request import unseen
-from fairlead.guard.wire.fields import ANYTHING, FLAG, FLAT, NUMBER, READ, SWITCHES, TEXT, Kind, Placed
+from fairlead.guard.wire.fields import ANYTHING, FLAG, FLAT, LABEL, NUMBER, READ, SWITCHES, TEXT, Kind, Placed
 
 ROUTE = "/v1/responses"
 
@@ -23,8 +23,8 @@ FIELDS: dict[str, Kind] = {
     "model": TEXT, "input": READ, "instructions": TEXT, "stream": FLAG, "tools": READ, "include": READ,
     "tool_choice": ANYTHING, "text": ANYTHING, "reasoning": SWITCHES, "max_output_tokens": NUMBER,
     "max_tool_calls": NUMBER, "metadata": FLAT, "parallel_tool_calls": FLAG, "temperature": NUMBER, "top_p": NUMBER,
-    "top_logprobs": NUMBER, "truncation": TEXT, "user": TEXT, "safety_identifier": TEXT, "service_tier": TEXT,
-    "prompt_cache_key": TEXT, "prompt_cache_retention": TEXT, "prompt_cache_options": SWITCHES,
+    "top_logprobs": NUMBER, "truncation": LABEL, "user": LABEL, "safety_identifier": LABEL, "service_tier": LABEL,
+    "prompt_cache_key": LABEL, "prompt_cache_retention": LABEL, "prompt_cache_options": SWITCHES,
     "stream_options": SWITCHES,
     "store": fields.off("the provider would keep the reply, unguarded, for others to read"),
     "background": fields.off("the reply would be fetched later, past the guard"),
@@ -36,21 +36,23 @@ FIELDS: dict[str, Kind] = {
     "moderation": fields.hidden("its findings are withheld from the reply"),
 }  # fmt: skip
 
-_MESSAGE = {"type": TEXT, "role": TEXT, "content": READ, "id": TEXT, "status": TEXT, "phase": TEXT}
-_PART = {
-    "type": TEXT, "text": TEXT, "refusal": TEXT, "annotations": READ, "logprobs": READ, "image_url": TEXT,
-    "detail": TEXT, "prompt_cache_breakpoint": SWITCHES,
+_MESSAGE = {"type": LABEL, "role": LABEL, "content": READ, "id": LABEL, "status": LABEL, "phase": LABEL}
+_MARKS = {"type": LABEL, "prompt_cache_breakpoint": SWITCHES}
+_TEXT = {**_MARKS, "text": TEXT, "annotations": READ, "logprobs": READ}
+_REFUSAL = {**_MARKS, "refusal": TEXT, "annotations": READ, "logprobs": READ}
+_IMAGE = {
+    **_MARKS, "image_url": TEXT, "detail": LABEL,
     "file_id": fields.hidden("it refers to a file that the guard cannot see"),
 }  # fmt: skip
 _CALL = {
-    "type": TEXT, "id": TEXT, "call_id": TEXT, "name": TEXT, "arguments": TEXT, "status": TEXT, "caller": SWITCHES,
+    "type": LABEL, "id": LABEL, "call_id": LABEL, "name": LABEL, "arguments": TEXT, "status": LABEL, "caller": SWITCHES,
     "namespace": fields.hidden("it names tools that the guard cannot see"),
 }  # fmt: skip
-_RESULT = {"type": TEXT, "id": TEXT, "call_id": TEXT, "output": READ, "status": TEXT, "caller": SWITCHES}
-_REASONING = {"type": TEXT, "id": TEXT, "summary": READ, "content": READ, "encrypted_content": TEXT, "status": TEXT}
-_THOUGHT = {"type": TEXT, "text": TEXT}
+_RESULT = {"type": LABEL, "id": LABEL, "call_id": LABEL, "output": READ, "status": LABEL, "caller": SWITCHES}
+_REASONING = {"type": LABEL, "id": LABEL, "summary": READ, "content": READ, "encrypted_content": TEXT, "status": LABEL}
+_THOUGHT = {"type": LABEL, "text": TEXT}
 _TOOL = {
-    "type": TEXT, "name": TEXT, "description": TEXT, "parameters": ANYTHING, "strict": FLAG, "defer_loading": FLAG,
+    "type": LABEL, "name": LABEL, "description": TEXT, "parameters": ANYTHING, "strict": FLAG, "defer_loading": FLAG,
     "output_schema": ANYTHING, "allowed_callers": fields.hidden("the provider's own tools would call it"),
 }  # fmt: skip
 _ROLES: dict[str, tuple[Role, Origin]] = {
@@ -180,17 +182,17 @@ def _content(
             part = _without_past(part, turns.dropped)
         match kind:
             case "input_text" | "output_text" | "text" if isinstance(part.get("text"), str):
-                fields.check(part, _PART, policy, f"{at}.", "input.content.")
+                fields.check(part, _TEXT, policy, f"{at}.", "input.content.")
                 parts.append((Text(part["text"]), (*there, "text")))
             case "refusal" if isinstance(part.get("refusal"), str):
-                fields.check(part, _PART, policy, f"{at}.", "input.content.")
+                fields.check(part, _REFUSAL, policy, f"{at}.", "input.content.")
                 parts.append((Refusal(part["refusal"]), (*there, "refusal")))
             case "input_image":
                 if not policy.images:
                     raise Refused(
                         400, at, f"{at}: an image is not checked; leave it out, or have the policy allow images"
                     )
-                fields.check(part, _PART, policy, f"{at}.", "input.content.")
+                fields.check(part, _IMAGE, policy, f"{at}.", "input.content.")
                 parts.append((fields.media("image", part.get("image_url") or ""), ()))
             case _:
                 parts.append(unseen(part, kind, at, "input.content", policy))
