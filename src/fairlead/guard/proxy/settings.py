@@ -44,11 +44,11 @@ class Checks(_Part):
 
 
 class Best(_Part):
-    """The best of `n` replies by a judge (a reward model's folder, a judge by name). Below `threshold` none is good
-    enough, and the principle's `say` is what the user reads. Formats without `n` get one reply, which is counted."""
+    """The best of `n` replies by a reward model (its folder; needs torch). Below `threshold` none is good enough, and
+    the principle's `say` is what the user reads. Formats without `n` get one reply, which is counted."""
 
     n: Annotated[int, Field(ge=2, le=64)]
-    judge: str
+    reward: Path
     threshold: Annotated[float, Field(ge=0, le=1)]
     principle: str = ""
     deadline: Seconds = 20.0

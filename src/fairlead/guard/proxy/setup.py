@@ -234,12 +234,12 @@ def _best(settings: Settings, constitution: Constitution) -> BestOf | None:
     best = settings.best
     if best is None:
         return None
-    from fairlead.judges.named import open_judge
+    from fairlead.judges.reward_model import open_reward  # torch, for those who ask for this
 
     if best.principle and best.principle not in constitution:
         known = ", ".join(constitution.ids)
         raise InputError(f"best names the principle {best.principle!r}, which is not there; there are: {known}")
-    return BestOf(open_judge(best.judge), best.n, best.threshold, best.principle, best.deadline)
+    return BestOf(open_reward(best.reward), best.n, best.threshold, best.principle, best.deadline)
 
 
 def _critic(name: str, budget: str | None, settings: Settings, keep: Keep) -> Model | None:
