@@ -154,6 +154,22 @@ def test_a_stream_is_read_by_windows_with_some_context_and_leaves_as_far_as_it_w
     asyncio.run(work())
 
 
+def test_what_several_answers_of_one_model_cover_is_a_stretch_for_each() -> None:
+    async def work() -> None:
+        plan = planned(ByWindows(name="often"), ByWindows(name="seldom", window=8))
+        release = Release(plan, ASKED, asker=Asker(plan, Pool()))
+        out = release.feed(Open(C0, "reply"))
+        for piece in ("abcd", "efgh"):
+            out += release.feed(Delta(C0, piece))
+            while release.pending:
+                out += await release.settle()
+        assert said(out) == "abcdefgh"
+        first, second = release.ledger.ranges
+        assert (first.end, second.end) == (4, 8) and len({*first.verdicts, *second.verdicts}) == 3
+
+    asyncio.run(asyncio.wait_for(work(), 20))
+
+
 def test_a_window_that_is_refused_stops_the_stream() -> None:
     async def work() -> None:
         plan = planned(ByWindows(bad))
