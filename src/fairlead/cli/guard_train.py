@@ -59,7 +59,10 @@ def train(
     if encoder != TFIDF:
         from fairlead.guard.classifier.encode import encoder_learner
 
-        options |= {"kind": "encoder", "learn": encoder_learner(Path(encoder), out, tune=tune, seed=seed, say=terminal.say)}
+        options |= {
+            "kind": "encoder",
+            "learn": encoder_learner(Path(encoder), out, tune=tune, seed=seed, say=terminal.say),
+        }
     trained = train_it(written, rows, out, **options)
     if as_json:
         print_json({"out": str(trained.folder), "sha256": trained.classifier.sha256, "card": trained.card})

@@ -36,7 +36,7 @@ def dump(arrays: Mapping[str, NDArray[Any]]) -> bytes:
 
 
 def load(raw: bytes) -> dict[str, NDArray[Any]]:
-    """The arrays of a safetensors file. Raises ValueError for anything that is none: sizes are checked, not believed."""
+    """The arrays of a safetensors file. ValueError for anything else: sizes are checked, not believed."""
     if len(raw) < 8 or (size := int.from_bytes(raw[:8], "little")) > len(raw) - 8:
         raise ValueError("not a safetensors file: its header does not fit into it")
     try:

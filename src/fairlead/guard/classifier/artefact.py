@@ -48,7 +48,7 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a classifier is. `constitution` is its sha256; `rows` counts rows by source, `rows_sha256` is over them all."""
+    """What a classifier is. `constitution` is its sha256; `rows` counts by source, `rows_sha256` is over them all."""
 
     kind: Kind
     name: str

@@ -93,12 +93,14 @@ def markdown(card: Mapping[str, Any]) -> str:
     lines = [
         f"# Classifier: {card['name']}",
         "",
-        f"{card['kind']} head for the constitution {card['constitution']['name']} (`{card['constitution']['sha256'][:12]}`). "
-        f"Trained on {card['parts']['train']:,} rows, set on {card['parts']['valid']:,}, measured on {card['parts']['test']:,}; "
+        f"{card['kind']} heads for the constitution {card['constitution']['name']} "
+        f"(`{card['constitution']['sha256'][:12]}`). Trained on {card['parts']['train']:,} rows, set on "
+        f"{card['parts']['valid']:,}, measured on {card['parts']['test']:,}; "
         "no source row on two sides, near-duplicates kept together.",
         "",
-        "Intervals are 95%. Recall at a false-positive rate is left out (–) where fewer than 10/rate harmless texts are "
-        "behind it. *Recall* and *false positives* are those at the threshold in force, chosen on the validation part for "
+        "Intervals are 95%. Recall at a false-positive rate is left out (–) where fewer than 10/rate harmless texts "
+        "are behind it. *Recall* and *false positives* are those at the threshold in force, chosen on the validation "
+        "part for "
         f"{card['rate']:.1%}.",
         "",
         "| principle | view | broken / kept | AUROC | recall | false positives | at 5% | at 1% | at 0.1% |",

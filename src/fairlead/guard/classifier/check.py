@@ -12,7 +12,7 @@ from fairlead.guard.classifier.artefact import Head
 from fairlead.guard.classifier.model import Classifier
 from fairlead.guard.classifier.reading import asked, windows
 from fairlead.guard.decision import ALLOW, Decision, Outcome
-from fairlead.guard.pieces import PLACES, pieces
+from fairlead.guard.pieces import PLACES
 from fairlead.guard.watch import Ruling, Seen, Watch
 from fairlead.guard.wire.events import Channel
 from fairlead.judges.lineage import Lineage
@@ -58,26 +58,24 @@ class ClassifierCheck:
         if h is None:
             return [ALLOW] * len(exchanges)
         p_NH = self.classifier.judge(exchanges, self.at)
-        return [self._decision(h, float(p), bool(pieces(x.reply))) for p, x in zip(p_NH[:, h], exchanges, strict=True)]
+        return [self._decision(h, float(p)) for p in p_NH[:, h]]
 
     def ask(self, messages: Sequence[Message]) -> Decision:
         h = self.prompt_head
         if h is None:
             return ALLOW
-        return self._decision(h, float(self.classifier.judge([Exchange(tuple(messages), ())])[0, h]), True)
+        return self._decision(h, float(self.classifier.judge([Exchange(tuple(messages), ())])[0, h]))
 
     def watch(self, messages: Sequence[Message]) -> Watch:
         return Windows(self, asked(messages, self.classifier.reading))
 
-    def _decision(self, h: int, p: float, readable: bool) -> Decision:
+    def _decision(self, h: int, p: float) -> Decision:
         if math.isnan(p):
             return Decision("allow", self.principle, "", (), self.name)  # nothing of it stands where this check looks
         return self.ruled(self.classifier.heads[h], p)
 
     def ruled(self, head: Head, p: float) -> Decision:
         """What follows from P(broken)."""
-        if not 0.0 <= p <= 1.0:
-            return Decision("failed", self.principle, "the classifier gave no probability", (), self.name)
         if p < head.doubt:
             return Decision("allow", self.principle, "", (), self.name)
         if p < head.threshold:

@@ -32,7 +32,7 @@ class Encoder:
         return Encoder(_session(onnx, threads), _cutting(_tokenizers().Tokenizer.from_str(tokenizer.decode()), longest))
 
     def embed(self, pairs: Sequence[Pair]) -> Floats:
-        """Rows are sorted by length, so that a batch holds little padding; the order of the result is that of `pairs`."""
+        """Rows are sorted by length, so a batch holds little padding; the result has the order of `pairs`."""
         if not pairs:
             return np.zeros((0, 0), np.float32)
         found = self.tokenizer.encode_batch([(a, b) if b else a for a, b in pairs])
@@ -63,7 +63,9 @@ class EncoderScorer:
 def padded(ids: Sequence[tuple[Sequence[int], Sequence[int]]]) -> dict[str, NDArray[np.int64]]:
     """The three inputs of a BERT graph (B, T) for token ids and types."""
     longest = max(len(tokens) for tokens, _ in ids)
-    inputs = {name: np.zeros((len(ids), longest), np.int64) for name in ("input_ids", "token_type_ids", "attention_mask")}
+    inputs = {
+        name: np.zeros((len(ids), longest), np.int64) for name in ("input_ids", "token_type_ids", "attention_mask")
+    }
     for b, (tokens, types) in enumerate(ids):
         inputs["input_ids"][b, : len(tokens)] = tokens
         inputs["token_type_ids"][b, : len(types)] = types

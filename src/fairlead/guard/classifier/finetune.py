@@ -5,7 +5,9 @@ plus `contrast` times the supervised contrastive loss of Khosla et al. 2020 (Neu
 of one word come into one batch, so that the loss has to tell them apart. What is kept are averaged weights (Polyak &
 Juditsky 1992, exponentially), drawn back towards the start by `keep` (Wortsman et al. 2022, "robust fine-tuning").
 
-A run writes its state after every `save_every` steps and goes on from there, with the same batches and the same drops.
+Layers below `frozen_layers` stay as they are, so what they make of every text is computed once and kept on disk; two
+layers of six cost a fifth of all. A run writes its state after every `save_every` steps and goes on from there,
+with the same batches and the same drops.
 
 Axes: B texts of a batch, T tokens, D width, H heads.
 """
@@ -18,18 +20,18 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from fairlead.errors import InputError
+from fairlead.guard.classifier.reading import Pair
 
 if TYPE_CHECKING:
     import torch
 
-Pair: TypeAlias = tuple[str, str]  # what was asked, and what was answered ("" for a prompt alone)
 STATE, META = "tuning.safetensors", "tuning.json"
 
 
@@ -50,7 +52,7 @@ class Tuning(BaseModel):
     smoothing: float = Field(0.05, ge=0, lt=0.5)
     average: float = Field(0.99, ge=0, lt=1)
     keep: float = Field(0.0, ge=0, lt=1, description="share of the starting weights in the result")
-    frozen_layers: int = Field(0, ge=0)
+    frozen_layers: int = Field(4, ge=0, description="counted from below")
     max_tokens: int = Field(128, ge=8, le=512)
     save_every: int = Field(100, ge=1)
     seed: int = Field(0, ge=0)
@@ -68,7 +70,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """A folder as transformers writes it, and the head that was trained with it: logits = x_BD @ weight_HD.T + bias_H."""
+    """A folder as transformers writes it, and the head trained with it: logits = x_BD @ weight_HD.T + bias_H."""
 
     folder: Path
     weight_HD: NDArray[np.float32]
@@ -102,8 +104,11 @@ def finetune(
     head = torch.nn.Linear(width, heads)
     torch.nn.init.zeros_(head.bias)
     torch.nn.init.normal_(head.weight, std=0.02)
-    ids = _tokenised(encoder, [e.text for e in examples], tuning.max_tokens)
+    ids = tokenised(encoder, [e.text for e in examples], tuning.max_tokens)
+    below = lower(model, ids, tuning.frozen_layers, out.parent, say)
     batches = _batches(examples, [len(i) for i, _ in ids], tuning)
+    if tuning.frozen_layers >= len(model.encoder.layer):
+        raise InputError(f"all {len(model.encoder.layer)} layers are frozen: nothing is left to tune")
     named = _trainable(model, head, tuning)
     optimizer = torch.optim.AdamW(_groups(named, tuning), weight_decay=tuning.weight_decay)
     start = {n: p.detach().clone() for n, p in named.items()}
@@ -117,7 +122,7 @@ def finetune(
         for group in optimizer.param_groups:
             group["lr"] = group["top"] * _schedule(step / len(batches), tuning.warm_up)
         at = batches[step]
-        value = _loss(model, head, [ids[i] for i in at], [examples[i] for i in at], tuning)
+        value = _loss(model, head, [below[i] for i in at], [examples[i] for i in at], tuning)
         optimizer.zero_grad()
         value.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(list(named.values()), 1.0)
@@ -146,12 +151,12 @@ def finetune(
 
 
 def _loss(
-    model: Any, head: Any, ids: Sequence[tuple[list[int], list[int]]], examples: Sequence[Example], tuning: Tuning
+    model: Any, head: Any, below: Sequence[torch.Tensor], examples: Sequence[Example], tuning: Tuning
 ) -> torch.Tensor:
     import torch
     from torch.nn import functional
 
-    mean_BD = pooled(model, ids)
+    mean_BD = pooled(model, below, tuning.frozen_layers)
     known_BH = torch.from_numpy(np.stack([e.labels for e in examples]))
     weight_BH = torch.tensor([[e.weight] for e in examples]) * (~known_BH.isnan()).float()
     y_BH = torch.nan_to_num(known_BH) * (1 - 2 * tuning.smoothing) + tuning.smoothing
@@ -183,30 +188,81 @@ def _supervised_contrast(x_BD: torch.Tensor, y_B: torch.Tensor, temperature: flo
     return -((log_p_BB * same_BB).sum(1)[has] / count_B[has]).mean()
 
 
-def pooled(model: Any, ids: Sequence[tuple[list[int], list[int]]]) -> torch.Tensor:
-    """Mean of the last hidden states over a text's tokens (B, D)."""
+def lower(
+    model: Any, ids: Sequence[tuple[list[int], list[int]]], layers: int, cache: Path, say: Callable[[str], None]
+) -> list[torch.Tensor]:
+    """The hidden states (T, D) of every text under the first `layers` layers, without dropout, from disk where they lie
+    there already. Kept in half precision."""
+    import hashlib
+
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    key = hashlib.sha256(json.dumps([ids, layers]).encode())
+    for name, p in sorted(model.state_dict().items()):
+        if _layer(name) is None or (_layer(name) or 0) < layers:
+            key.update(p.numpy().tobytes())
+    file = cache / f"lower-{key.hexdigest()[:16]}.safetensors"
+    sizes = [len(tokens) for tokens, _ in ids]
+    if file.exists():
+        return list(torch.split(load_file(str(file))["hidden"], sizes))
+    was, order = model.training, sorted(range(len(ids)), key=sizes.__getitem__)
+    model.eval()
+    out: list[torch.Tensor] = [torch.empty(0)] * len(ids)
+    with torch.no_grad():
+        for k in range(0, len(order), 64):
+            at = order[k : k + 64]
+            longest = max(sizes[i] for i in at)
+            ids_BT, types_BT = (torch.zeros((len(at), longest), dtype=torch.long) for _ in range(2))
+            for b, i in enumerate(at):
+                ids_BT[b, : sizes[i]], types_BT[b, : sizes[i]] = torch.tensor(ids[i][0]), torch.tensor(ids[i][1])
+            hidden_BTD = model.embeddings(input_ids=ids_BT, token_type_ids=types_BT)
+            mask = _mask([sizes[i] for i in at], hidden_BTD)
+            for layer in model.encoder.layer[:layers]:
+                hidden_BTD = layer(hidden_BTD, mask)
+            for b, i in enumerate(at):
+                out[i] = hidden_BTD[b, : sizes[i]].half()
+            if k // 64 % 40 == 39:
+                say(f"lower layers: {k + len(at):,} of {len(order):,} texts")
+    model.train(was)
+    cache.mkdir(parents=True, exist_ok=True)
+    save_file({"hidden": torch.cat(out)}, f"{file}.new")
+    Path(f"{file}.new").replace(file)
+    return out
+
+
+def pooled(model: Any, below: Sequence[torch.Tensor], layers: int) -> torch.Tensor:
+    """Mean of the last hidden states over a text's tokens (B, D), from what the first `layers` layers made of them."""
     import torch
 
-    longest = max(len(i) for i, _ in ids)
-    ids_BT = torch.zeros((len(ids), longest), dtype=torch.long)
-    types_BT, mask_BT = torch.zeros_like(ids_BT), torch.zeros_like(ids_BT)
-    for b, (tokens, types) in enumerate(ids):
-        ids_BT[b, : len(tokens)] = torch.tensor(tokens)
-        types_BT[b, : len(types)] = torch.tensor(types)
-        mask_BT[b, : len(tokens)] = 1
-    more = {"token_type_ids": types_BT} if getattr(model.config, "type_vocab_size", 0) > 1 else {}
-    hidden_BTD = model(input_ids=ids_BT, attention_mask=mask_BT, **more).last_hidden_state
-    shown_BT1 = mask_BT[:, :, None].to(hidden_BTD.dtype)
-    mean: torch.Tensor = (hidden_BTD * shown_BT1).sum(1) / shown_BT1.sum(1).clamp(min=1.0)
+    sizes = [len(h) for h in below]
+    hidden_BTD = torch.nn.utils.rnn.pad_sequence([h.float() for h in below], batch_first=True)
+    mask = _mask(sizes, hidden_BTD)
+    for layer in model.encoder.layer[layers:]:
+        hidden_BTD = layer(hidden_BTD, mask)
+    sizes_B1 = torch.tensor(sizes)[:, None]
+    shown_BT1 = (torch.arange(hidden_BTD.shape[1]) < sizes_B1)[:, :, None].to(hidden_BTD.dtype)
+    mean: torch.Tensor = (hidden_BTD * shown_BT1).sum(1) / sizes_B1
     return mean
 
 
-def _tokenised(encoder: Path, texts: Sequence[Pair], longest: int) -> list[tuple[list[int], list[int]]]:
+def _mask(sizes: Sequence[int], like: torch.Tensor) -> torch.Tensor | None:
+    """What attention may see (B, 1, 1, T), added to its scores; None where all texts are equally long."""
+    import torch
+
+    if min(sizes) == max(sizes):
+        return None
+    hidden_BT = torch.arange(like.shape[1]) >= torch.tensor(sizes)[:, None]
+    return torch.zeros(hidden_BT.shape).masked_fill(hidden_BT, torch.finfo(like.dtype).min)[:, None, None, :]
+
+
+def tokenised(encoder: Path, texts: Sequence[Pair], longest: int) -> list[tuple[list[int], list[int]]]:
+    """Token ids and types of every pair; a pair without an answer is one text."""
     from fairlead.guard.classifier.encoder import open_tokenizer
 
     tokenizer = open_tokenizer(encoder, longest)
     found = tokenizer.encode_batch([(a, b) if b else a for a, b in texts])
-    return [(e.ids, e.type_ids) for e in found]
+    return [(list(e.ids), list(e.type_ids)) for e in found]
 
 
 def _batches(examples: Sequence[Example], lengths: Sequence[int], tuning: Tuning) -> list[list[int]]:
@@ -224,7 +280,7 @@ def _batches(examples: Sequence[Example], lengths: Sequence[int], tuning: Tuning
         span = tuning.batch * 16  # sort by length within sixteen batches: less padding, still mixed
         epoch: list[list[int]] = []
         for k in range(0, len(order), span):
-            near = sorted(order[k : k + span], key=lambda i: lengths[i] // 8)
+            near = sorted(order[k : k + span], key=lambda i: lengths[i] // 4)
             epoch += [near[b : b + tuning.batch] for b in range(0, len(near), tuning.batch)]
         rng.shuffle(epoch)
         out += [b for b in epoch if len(b) > 1]

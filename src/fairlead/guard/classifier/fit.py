@@ -92,7 +92,9 @@ def platt(logits_N: Floats, y_N: NDArray[np.bool_], rounds: int = 100) -> tuple[
             break
         a, b, now = a + size * step[0], b + size * step[1], new
     if a <= 0:
-        raise ValueError("the head is no better than chance on the validation part: higher logits are not more often broken")
+        raise ValueError(
+            "the head is no better than chance on the validation part: higher logits are not more often broken"
+        )
     return a / scale, b
 
 
@@ -105,6 +107,8 @@ def threshold_at(scores_of_kept: Sequence[float] | NDArray[Any], rate: float) ->
     if not 0 < rate < 1:
         raise ValueError(f"the false-positive rate is {rate}: it lies between 0 and 1")
     if len(s) < 1 / rate:
-        raise ValueError(f"{len(s)} harmless texts cannot place a threshold at {rate:g}: give at least {math.ceil(1 / rate)}")
+        raise ValueError(
+            f"{len(s)} harmless texts cannot place a threshold at {rate:g}: give at least {math.ceil(1 / rate)}"
+        )
     allowed = math.floor(rate * len(s) + 1e-9)
     return float(np.nextafter(s[len(s) - allowed - 1], math.inf))

@@ -88,12 +88,15 @@ class Classifier:
         """P(broken) (N, H) of every pair under every head, calibrated on the validation part.
 
         A head speaks of its own view alone: prompt heads of pairs without an answer, exchange heads of the others.
+        Raises ValueError where a logit is no number.
         """
         slope_H, offset_H = self._platt
         if not pairs:
             return np.zeros((0, len(self.heads)), np.float32)
-        z_NH = self.scorer.logits(pairs) * slope_H + offset_H
-        return np.asarray(1.0 / (1.0 + np.exp(-np.clip(z_NH, -60, 60))), np.float32)
+        z_NH = self.scorer.logits(pairs) * slope_H + offset_H  # in float32, as thresholds were placed
+        if not np.isfinite(z_NH).all():  # a check that cannot tell has failed, and what follows is the guard's to say
+            raise ValueError(f"the classifier {self.manifest.name} gave a logit that is no number")
+        return sigmoid(z_NH)
 
     def judge(self, exchanges: Sequence[Exchange], places: frozenset[str] | None = None) -> Floats:
         """P(broken) (exchanges, H): of an exchange the highest over its windows. NaN where a head does not apply, or
@@ -113,6 +116,11 @@ class Classifier:
         return out
 
 
+def sigmoid(z: Floats) -> Floats:
+    """Of calibrated logits, in their own precision: a threshold is compared with exactly what it was placed on."""
+    return np.asarray(1.0 / (1.0 + np.exp(-np.clip(z, -60, 60))), np.float32)
+
+
 def load(folder: Path | str, *, constitution: str | None = None, threads: int = 1) -> Classifier:
     """The classifier of a folder, verified. `constitution` is the sha256 that it has to be trained from, where given.
 
@@ -122,13 +130,15 @@ def load(folder: Path | str, *, constitution: str | None = None, threads: int = 
     manifest, files, sha256 = open_folder(folder)
     if constitution is not None and manifest.constitution != constitution:
         raise InputError(
-            f"{folder}: trained from the constitution {manifest.constitution[:12]}…, but {constitution[:12]}… is in force: "
-            "run `fairlead guard train` again"
+            f"{folder}: trained from the constitution {manifest.constitution[:12]}…, but {constitution[:12]}… is in "
+            "force: run `fairlead guard train` again"
         )
     weights = _read(folder, files, "heads.safetensors")
     weight_HD, bias_H = weights["weight_HD"].astype(np.float32), weights["bias_H"].astype(np.float32)
     if weight_HD.shape[0] != len(manifest.heads) or bias_H.shape != (len(manifest.heads),):
-        raise InputError(f"{folder}: {len(manifest.heads)} heads, but weights of shape {weight_HD.shape}: train it anew")
+        raise InputError(
+            f"{folder}: {len(manifest.heads)} heads, but weights of shape {weight_HD.shape}: train it anew"
+        )
     scorer: Scorer
     if manifest.kind == "tfidf":
         features = json.loads(files["vocabulary.json"])

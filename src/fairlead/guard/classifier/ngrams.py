@@ -6,6 +6,7 @@ in an answer. Sublinear counts, smoothed idf, unit length per side (Salton & Buc
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections import Counter
@@ -27,7 +28,7 @@ def grams(text: str, mark: str) -> list[str]:
     """The features of one text, as often as they occur; `mark` says which side it is."""
     words = _WORD.findall(text.casefold())
     out = [mark + w for w in words if len(w) <= _MAX_WORD]
-    out += [f"{mark}{a} {b}" for a, b in zip(words, words[1:], strict=False)]
+    out += [f"{mark}{a} {b}" for a, b in itertools.pairwise(words)]
     line = " ".join(words)
     around = f" {line} "
     inside = mark + "#"

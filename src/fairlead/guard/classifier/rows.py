@@ -77,6 +77,7 @@ def gram_matrix(texts: Sequence[str]) -> Any:
         mixed = np.zeros(n, dtype=np.uint64)
         for k in range(min(GRAM, len(code))):
             mixed = mixed * np.uint64(0x9E3779B97F4A7C15) + code[k : k + n] + np.uint64(1)
+        mixed = (mixed ^ (mixed >> np.uint64(31))) * np.uint64(0xBF58476D1CE4E5B9)  # every bit into the high ones
         held = np.unique(mixed >> np.uint64(46)).astype(np.int64)
         indices.append(held)
         starts.append(starts[-1] + len(held))

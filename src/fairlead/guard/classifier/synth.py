@@ -62,7 +62,14 @@ def from_constitution(constitution: Constitution, *, seed: int = 0) -> list[Row]
 
 
 def _asked_and_answered(
-    id: str, prompt: str, tempting: bool, principle: Principle, constitution: Constitution, source: str, group: str, seed: int
+    id: str,
+    prompt: str,
+    tempting: bool,
+    principle: Principle,
+    constitution: Constitution,
+    source: str,
+    group: str,
+    seed: int,
 ) -> list[Row]:
     """A prompt alone; with a reply that does what it asks; with one that declines."""
     rng = random.Random(f"{seed}/{id}")
@@ -76,7 +83,8 @@ def _asked_and_answered(
     return [
         Row(id, Exchange(said, ()), {principle.id: tempting}, source, group, "prompt"),
         Row(f"{id}/does", Exchange(said, (assistant(does),)), {principle.id: tempting, **more}, source, group, "does"),
-        Row(f"{id}/declines", Exchange(said, (assistant(declines),)), {principle.id: False, **less}, source, group, "declines"),
+        Row(f"{id}/declines", Exchange(said, (assistant(declines),)), {principle.id: False, **less}, source, group,
+            "declines"),
     ]  # fmt: skip
 
 
@@ -130,7 +138,9 @@ def _harmless(file: Path) -> Iterable[Exchange]:
                 yield Exchange((user(line),), ())
         return
     for place, value in _objects(file):
-        text = next((value[k] for k in ("prompt", "instruction", "question", "text") if isinstance(value.get(k), str)), None)
+        text = next(
+            (value[k] for k in ("prompt", "instruction", "question", "text") if isinstance(value.get(k), str)), None
+        )
         if "messages" in value:
             yield _as_exchange(place, value)
         elif text:
@@ -157,9 +167,10 @@ def found(constitution: Constitution, files: Sequence[Path]) -> list[Row]:
 
 
 def _labelled(constitution: Constitution, source: str, place: str, value: dict[str, Any]) -> list[Row]:
-    meta = value.get("meta") if isinstance(value.get("meta"), dict) else {}
+    held = value.get("meta")
+    meta: dict[str, Any] = held if isinstance(held, dict) else {}
     principle = value.get("principle") or meta.get("principle")
-    if principle not in constitution:
+    if not isinstance(principle, str) or principle not in constitution:
         raise InputError(f"{place}: principle {principle!r} is none of {', '.join(constitution.ids)}")
     id = f"{source}/{place.rpartition(':')[2].rpartition(' ')[2]}"
     asked = hashlib.sha256(repr(value.get("messages")).encode()).hexdigest()[:12]

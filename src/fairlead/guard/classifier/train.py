@@ -25,7 +25,7 @@ from fairlead.guard.classifier.artefact import Head, Manifest
 from fairlead.guard.classifier.augment import Translate, augmented, translated
 from fairlead.guard.classifier.card import described, markdown
 from fairlead.guard.classifier.fit import STRENGTHS, auroc, logistic, platt, tfidf_matrix, threshold_at
-from fairlead.guard.classifier.model import Classifier, NgramScorer, Scorer, load
+from fairlead.guard.classifier.model import Classifier, NgramScorer, Scorer, load, sigmoid
 from fairlead.guard.classifier.ngrams import vocabulary
 from fairlead.guard.classifier.reading import TOKENS, WORDS, Pair, Reading, read
 from fairlead.guard.classifier.rows import Part, Row, View, grouped
@@ -99,7 +99,8 @@ def train(
     keys, left_out = _keys(constitution, by_part, rate)
     if not keys:
         raise CannotTell(
-            "no principle has enough rows to learn from: " + "; ".join(f"{id} ({view}): {why}" for id, view, why in left_out)
+            "no principle has enough rows to learn from: "
+            + "; ".join(f"{id} ({view}): {why}" for id, view, why in left_out)
         )
     learning = by_part["train"] + augmented(by_part["train"], copies, seed=seed)
     for language, how in (translate or {}).items():
@@ -117,7 +118,8 @@ def train(
     manifest = Manifest(
         kind=kind, name=f"{constitution.name}:{kind}", constitution=constitution.sha256, reading=reading,
         heads=tuple(heads), max_tokens=max_tokens, rows=dict(Counter(row.source for row in rows)),
-        rows_sha256=_rows_sha256(rows), made={"python": platform.python_version(), "seed": seed, **learnt.made}, files={},
+        rows_sha256=_rows_sha256(rows), files={},
+        made={"python": platform.python_version(), "seed": seed, **learnt.made},
     )  # fmt: skip
     files = {
         **learnt.files,
@@ -147,9 +149,11 @@ def _keys(
     constitution: Constitution, parts: Mapping[Part, Sequence[Row]], rate: float
 ) -> tuple[list[Key], list[tuple[str, str, str]]]:
     """The heads that can be learnt, and why the others cannot."""
-    counts = {part: Counter((id, r.view, y) for r in rows for id, y in r.labels.items()) for part, rows in parts.items()}
+    counts = {
+        part: Counter((id, r.view, y) for r in rows for id, y in r.labels.items()) for part, rows in parts.items()
+    }
     keys: list[Key] = []
-    left_out = []
+    left_out: list[tuple[str, str, str]] = []
     views: tuple[View, ...] = ("prompt", "exchange")
     for id in constitution.ids:
         for view in views:
@@ -187,12 +191,12 @@ def _to_learn(
     return pairs, np.array(labels, np.float32).reshape(len(pairs), len(keys)), groups
 
 
-def learn_tfidf(
-    pairs: Sequence[Pair], labels_NH: NDArray[np.float32], groups: Sequence[str], valid: Valid
-) -> Learnt:
+def learn_tfidf(pairs: Sequence[Pair], labels_NH: NDArray[np.float32], groups: Sequence[str], valid: Valid) -> Learnt:
     """A vocabulary and a logistic regression per head; the penalty is chosen by AUROC on the validation part."""
     words = vocabulary(pairs)
-    weight_HD, bias_H = fit_heads(tfidf_matrix(words, pairs), labels_NH, tfidf_matrix(words, valid.pairs), valid.labels_NH)
+    weight_HD, bias_H = fit_heads(
+        tfidf_matrix(words, pairs), labels_NH, tfidf_matrix(words, valid.pairs), valid.labels_NH
+    )
     files = {
         "vocabulary.json": json.dumps(sorted(words.index, key=words.index.__getitem__), ensure_ascii=False).encode(),
         "vocabulary.safetensors": arrays.dump({"idf": words.idf}),
@@ -228,13 +232,13 @@ def _heads(
     heads, dropped = [], []
     for h, (id, view) in enumerate(keys):
         at = [n for n, r in enumerate(rows) if id in r.labels and r.view == view and not np.isnan(top_NH[n, h])]
-        z, y = top_NH[at, h].astype(np.float64), np.array([rows[n].labels[id] for n in at], bool)
+        z, y = top_NH[at, h], np.array([rows[n].labels[id] for n in at], bool)
         try:
-            slope, offset = platt(z, y)
+            slope, offset = platt(z.astype(np.float64), y)
         except ValueError as problem:
             dropped.append((id, str(view), str(problem)))
             continue
-        p = np.asarray(1 / (1 + np.exp(-np.clip(np.float32(slope) * z + np.float32(offset), -60, 60))), np.float32)
+        p = sigmoid(z * np.float32(slope) + np.float32(offset))
         threshold = threshold_at(p[~y], rate)
         doubt = threshold_at(p[~y], min(0.5, 4 * rate))
         heads.append(Head(id, view, slope, offset, min(threshold, 1.0), min(doubt, threshold, 1.0), rate))
@@ -278,8 +282,8 @@ def _card(
         "heads": heads,
         "left_out": [list(item) for item in left_out],
         "said": [
-            f"{synthetic:,} of {len(rows):,} rows come from templates of the constitution: numbers on them say how well such "
-            "templates are told apart, not how well traffic is.",
+            f"{synthetic:,} of {len(rows):,} rows come from templates of the constitution: numbers on them say how "
+            "well such templates are told apart, not how well traffic is.",
             *said,
         ],
     }
@@ -297,4 +301,6 @@ def check_rows(rows: Sequence[Row]) -> None:
     """Raises InputError where two rows have one id: then provenance would not say which is which."""
     twice = [id for id, n in Counter(row.id for row in rows).items() if n > 1]
     if twice:
-        raise InputError(f"{len(twice)} ids stand for several rows, the first is {twice[0]!r}: give files of different names")
+        raise InputError(
+            f"{len(twice)} ids stand for several rows, the first is {twice[0]!r}: give files of different names"
+        )
