@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import random
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -168,3 +169,131 @@ POOL = ("alpaca-eval", "selfaware", "ifeval", "mt-bench")  # ordinary harmless r
 
 def rows_of(names: dict[str, Callable[[], list[Row]]]) -> list[Row]:
     return [row for read in names.values() for row in read()]
+
+
+# ------------------------------------------------------------------------------------------------------- replies
+
+GPTFUZZ_KEPT = 2_400  # of 6,160 labelled replies: many are alike
+
+
+def reply_rows() -> tuple[list[Row], list[Row]]:
+    """(to learn from, to test on): `complied` is what counts. Partial refusals of XSTest are left out."""
+    questions = [r["text"] for r in table("gptfuzz/question_list.csv")]
+    found = table("gptfuzz/responses_labeled_train.csv.gz")
+    rng = random.Random(0)
+    learn = []
+    for n in sorted(rng.sample(range(len(found)), GPTFUZZ_KEPT)):
+        r, q = found[n], int(found[n]["question"])
+        if r["Response"].strip() and q < len(questions):
+            item = Exchange((user(questions[q]),), (assistant(r["Response"]),))
+            learn.append(Row(f"gptfuzz/{n}", item, {"complied": r["label"] == "1"}, "gptfuzz", f"gptfuzz/q{q}"))
+    for n, r in enumerate(lines("coconot/coconot_pref.jsonl.gz")):
+        for side, complied in (("chosen", True), ("rejected", False)):
+            item = Exchange((user(r["prompt"]),), (assistant(r[side]),))
+            if r[side].strip():
+                learn.append(
+                    Row(f"coconot-pref/{n}.{side}", item, {"complied": complied}, "coconot-pref", f"coconot-pref/{n}")
+                )
+    return learn, [*_xstest_completions(), *_jailbreak_artifacts()]
+
+
+def _xstest_completions() -> list[Row]:
+    out = []
+    for model in ("llama2orig", "llama2new", "gpt4", "mistralinstruct", "mistralguard"):
+        for r in table(f"xstest/model_completions/xstest_v2_completions_{model}.csv.gz"):
+            if r["final_label"] in ("1_full_compliance", "2_full_refusal") and r["completion"].strip():
+                item = Exchange((user(r["prompt"]),), (assistant(r["completion"]),))
+                out.append(
+                    Row(f"xstest/{model}.{r['id']}", item, {"complied": r["final_label"][0] == "1"}, "xstest-completions",
+                        f"xstest/{r['id']}")
+                )  # fmt: skip
+    return out
+
+
+def _jailbreak_artifacts() -> list[Row]:
+    out = []
+    for path in sorted((DATA / "jailbreakbench" / "attack-artifacts").rglob("*.json.gz")):
+        body = document(str(path.relative_to(DATA)))
+        for n, j in enumerate(body.get("jailbreaks", ()) if isinstance(body, dict) else ()):
+            if j.get("prompt") and (j.get("response") or "").strip() and isinstance(j.get("jailbroken"), bool):
+                item = Exchange((user(j["goal"]),), (assistant(j["response"]),))
+                name = f"{path.parts[-3]}.{path.name.split('.json')[0]}"
+                out.append(
+                    Row(
+                        f"jailbreakbench/{name}.{n}",
+                        item,
+                        {"complied": j["jailbroken"]},
+                        "jailbreakbench",
+                        f"jbb/{j['index']}",
+                    )
+                )
+    return out
+
+
+# ----------------------------------------------------------------------------------------------------- injection
+
+
+def injection_rows() -> tuple[list[Row], list[Row]]:
+    """(to learn from, to test on): `injected` is what counts. The text that was retrieved is what is judged."""
+    learn = [*_bipia("train"), *_jailbreaks()]
+    test = [*_bipia("test"), *_cyberseceval(), *_guardrails_demo()]
+    return learn, test
+
+
+def _bipia(part: str) -> list[Row]:
+    attacks = list(leaves(document(f"bipia/text_attack_{part}.json")))
+    contexts = [r["context"] for r in lines(f"bipia/email/{part}.jsonl")]
+    contexts += [r["context"] for r in lines(f"bipia/table/{part}.jsonl.gz")][:150]
+    rng, out = random.Random(part), []
+    for n, context in enumerate(contexts):
+        out.append(_retrieved(f"bipia-{part}/{n}.clean", context, False, f"bipia-{part}", f"bipia-{part}/{n}"))
+        attack = rng.randrange(len(attacks))
+        text = _inserted(context, attacks[attack], rng)
+        out.append(_retrieved(f"bipia-{part}/{n}.a{attack}", text, True, f"bipia-{part}", f"bipia-{part}/{n}"))
+    return out
+
+
+def _inserted(context: str, attack: str, rng: random.Random) -> str:
+    where = rng.choice(("start", "middle", "end"))
+    if where == "start":
+        return f"{attack}\n{context}"
+    if where == "end":
+        return f"{context}\n{attack}"
+    rows = context.split("\n")
+    at = rng.randint(0, len(rows))
+    return "\n".join([*rows[:at], attack, *rows[at:]])
+
+
+def _retrieved(id: str, text: str, injected: bool, source: str, group: str) -> Row:
+    """Read as a reply: windows over all of it, with nothing asked."""
+    return Row(id, Exchange((), (assistant(text),)), {"injected": injected}, source, group)
+
+
+def _jailbreaks() -> list[Row]:
+    """Templates of jailbreaks against ordinary requests of some length."""
+    out = [
+        _retrieved(f"gptfuzz-templates/{n}", r["text"], True, "gptfuzz-templates", f"gptfuzz-templates/{n}")
+        for n, r in enumerate(table("gptfuzz/GPTFuzzer.csv"))
+    ]
+    plain = [r["instruction"] for r in document("refusal-direction/harmless_val.json.gz")][:300]
+    return out + [
+        _retrieved(f"refusal-harmless/{n}", text, False, "refusal-harmless", f"refusal-harmless/{n}")
+        for n, text in enumerate(plain)
+    ]
+
+
+def _cyberseceval() -> list[Row]:
+    """Indirect cases hold the order in what the user pasted; there is no clean form of them."""
+    return [
+        _retrieved(f"cyberseceval/{r['prompt_id']}", r["user_input"], True, f"cyberseceval-{r['injection_type']}",
+                   f"cyberseceval/{r['prompt_id']}")
+        for r in document("cyberseceval/prompt_injection.json")
+    ]  # fmt: skip
+
+
+def _guardrails_demo() -> list[Row]:
+    return [
+        _retrieved(f"guardrails-demo/{r['id']}", r["data"], bool(r["expected_triggers"]["Jailbreak"]), "guardrails-demo",
+                   f"guardrails-demo/{r['id']}")
+        for r in lines("openai-guardrails-demo/demo_data.jsonl")
+    ]  # fmt: skip
