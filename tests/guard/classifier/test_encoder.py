@@ -158,11 +158,58 @@ def test_a_classifier_on_an_encoder_is_trained_saved_and_read_back(encoder: Path
     assert made.classifier.manifest.constitution == constitution().sha256
 
 
+@pytest.mark.parametrize("kind", ["distilbert", "bert"])
+def test_any_sequence_classifier_serves_by_its_folder(encoder: Path, tmp_path: Path, kind: str) -> None:
+    import shutil
+
+    import torch
+    from transformers import (
+        BertConfig,
+        BertForSequenceClassification,
+        DistilBertConfig,
+        DistilBertForSequenceClassification,
+    )
+
+    torch.manual_seed(1)
+    size = len(NAMES) + 11
+    model: Any = (
+        DistilBertForSequenceClassification(
+            DistilBertConfig(vocab_size=size, dim=32, n_layers=1, n_heads=2, hidden_dim=64, num_labels=3)
+        )
+        if kind == "distilbert"
+        else BertForSequenceClassification(
+            BertConfig(
+                vocab_size=size,
+                hidden_size=32,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                intermediate_size=64,
+                num_labels=3,
+            )
+        )
+    )
+    model.eval().save_pretrained(str(tmp_path))
+    shutil.copy(encoder / "tokenizer.json", tmp_path)
+    raw = (tmp_path / "tokenizer.json").read_bytes()
+    served = Encoder.of_bytes(onnx_of(tmp_path, unit=True), raw, 48).embed(PAIRS)
+    for n, (tokens, types) in enumerate(tokenised(tmp_path, PAIRS, 48)):
+        more = {"token_type_ids": torch.tensor([types])} if kind == "bert" else {}
+        with torch.no_grad():
+            wanted = model(input_ids=torch.tensor([tokens]), **more).logits[0].numpy()
+        assert np.allclose(served[n], wanted, atol=1e-4)
+    made = trained(
+        tmp_path / "c", kind="encoder", learn=encoder_learner(tmp_path, tmp_path / "c", max_tokens=24), max_tokens=24
+    )
+    assert made.classifier.scorer.logits(PAIRS).shape == (3, len(made.classifier.heads))  # a head reads the logits
+
+
 def test_a_folder_that_is_no_encoder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no tokenizer\.json"):
         encoder_learner(tmp_path, tmp_path / "c")
-    (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
-    with pytest.raises(InputError, match="mamba"):
+    with pytest.raises(InputError, match=r"no config\.json"):
+        onnx_of(tmp_path, unit=True)
+    (tmp_path / "config.json").write_text('{"model_type": "no-such-model"}')
+    with pytest.raises(InputError, match="cannot be opened"):
         onnx_of(tmp_path, unit=True)
 
 

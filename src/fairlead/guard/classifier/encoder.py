@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,16 @@ BATCH = 16  # texts of one call of the session; more gains nothing on a CPU and 
 
 @dataclass(frozen=True)
 class Encoder:
-    """`embed` gives the mean of the last hidden states of every pair (B, D)."""
+    """`embed` gives a row of features for every pair (B, D): the mean of an encoder's last hidden states, or the logits
+    of a sequence classifier."""
 
     session: Any
     tokenizer: Any
+
+    @cached_property
+    def _inputs(self) -> tuple[str, ...]:
+        """What the graph asks for: not every model knows types of tokens."""
+        return tuple(i.name for i in self.session.get_inputs())
 
     @staticmethod
     def of_bytes(onnx: bytes, tokenizer: bytes, longest: int, threads: int = 1) -> Encoder:
@@ -40,8 +47,9 @@ class Encoder:
         bits: list[Floats] = []
         for k in range(0, len(order), BATCH):
             batch = [found[i] for i in order[k : k + BATCH]]
-            (mean_BD,) = self.session.run(["embedding"], padded([(e.ids, e.type_ids) for e in batch]))
-            bits.append(mean_BD)
+            inputs = padded([(e.ids, e.type_ids) for e in batch])
+            (row_BD,) = self.session.run(["embedding"], {name: inputs[name] for name in self._inputs})
+            bits.append(row_BD)
         sorted_BD = np.concatenate(bits)
         out = np.empty_like(sorted_BD)
         out[order] = sorted_BD

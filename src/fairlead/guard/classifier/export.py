@@ -1,6 +1,6 @@
-"""A BERT-like encoder as an ONNX graph with the mean of its last hidden states as output, and its int8 form.
+"""A model as an ONNX graph with one row of features a text, and its int8 form.
 
-The graph is written node by node (onnx, without torch): weights come from the folder's safetensors. int8 is
+The graph of a BERT encoder is written node by node (onnx, without torch) from the folder's safetensors. int8 is
 onnxruntime's dynamic quantisation of the matrix products, weights per channel.
 
 Axes: B texts, T tokens, D width, N attention heads.
@@ -9,6 +9,7 @@ Axes: B texts, T tokens, D width, N attention heads.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +20,85 @@ from fairlead.errors import InputError, MissingResource
 from fairlead.guard.classifier import arrays
 
 OPSET = 17
-_KNOWN = ("bert",)
 
 
 def onnx_of(folder: Path, *, unit: bool) -> bytes:
-    """The encoder in `folder` (config.json, model.safetensors; BERT's architecture) as ONNX, float32.
+    """The model in `folder` as ONNX, float32: the mean of an encoder's last hidden states, the logits of a sequence
+    classifier. A `model.onnx` that lies there (output 'embedding') is taken as it is; BERT encoders are written here;
+    anything else transformers can open is traced, which needs torch.
 
-    unit   divide the mean by its length, as sentence encoders are mostly used; a tuned head may want it as it is
-
-    Raises InputError for another architecture: give such a model's own model.onnx beside its tokenizer.json.
+    unit   divide an encoder's mean by its length, as sentence encoders are mostly used; a tuned head wants it as it is
     """
     own = folder / "model.onnx"
     if own.exists():
         return own.read_bytes()
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    kind = config.get("model_type")
-    if kind not in _KNOWN or config.get("position_embedding_type", "absolute") != "absolute":
-        raise InputError(
-            f"{folder}: is a {kind!r} model; a graph is made here for {', '.join(_KNOWN)} alone. Put its own export "
-            "there as model.onnx, with the output 'embedding'"
-        )
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise InputError(f"{folder}: has no config.json that can be read ({problem}); name a model's folder") from None
+    if is_classifier(config) or config.get("model_type") != "bert" or _relative(config):
+        return _traced(folder, config, unit)
     weights = arrays.load((folder / "model.safetensors").read_bytes())
     prefix = "bert." if any(name.startswith("bert.") for name in weights) else ""
     return _Graph({n.removeprefix(prefix): w for n, w in weights.items()}, config).build(unit)
+
+
+def is_classifier(config: Mapping[str, Any]) -> bool:
+    return any(name.endswith("ForSequenceClassification") for name in config.get("architectures") or ())
+
+
+def _relative(config: Mapping[str, Any]) -> bool:
+    return config.get("position_embedding_type", "absolute") != "absolute"
+
+
+def _traced(folder: Path, config: Mapping[str, Any], unit: bool) -> bytes:
+    """Any other architecture, by way of torch's exporter; weights from safetensors, no code from the folder."""
+    import io
+    import warnings
+
+    import torch
+    import transformers
+
+    kind = transformers.AutoModelForSequenceClassification if is_classifier(config) else transformers.AutoModel
+    try:
+        model = kind.from_pretrained(
+            str(folder), local_files_only=True, use_safetensors=True, attn_implementation="eager"
+        ).eval()
+    except (OSError, ValueError) as problem:
+        raise InputError(f"{folder}: cannot be opened ({str(problem).splitlines()[0]})") from None
+    names = ["input_ids", "attention_mask"]
+    if getattr(model.config, "type_vocab_size", 0) > 1:
+        names.append("token_type_ids")
+
+    def forward(*inputs: torch.Tensor) -> torch.Tensor:
+        told = model(**dict(zip(names, inputs, strict=True)))
+        if is_classifier(config):
+            return told.logits
+        seen = inputs[1][:, :, None].to(told.last_hidden_state.dtype)
+        mean = (told.last_hidden_state * seen).sum(1) / seen.sum(1)
+        return torch.nn.functional.normalize(mean, dim=1) if unit else mean
+
+    class Whole(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+            return forward(*inputs)
+
+    shape = (2, 7)
+    inputs = {name: torch.ones(shape, dtype=torch.long) for name in names}
+    inputs["attention_mask"][0, 4:] = 0  # were all seen, the mask would be traced away
+    if "token_type_ids" in inputs:
+        inputs["token_type_ids"][:] = 0
+    out = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tracer's remarks on shapes, which the axes below settle
+        torch.onnx.export(
+            Whole(), tuple(inputs.values()), out, input_names=names, output_names=["embedding"], opset_version=OPSET,
+            dynamic_axes={**{name: {0: "B", 1: "T"} for name in names}, "embedding": {0: "B"}}, dynamo=False,
+        )  # fmt: skip
+    return out.getvalue()
 
 
 def int8_of(onnx: bytes) -> bytes:
