@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import random
 import sys
 import time
@@ -33,6 +34,7 @@ from fairlead.guard.classifier.encoder import Encoder
 from fairlead.guard.classifier.export import int8_of, onnx_of
 from fairlead.guard.classifier.finetune import Example, Tuning, finetune
 from fairlead.guard.classifier.fit import auroc, tfidf_matrix, threshold_at
+from fairlead.guard.classifier.model import NgramScorer
 from fairlead.guard.classifier.ngrams import vocabulary
 from fairlead.guard.classifier.reading import TOKENS, WORDS, Pair, Reading, read
 from fairlead.guard.classifier.rows import Row, grouped, split, without_near
@@ -47,7 +49,7 @@ Score = Callable[[Sequence[Row]], NDArray[np.float32]]
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--part", choices=("prompts", "replies", "injection"), default="prompts")
+    p.add_argument("--part", choices=("prompts", "replies", "injection", "speed"), default="prompts")
     p.add_argument("--encoder", type=Path, help="folder of a sentence encoder (BERT); without it TF-IDF alone")
     p.add_argument("--work", type=Path, default=Path("runs/guard-quality"))
     p.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="of fine-tuning; none leaves it out")
@@ -60,7 +62,7 @@ def main() -> None:
     if not DATA.is_dir():
         sys.exit(f"no data: {DATA} is missing")
     a.work.mkdir(parents=True, exist_ok=True)
-    results = {"prompts": prompts, "replies": replies, "injection": injection}[a.part](a)
+    results = {"prompts": prompts, "replies": replies, "injection": injection, "speed": speed}[a.part](a)
     (a.work / f"{a.part}{'-valid' if a.no_test else ''}.json").write_text(json.dumps(results, indent=1) + "\n")
 
 
@@ -220,6 +222,45 @@ def exchange_part(a: argparse.Namespace, rows: Sequence[Row], test: Sequence[Row
         out["methods"][name] = found
         say(f"{name}: {json.dumps(found)}")
     return out
+
+
+def speed(a: argparse.Namespace) -> dict[str, Any]:
+    """CPU milliseconds for one pair, one at a time: the median and the 90th percentile of 60."""
+    words = (
+        "the ship came into the harbour at noon and a man with three boxes asked for the keeper of the light".split()
+    )
+    out: dict[str, Any] = {"load": os.getloadavg()[0]}
+    pair = (" ".join(words[:18]), " ".join(words * 4))
+    rows = [
+        (" ".join(random.Random(n).sample(words, 12)), " ".join(random.Random(-n).sample(words, 12)))
+        for n in range(400)
+    ]
+    vocab = vocabulary([*rows, pair], least=1)
+    weight = np.zeros((len(vocab), 20), np.float32)
+    scorer = NgramScorer(vocab, weight, np.zeros(20, np.float32))
+    out["tfidf, 480 characters, 20 heads"] = timed(lambda n: scorer.logits([(f"{n} {pair[0]}", pair[1][n % 9 :])]))
+    if a.encoder is not None:
+        plain = onnx_of(a.encoder, unit=True)
+        tokenizer = (a.encoder / "tokenizer.json").read_bytes()
+        for form, body in (("float32", plain), ("int8", int8_of(plain))):
+            for tokens in (32, 128, 256):
+                encoder = Encoder.of_bytes(body, tokenizer, tokens)
+                text = ("ship " * 300, "")
+                out[f"{form}, {tokens} tokens"] = timed(lambda n, e=encoder, t=text: e.embed([t]))  # type: ignore[misc]
+    for name, value in out.items():
+        say(f"{name}: {value}")
+    return out
+
+
+def timed(run: Callable[[int], Any], times: int = 60) -> dict[str, float]:
+    for n in range(5):
+        run(n)
+    spent = []
+    for n in range(times):
+        began = time.process_time()
+        run(n)
+        spent.append(1e3 * (time.process_time() - began))
+    return {"p50_ms": round(float(np.median(spent)), 3), "p90_ms": round(float(np.quantile(spent, 0.9)), 3)}
 
 
 # ----------------------------------------------------------------------------------------------------- the methods

@@ -68,6 +68,10 @@ def test_replies_and_prompts_are_decided_by_their_own_heads() -> None:
     assert check().ask((user("hello"),)).outcome == "allow"
 
 
+def test_who_asks_by_windows_is_told_how_wide_they_are() -> None:
+    assert (check().window, check().context) == (READING.step, READING.window - READING.step)
+
+
 def test_what_it_cannot_place_is_refused_and_what_it_cannot_score_has_failed() -> None:
     assert check(on_violation="redact").decide([exchange("a", "sink")])[0].outcome == "refuse"
     assert check(on_violation="revise").decide([exchange("a", "sink")])[0].outcome == "revise"

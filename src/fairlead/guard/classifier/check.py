@@ -46,6 +46,16 @@ class ClassifierCheck:
         return self.classifier.lineage
 
     @property
+    def window(self) -> int:
+        """Characters that have to come before a growing reply is read again, by who asks checks of this cost."""
+        return self.classifier.reading.step
+
+    @property
+    def context(self) -> int:
+        """Characters before those that are read with them."""
+        return self.classifier.reading.window - self.classifier.reading.step
+
+    @property
     def exchange_head(self) -> int | None:
         return self.classifier.head(self.principle, "exchange")
 
