@@ -226,9 +226,8 @@ def exchange_part(a: argparse.Namespace, rows: Sequence[Row], test: Sequence[Row
 
 def speed(a: argparse.Namespace) -> dict[str, Any]:
     """CPU milliseconds for one pair, one at a time: the median and the 90th percentile of 60."""
-    words = (
-        "the ship came into the harbour at noon and a man with three boxes asked for the keeper of the light".split()
-    )
+    said = "the ship came into the harbour at noon and a man with three boxes asked for the keeper of the light"
+    words = said.split(" ")
     out: dict[str, Any] = {"load": os.getloadavg()[0]}
     pair = (" ".join(words[:18]), " ".join(words * 4))
     rows = [
