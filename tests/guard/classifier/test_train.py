@@ -53,6 +53,13 @@ def test_parts_share_no_group_and_the_card_counts_them(made: Trained) -> None:
     assert made.card["parts"] == {part: parts.count(part) for part in ("train", "valid", "test")}
 
 
+def test_every_row_has_its_provenance_in_the_folder_and_no_text(made: Trained) -> None:
+    told = [json.loads(line) for line in (made.folder / "rows.jsonl").read_text().splitlines()]
+    assert [t["id"] for t in told] == [r.id for r in rows()]
+    assert all(set(t) == {"id", "source", "group", "made", "view", "labels", "part"} for t in told)
+    assert {t["part"] for t in told} == {"train", "valid", "test"}
+
+
 def test_the_false_positive_rate_on_the_validation_part_is_the_one_asked_for(made: Trained) -> None:
     held = [r for r, part in zip(rows(), split_in_three(rows()), strict=True) if part == "valid"]
     p = made.classifier.judge([r.exchange for r in held])
@@ -149,3 +156,11 @@ def test_the_command_prints_the_card_and_writes_the_folder(tmp_path: Path, capsy
     assert load(tmp_path / "c").sha256 == told["sha256"]
     row: Row = rows()[0]
     assert row.prompt not in json.dumps(told)
+
+
+def test_a_principle_of_few_source_rows_has_some_on_every_part() -> None:
+    held = [r for r in rows() if int(r.group.rpartition("/")[2]) < 5]
+    for seed in range(5):
+        parts = split_in_three(held, seed=seed)
+        broken = {part for r, part in zip(held, parts, strict=True) if r.labels["no-sinking"]}
+        assert broken == {"train", "valid", "test"}
