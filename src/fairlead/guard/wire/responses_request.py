@@ -164,10 +164,10 @@ def _message(item: dict[str, Any], path: str, here: Path, turns: fields.Turns, p
     role, origin = _ROLES[side]
     fields.check(item, _MESSAGE, policy, f"{path}.", "input.message.")
     parts, content = _content(item.get("content"), f"{path}.content", (*here, "content"), turns, policy)
-    if role == "assistant" and "id" not in item and len(parts) == 1 and isinstance(parts[0][0], Text):
-        if isinstance(content[0], dict) and content[0].keys() <= _PLAIN:
-            content = parts[0][0].text  # without an id some servers take no list of an earlier reply's parts
-            parts = [(parts[0][0], (*here, "content"))]
+    only = parts[0][0] if len(parts) == 1 and isinstance(content, list) and content[0].keys() <= _PLAIN else None
+    if role == "assistant" and "id" not in item and isinstance(only, Text):
+        content = only.text  # without an id some servers take no list of an earlier reply's parts
+        parts = [(only, (*here, "content"))]
     turns.add(role, origin, parts)
     return {**item, "content": content}
 
