@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -164,3 +165,20 @@ def test_a_principle_of_few_source_rows_has_some_on_every_part() -> None:
         parts = split_in_three(held, seed=seed)
         broken = {part for r, part in zip(held, parts, strict=True) if r.labels["no-sinking"]}
         assert broken == {"train", "valid", "test"}
+
+
+def test_a_head_that_cannot_be_told_from_chance_is_left_out_with_the_reason(tmp_path: Path) -> None:
+    shuffled = [
+        dataclasses.replace(r, labels={"no-sinking": n % 3 == 1} if r.exchange.reply else r.labels)
+        for n, r in enumerate(rows())
+    ]
+    random.Random(1).shuffle(noise := [r.labels for r in shuffled if r.exchange.reply])
+    labels = iter(noise)
+    made = train(
+        constitution(),
+        [dataclasses.replace(r, labels=next(labels)) if r.exchange.reply else r for r in shuffled],
+        tmp_path / "c",
+        copies=0,
+    )
+    assert [(h["principle"], h["view"]) for h in made.card["heads"]] == [("no-sinking", "prompt")]
+    assert any("not told from chance" in why for _, view, why in made.card["left_out"] if view == "exchange")

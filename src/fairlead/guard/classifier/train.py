@@ -22,7 +22,7 @@ from fairlead.errors import CannotTell, InputError
 from fairlead.guard.classifier import arrays, artefact
 from fairlead.guard.classifier.artefact import Head, Manifest
 from fairlead.guard.classifier.augment import Translate, augmented, translated
-from fairlead.guard.classifier.card import described, markdown
+from fairlead.guard.classifier.card import auroc_interval, described, markdown
 from fairlead.guard.classifier.fit import STRENGTHS, auroc, logistic, platt, tfidf_matrix, threshold_at
 from fairlead.guard.classifier.model import Classifier, NgramScorer, Scorer, load, sigmoid
 from fairlead.guard.classifier.ngrams import vocabulary
@@ -32,6 +32,7 @@ from fairlead.guard.classifier.rows import Part, Row, View, grouped
 TFIDF = "tfidf"
 RATE = 0.05
 FEWEST = 8  # broken, and kept, that a head needs on each part
+CHANCE_DRAWS = 200  # of the interval that a head's AUROC on the validation part has to clear
 SHOWN_WINDOWS = 3  # of one reply, when learning: what a long reply is stands in its first windows
 HELD: tuple[Part, ...] = ("valid", "test")
 SHARES = (0.2, 0.2)  # of what breaks a principle, and of the harmless groups
@@ -114,7 +115,7 @@ def train(
     left_out += dropped
     kept = [keys.index((h.principle, h.view)) for h in heads]
     if not heads:
-        raise CannotTell("no head is better than chance on the validation part; give more rows (--exchanges)")
+        raise CannotTell("no head can be told from chance on the validation part; give more rows (--exchanges)")
     manifest = Manifest(
         kind=kind, name=f"{constitution.name}:{kind}", constitution=constitution.sha256, reading=reading,
         heads=tuple(heads), max_tokens=max_tokens, rows=dict(Counter(row.source for row in rows)),
@@ -252,6 +253,13 @@ def _heads(
     for h, (id, view) in enumerate(keys):
         at = [n for n, r in enumerate(rows) if id in r.labels and r.view == view and not np.isnan(top_NH[n, h])]
         z, y = top_NH[at, h], np.array([rows[n].labels[id] for n in at], bool)
+        told = auroc_interval(z, y, [rows[n].group for n in at], draws=CHANCE_DRAWS)
+        if not told.low > 0.5:
+            why = (
+                f"AUROC {told.value:.2f} [{told.low:.2f}, {told.high:.2f}] on the validation part: not told from chance"
+            )
+            dropped.append((id, str(view), why))
+            continue
         try:
             slope, offset = platt(z.astype(np.float64), y)
         except ValueError as problem:
