@@ -251,8 +251,8 @@ class App:
             watch.done()
 
     async def _health(self, route: str, send: Send) -> None:
-        """Alive; and ready, which a worker that is being stopped or is full is not."""
-        full = self.in_flight >= self.limits.in_flight
+        """Alive; and ready, which a worker that is being stopped, is full or cannot write its log is not."""
+        full = self.in_flight >= self.limits.in_flight or (self.log is not None and not self.log.accepting)
         ready = route == "/healthz" or not (self.draining or full)
         await _plain(send, 200 if ready else 503, b'{"ok":%s}' % (b"true" if ready else b"false"))
 

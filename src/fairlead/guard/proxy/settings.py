@@ -85,14 +85,13 @@ class Audit(_Part):
 
 
 class Settings(_Part):
-    """All of it. `window` and `heartbeat` speak of streams; `budget` is seconds for all checks of one request."""
+    """All of it."""
 
     allow: tuple[str, ...] = Field((), description="request fields that pass unread, by the name their refusal gives")
     images: Literal["refuse", "pass"] = Field("refuse", description="images are not looked at: a pass is counted")
     opaque: Literal["drop", "pass"] = Field("drop", description="reasoning that nothing can read: a pass is counted")
     top_logprobs: Literal["drop", "pass"] = Field("drop", description="tokens that the model did not choose")
     unknown: Literal["stop", "drop"] = Field("stop", description="an event without a name here ends the stream, or not")
-    window: Annotated[int, Field(ge=0, le=10_000)] = Field(64, description="characters held back of a streamed reply")
     heartbeat: Seconds = Field(5.0, description="seconds between signs of life while a reply is held back")
     budget: Seconds = Field(30.0, description="seconds for all checks of one request together")
     rounds: Annotated[int, Field(ge=1, le=8)] = Field(2, description="changes of one reply before it is refused")
