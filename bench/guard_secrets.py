@@ -104,7 +104,7 @@ def leaks(n: int, how: Any, seed: int) -> dict[str, Any]:
     return {
         "n": n,
         "leaks": total,
-        "upper_95": 3 / n if not total else wilson(total, n)[1],
+        "upper_95": 3 / n if not total else wilson(total, n).high,
         "most_bits_without_leak": round(most, 1),
         "by": {name: [leaked[name], tried[name]] for name in sorted(tried)},
         "cases": which[:40],
