@@ -63,7 +63,9 @@ def test_redaction_paints_over_texts_results_and_arguments() -> None:
     assert prompted.told == Told("redact", "p", ledger.verdicts[0].id) and tally.decisions["p", "redact"] == 1
 
 
-@pytest.mark.parametrize("span", [Span((1, 0), 0, 4), Span((9, 9), 0, 1), Span((1, 0), 5, 6), Span((0, 0), 0, 99)])
+@pytest.mark.parametrize(
+    "span", [Span((1, 0), 0, 4), Span((1, 0), 2, 17), Span((9, 9), 0, 1), Span((1, 0), 5, 6), Span((0, 0), 0, 99)]
+)
 def test_what_cannot_be_painted_over_does_not_go_on(span: Span) -> None:
     prompted, _, _ = run(says("redact", span))
     assert not prompted.goes_on and prompted.told.decision == "refuse" and prompted.say == "i will not ."
