@@ -164,7 +164,15 @@ def encode(entry: Entry, digest_key: bytes, **beside: Any) -> bytes:
         body["more"] = True
     if beside:
         body.update(beside)
-    return orjson.dumps(body)
+    return dumped(body)
+
+
+def dumped(body: Mapping[str, Any]) -> bytes:
+    """JSON of a record. Halves of surrogate pairs, which no UTF-8 can hold, are written as their escapes."""
+    try:
+        return orjson.dumps(body)
+    except orjson.JSONEncodeError:
+        return orjson.dumps(_clean(body))
 
 
 def keyed(sha256: str, key: bytes) -> str:
@@ -173,6 +181,14 @@ def keyed(sha256: str, key: bytes) -> str:
     if len(raw) != 32:
         raise ValueError(f"a digest has 64 hex digits, this has {len(sha256)}: give sha256(…).hexdigest()")
     return hmac.digest(key, raw, "sha256")[:16].hex()
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, Mapping):
+        return {_clean(key): _clean(inner) for key, inner in value.items()}
+    return [_clean(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def _verdict(v: Verdict) -> tuple[Any, ...]:
