@@ -87,8 +87,12 @@ def _uncovered(
         _, check, _, outcome, _, _ = verdicts[id]
         if outcome == "failed":
             failed = True
+        elif outcome == "doubt":  # a cheap check's, that handed on to a dearer one: covers nothing, forbids nothing
+            continue
         elif outcome not in COVERS:
             return f"{check} said {outcome}", failed
         named.add(check)
+    if not named:
+        return "all of them are in doubt", failed
     missing = required - named if place != GUARDS_OWN else frozenset()
     return (f"no verdict of {', '.join(sorted(missing))}" if missing else ""), failed

@@ -48,7 +48,7 @@ class Report:
     crashes    starts after an end that was not orderly, by chain: what was queued then is missing, at most `window_s`
                and the commit under way
     gaps       records that were lost while the log could not be written, as the log says itself
-    unsent     exchanges not let out because the log could not be written
+    unsent     exchanges on record that were then not sent, or not to the end
     open       requests of which the last part is missing: cut off by a crash, or still running
     """
 
