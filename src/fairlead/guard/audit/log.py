@@ -21,7 +21,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fairlead.guard.audit import store, texts
+from fairlead.exchange import Exchange
+from fairlead.guard.audit import queue, store, texts
 from fairlead.guard.audit.chain import Keys, genesis, link, row_number
 from fairlead.guard.audit.entry import Entry, dumped, encode
 from fairlead.guard.audit.heads import Head, Sender, write_heads
@@ -57,18 +58,31 @@ class AuditLog:
 
     # --------------------------------------------------------------------------------------- what workers call
 
-    def record(self, entry: Entry, said: Sequence[tuple[str, str]] = (), keep_s: float | None = None) -> int:
+    def record(
+        self,
+        entry: Entry,
+        said: Sequence[tuple[str, str]] = (),
+        keep_s: float | None = None,
+        escalated: Exchange | None = None,
+    ) -> int:
         """Chain one entry and queue it; its number in the chain, 0 where there was no room and it was counted as lost.
 
-        said    texts to keep beside it, as (what, text), such as ("asked", …): only for `keep_s` seconds, the log's
-                own where not given, and not at all where that is 0
+        said       texts to keep beside it, as (what, text), such as ("asked", …): only for `keep_s` seconds, the log's
+                   own where not given, and not at all where that is 0
+        escalated  the exchange to put before people (queue.py)
         Raises AuditClosed where nothing may be released without it: strict and failing, or the log is shut.
         """
         keep = self.options.keep_s if keep_s is None else keep_s
-        if said and keep > 0:
-            kept, digests = texts.prepared(entry, said, keep)
-            return self._append(encode(entry, self.keys.digest, texts=digests), kept)
-        return self._append(encode(entry, self.keys.digest))
+        if not said and escalated is None:
+            return self._append(encode(entry, self.keys.digest))
+        kept = [(what, text, keep) for what, text in said if keep > 0]
+        beside: tuple[store.Beside, ...] = ()
+        if escalated is not None:
+            beside, text = queue.prepared(entry, escalated)
+            kept.append((queue.WHAT, text, max(keep, self.options.queue_s)))
+        rows, digests = texts.prepared(entry, kept)
+        more = {"texts": digests} if digests else {}
+        return self._append(encode(entry, self.keys.digest, **more), (*rows, *beside))
 
     def policy(self, constitution: str, classifier: str, required: Mapping[str, Sequence[str]]) -> int:
         """What has to pass before a byte leaves, from now on: by place, the names of the checks. At start and after
@@ -80,9 +94,9 @@ class AuditLog:
             required={place: sorted(checks) for place, checks in required.items()},
         )
 
-    def note(self, kind: str, **fields: Any) -> int:
-        """A record of another kind than an exchange."""
-        return self._append(dumped({"kind": kind, "time": time.time(), **fields}))
+    def note(self, kind: str, beside: Sequence[store.Beside] = (), /, **fields: Any) -> int:
+        """A record of another kind than an exchange; `beside` is carried out in the same commit."""
+        return self._append(dumped({"kind": kind, "time": time.time(), **fields}), tuple(beside))
 
     def unsent(self, number: int, why: str) -> int:
         """The exchange of the record with this number was not let out after all."""
@@ -163,21 +177,21 @@ class AuditLog:
 
     # --------------------------------------------------------------------------------------- chain and queue
 
-    def _append(self, body: bytes, kept: tuple[store.Text, ...] = ()) -> int:
+    def _append(self, body: bytes, beside: tuple[store.Beside, ...] = ()) -> int:
         with self._lock:
             self._check_open()
             full = len(self._queue) >= self.options.queue or self._bytes + len(body) > self.options.queue_bytes
             if full:
                 return self._lose()
             self._lost_told()
-            return self._append_locked(body, kept)
+            return self._append_locked(body, beside)
 
-    def _append_locked(self, body: bytes, kept: tuple[store.Text, ...]) -> int:
+    def _append_locked(self, body: bytes, beside: tuple[store.Beside, ...]) -> int:
         seq = self._seq + 1
         row = row_number(self.chain, seq)
         code = link(self.keys.chain, self._code, row, body)
         self._seq, self._code = seq, code
-        self._queue.append((row, code, body, kept))
+        self._queue.append((row, code, body, beside))
         self._bytes += len(body)
         if len(self._queue) == 1:
             self._more.notify()

@@ -28,6 +28,7 @@ class Options:
     heads_url      where they are posted to; "" for nowhere
     heads_every_s  seconds between two heads of a chain at least: a cut of the tail within it may go unseen
     keep_s         seconds that texts are kept; 0 keeps none
+    queue_s        seconds that an escalated exchange is kept for people to read, even where other texts are not
     """
 
     strict: bool = False
@@ -41,13 +42,14 @@ class Options:
     heads_url: str = ""
     heads_every_s: float = 1.0
     keep_s: float = 0.0
+    queue_s: float = 30 * 86_400.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.batch <= 4096:
             raise InputError(f"audit: batch is {self.batch}: between 1 and 4096 records go into one commit")
         if self.queue < self.batch or self.queue_bytes < 1 << 16:
             raise InputError("audit: the queue must hold one batch at least, and 64 KiB")
-        for name in ("window_s", "give_up_s", "heads_every_s", "keep_s"):
+        for name in ("window_s", "give_up_s", "heads_every_s", "keep_s", "queue_s"):
             if not 0.0 <= getattr(self, name) < float("inf"):
                 raise InputError(f"audit: {name} is {getattr(self, name)}: give seconds, 0 or more")
         if self.heads_url and not self.heads_url.startswith(("http://", "https://")):

@@ -16,6 +16,7 @@ import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fairlead.errors import InputError, MissingResource
 from fairlead.guard.audit.chain import CHAINS, row_number
@@ -29,18 +30,19 @@ create table if not exists texts (row integer not null, n integer not null, requ
     tenant text not null, what text not null, salt blob not null, until real not null, text text not null,
     primary key (row, n)) without rowid;
 create index if not exists texts_until on texts (until);
+create index if not exists texts_request on texts (request);
 create table if not exists queue (id integer primary key, time real not null, request text not null unique,
     tenant text not null, verdict text not null, constitution text not null, principle text not null,
-    evidence text not null, state text not null, who text not null default '', decision text not null default '',
-    note text not null default '', decided real, until real not null, exchange text);
+    evidence text not null, state text not null default 'open', who text not null default '',
+    decision text not null default '', note text not null default '', decided real);
 create table if not exists spend (tenant text not null, day text not null, usd integer not null,
     primary key (tenant, day)) without rowid;
 """
 VERSION = 1
 BUSY_S = 10.0  # how long a writer waits for another worker's commit before that counts as a failed write
 
-Text = tuple[int, str, str, str, bytes, float, str]  # n, request, tenant, what, salt, until, text
-Row = tuple[int, bytes, bytes, tuple[Text, ...]]  # number, code, body, texts kept beside it
+Beside = tuple[str, dict[str, Any]]  # a statement and its values (`row` is added): carried out in the same commit
+Row = tuple[int, bytes, bytes, tuple[Beside, ...]]  # number, code, body, what goes with it
 
 
 def connect(path: Path, *, make: bool = False, readonly: bool = False) -> sqlite3.Connection:
@@ -103,9 +105,9 @@ def insert(db: sqlite3.Connection, rows: Sequence[Row]) -> None:
         values = ",".join(["(?,?,?)"] * len(rows))
         cells = [cell for row in rows for cell in (row[0], row[1], row[2].decode())]
         db.execute(f"insert into records values {values}", cells)
-        texts = [(row[0], *text) for row in rows for text in row[3]]
-        if texts:
-            db.executemany("insert into texts values (?,?,?,?,?,?,?,?)", texts)
+        for row in rows:
+            for statement, more in row[3]:
+                db.execute(statement, {"row": row[0], **more})
         db.execute("commit")
     except BaseException:
         if db.in_transaction:

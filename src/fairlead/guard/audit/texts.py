@@ -11,24 +11,29 @@ import os
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
 from fairlead.guard.audit.entry import Entry
-from fairlead.guard.audit.store import Text
+from fairlead.guard.audit.store import Beside
 
+if TYPE_CHECKING:
+    from fairlead.guard.audit.log import AuditLog
+
+Said: TypeAlias = tuple[str, str, float]  # what it is, the text, seconds to keep it
 _AT_ONCE = 500
+_INSERT = "insert into texts values (:row, :n, :request, :tenant, :what, :salt, :until, :text)"
 
 
-def prepared(
-    entry: Entry, said: Sequence[tuple[str, str]], keep_s: float
-) -> tuple[tuple[Text, ...], list[list[object]]]:
-    """Rows for the side table, and what the chain holds of them: [what, digest, until]."""
-    rows: list[Text] = []
+def prepared(entry: Entry, said: Sequence[Said]) -> tuple[tuple[Beside, ...], list[list[object]]]:
+    """What to put into the side table, and what the chain holds of it: [what, digest, until] of each text."""
+    rows: list[Beside] = []
     digests: list[list[object]] = []
-    until = round(entry.time + keep_s, 3)
-    for n, (what, text) in enumerate(said):
-        salt = os.urandom(16)
+    for n, (what, text, keep_s) in enumerate(said):
+        salt, until = os.urandom(16), round(entry.time + keep_s, 3)
         clean = text.encode("utf-8", "backslashreplace").decode()
-        rows.append((n, entry.request, entry.tenant, what, salt, until, clean))
+        values = {"n": n, "request": entry.request, "tenant": entry.tenant, "what": what, "salt": salt,
+                  "until": until, "text": clean}  # fmt: skip
+        rows.append((_INSERT, values))
         digests.append([what, digest(salt, clean.encode()), until])
     return tuple(rows), digests
 
@@ -55,7 +60,7 @@ def kept(db: sqlite3.Connection, request: str) -> list[Kept]:
 
 
 def expire(db: sqlite3.Connection, now: float) -> int:
-    """Erase texts whose time is over, those in the queue of people too. How many."""
+    """Erase texts whose time is over. How many."""
     gone = 0
     while True:
         count = db.execute(
@@ -64,33 +69,28 @@ def expire(db: sqlite3.Connection, now: float) -> int:
         gone += count
         if count < _AT_ONCE:
             break
-    gone += db.execute("update queue set exchange = null where until < ? and exchange is not null", (now,)).rowcount
     if gone:
         scrub(db)
     return gone
 
 
-def erase(db: sqlite3.Connection, *, requests: Sequence[str] = (), tenant: str = "") -> tuple[list[str], int]:
-    """Erase the texts of these requests, or all of a tenant (its digest). The requests, and how many texts.
+def erase(
+    db: sqlite3.Connection, log: AuditLog, *, requests: Sequence[str] = (), tenant: str = "", who: str, why: str
+) -> tuple[list[str], int]:
+    """Erase the texts of these requests, or all of a tenant (its digest): the requests, and how many texts.
 
-    The caller records it in the chain (`erased`), or `verify` misses the texts.
+    In one commit with the record that says so. Raises AuditClosed where that cannot be written: then they are there.
     """
-    db.execute("begin immediate")
-    try:
-        if tenant:
-            asked = "select request from texts where tenant = :t union select request from queue where tenant = :t"
-            requests = [row[0] for row in db.execute(asked, {"t": tenant})]
-        gone = 0
-        for request in requests:
-            gone += db.execute("delete from texts where request = ?", (request,)).rowcount
-            emptied = "update queue set exchange = null where request = ? and exchange is not null"
-            gone += db.execute(emptied, (request,)).rowcount
-        db.execute("commit")
-    except BaseException:
-        db.execute("rollback")
-        raise
-    scrub(db)
-    return sorted(set(requests)), gone
+    if tenant:
+        requests = [row[0] for row in db.execute("select distinct request from texts where tenant = ?", (tenant,))]
+    counts = [db.execute("select count(*) from texts where request = ?", (r,)).fetchone()[0] for r in requests]
+    found = [request for request, count in zip(requests, counts, strict=True) if count]
+    if found:
+        delete = [("delete from texts where request = :request", {"request": request}) for request in found]
+        log.note("erased", delete, requests=found, count=sum(counts), who=who, why=why)
+        log.flush()
+        scrub(db)
+    return found, sum(counts)
 
 
 def scrub(db: sqlite3.Connection) -> None:

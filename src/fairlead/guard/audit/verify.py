@@ -108,6 +108,7 @@ class _Texts:
     next: tuple[Any, ...] | None = None
     missing: list[tuple[int, int, str]] = field(default_factory=list)
     erased: set[str] = field(default_factory=set)
+    decided: dict[str, tuple[str, str]] = field(default_factory=dict)  # what people said, by request
 
 
 def verify(
@@ -182,6 +183,7 @@ def _walk(
         report.heads = "broken"
         report.found(head.chain, head.seq, "the whole chain is gone, but there is a head of it")
     _texts_end(report, kept)
+    _queue(db, report, kept.decided)
 
 
 def _anchors(db: sqlite3.Connection, report: Report, keys: Keys) -> dict[int, tuple[bytes, int]]:
@@ -249,9 +251,11 @@ def _read(chain: _Chain, seq: int, row: int, body: dict[str, Any], report: Repor
         report.found(chain.number, seq, f"{body['lost']} records before it were lost: {body['why']}")
     elif kind == "unsent":
         report.unsent += 1
+    elif kind == "human":
+        kept.decided[body["request"]] = (body["decision"], body["who"])
     elif kind == "erased":
         kept.erased.update(body["requests"])
-        report.erased += body["texts"]
+        report.erased += body["count"]
     _pass_texts(kept, row, report, chain.number, seq, body.get("texts", ()), body.get("request", ""))
 
 
@@ -320,6 +324,16 @@ def _texts_end(report: Report, kept: _Texts) -> None:
             report.found(
                 chain, seq, f"the text kept of request {request} is gone before its time, and nobody erased it"
             )
+
+
+def _queue(db: sqlite3.Connection, report: Report, decided: dict[str, tuple[str, str]]) -> None:
+    """What the table says that people decided, against the chain."""
+    for cells in db.execute("select request, decision, who from queue where state = 'decided' order by id"):
+        request, decision, who = (_raw(cell).decode(errors="replace") for cell in cells)
+        known = decided.get(request)
+        if known != (decision, who):
+            says = f"{known[0]!r}, by {known[1]}" if known else "nothing"
+            report.found(0, 0, f"the queue says {decision!r} of request {request}, by {who}; the chain says {says}")
 
 
 def anchor_seal(keys: Keys, chain: int, seq: int, code: bytes, at: float) -> str:
