@@ -118,6 +118,11 @@ def sealed(keys: Keys, what: str, *fields: object) -> str:
     return hmac.digest(keys.seal, "\0".join((what, *map(str, fields))).encode(), "sha256").hex()
 
 
+def anchor_seal(keys: Keys, chain: int, seq: int, code: bytes, at: float, policies: bytes) -> str:
+    """The signature of the mark where a chain begins after old records were taken away (rotate.py)."""
+    return sealed(keys, "anchor", chain, seq, code.hex(), at, policies.hex())
+
+
 def same(a: str | bytes, b: str | bytes) -> bool:
     """Whether two codes are equal, in a time that does not say where they differ."""
     if isinstance(a, str):

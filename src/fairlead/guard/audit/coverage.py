@@ -21,12 +21,14 @@ Ends = dict[tuple[int, int], int]
 class Coverage:
     """Of one chain. `required` are the checks by place, by (constitution, classifier), as its policy records say.
 
+    pruned      whether records before it were taken away: what goes on from them cannot be told
     open_       requests of which more is to come: where their texts end, and bytes so far
     uncounted   exchanges of which nobody counted what was written
     open_failed  exchanges let through although a check failed, as the constitution's on_error allows
     """
 
     required: dict[tuple[str, str], dict[str, frozenset[str]]] = field(default_factory=dict)
+    pruned: bool = False
     open_: dict[str, tuple[Ends, int]] = field(default_factory=dict)
     withheld: Counter[str] = field(default_factory=Counter)
     passed: Counter[str] = field(default_factory=Counter)
@@ -42,7 +44,11 @@ class Coverage:
     def exchange(self, body: Mapping[str, Any]) -> list[str]:
         """What is wrong with it, in words; empty where all is covered."""
         request, faults = body["request"], []
+        known = request in self.open_
         ends, total = self.open_.pop(request, ({}, 0))
+        cut = self.pruned and not known and any(r[3] for r in body["released"][:1])
+        if cut:
+            ends.update({(r[0], r[1]): r[3] for r in reversed(body["released"])})
         required = self.required.get((body["constitution"], body.get("classifier", "")), {})
         verdicts, failed = body["verdicts"], False
         for choice, part, place, start, end, size, _, ids in body["released"]:
@@ -64,7 +70,7 @@ class Coverage:
             written = body["written"]
             if written < 0:
                 self.uncounted += bool(total)
-            elif written != total:
+            elif written != total and not cut:
                 faults.append(f"{written} bytes were written to the client, the verdicts cover {total}")
         self.bytes += sum(r[5] for r in body["released"])
         for name, count in body.get("withheld", {}).items():

@@ -6,8 +6,10 @@ who can write the log only if he cannot put back an older copy of it: keep it on
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterable
@@ -18,8 +20,8 @@ from typing import Any
 import orjson
 
 from fairlead.errors import InputError
-from fairlead.guard.audit.chain import Keys, same, sealed
-from fairlead.guard.audit.store import take
+from fairlead.guard.audit.chain import Keys, place, row_number, same, sealed
+from fairlead.guard.audit.store import connect, tail, take
 
 SEND_S = 5.0
 
@@ -61,6 +63,21 @@ def read_heads(path: Path, keys: Keys) -> dict[int, Head]:
             raise BrokenHead(f"{path}, line {number}: this head was changed, or made with another key")
         if head.chain not in found or found[head.chain].seq < head.seq:
             found[head.chain] = head
+    return found
+
+
+def heads_of(path: Path) -> list[Head]:
+    """The end of each chain of the log, as it is now."""
+    with contextlib.closing(connect(path, readonly=True)) as db:
+        name = db.execute("select id from log").fetchone()
+        found: list[Head] = []
+        row = 0
+        while name and (first := db.execute("select min(row) from records where row >= ?", (row,)).fetchone()[0]):
+            chain = place(first)[0]
+            last = tail(db, chain)
+            assert last is not None
+            found.append(Head(name[0], chain, last.seq, last.code.hex(), time.time()))
+            row = row_number(chain + 1, 0)
     return found
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 import orjson
@@ -9,7 +12,7 @@ import orjson
 from fairlead.errors import InputError
 from fairlead.guard.audit import store
 from fairlead.guard.audit.chain import key_beside, link, read_key, row_number, same
-from fairlead.guard.audit.heads import read_heads
+from fairlead.guard.audit.heads import heads_beside, read_heads
 from fairlead.guard.audit.log import AuditLog
 from fairlead.guard.audit.options import Options
 
@@ -40,14 +43,28 @@ def open_log(path: str | Path, *, key: str | Path | None = None, options: Option
     return log
 
 
+@contextlib.contextmanager
+def opened_beside(path: Path, key: Path | None) -> Iterator[tuple[AuditLog, sqlite3.Connection]]:
+    """A log that is there, for a command that goes on record in it: a chain of its own, and a connection to read with.
+    Its heads go where those of the workers lie beside the log, if they do."""
+    if not path.exists():
+        raise InputError(f"{path}: there is no such log")
+    heads = heads_beside(path)
+    log = open_log(path, key=key, options=Options(heads=str(heads) if heads.exists() else ""))
+    try:
+        with contextlib.closing(store.connect(path)) as db:
+            yield log, db
+    finally:
+        log.close()
+
+
 def _heads_kept(options: Options) -> bool:
     return bool(options.heads or options.heads_url)
 
 
 def _continued(log: AuditLog) -> str:
     """Take up the chain where it ends. How it ended: "" for a new one, "stop", or "crash"."""
-    begun = store.anchor(log._db, log.chain)
-    base = (begun[0], begun[1]) if begun else (0, log._code)
+    base = store.anchor(log._db, log.chain) or (0, log._code)
     last = store.tail(log._db, log.chain)
     seq, code = (last.seq, last.code) if last else base
     if last is not None:

@@ -143,4 +143,5 @@ def _person(who: str) -> None:
 
 def _waiting(row: Sequence[Any]) -> Waiting:
     item = None if row[-1] is None else from_json(Exchange, orjson.loads(row[-1]))
-    return Waiting(*row[:-1], exchange=item)
+    fields: list[Any] = [*row[:-1], item]
+    return Waiting(*fields)

@@ -25,7 +25,7 @@ _SCHEMA = """
 create table if not exists log (id text primary key, version integer not null, key text not null);
 create table if not exists records (row integer primary key, code blob not null, body text not null);
 create table if not exists anchors (chain integer primary key, seq integer not null, code blob not null,
-    time real not null, seal text not null);
+    time real not null, policies text not null, seal text not null);
 create table if not exists texts (row integer not null, n integer not null, request text not null,
     tenant text not null, what text not null, salt blob not null, until real not null, text text not null,
     primary key (row, n)) without rowid;
@@ -133,9 +133,10 @@ def tail(db: sqlite3.Connection, chain: int, back: int = 0) -> Tail | None:
     return None if found is None else Tail(found[0] - row_number(chain, 0), found[1], found[2].encode())
 
 
-def anchor(db: sqlite3.Connection, chain: int) -> tuple[int, bytes, float, str] | None:
-    found = db.execute("select seq, code, time, seal from anchors where chain = ?", (chain,)).fetchone()
-    return None if found is None else tuple(found)
+def anchor(db: sqlite3.Connection, chain: int) -> tuple[int, bytes] | None:
+    """Number and code of the last record that was taken away from a chain; None where none was."""
+    found = db.execute("select seq, code from anchors where chain = ?", (chain,)).fetchone()
+    return None if found is None else (found[0], found[1])
 
 
 @dataclass(slots=True)

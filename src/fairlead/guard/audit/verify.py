@@ -18,7 +18,7 @@ from typing import Any
 import orjson
 
 from fairlead.errors import MissingResource
-from fairlead.guard.audit.chain import Keys, genesis, link, place, read_key, same, sealed
+from fairlead.guard.audit.chain import Keys, anchor_seal, genesis, link, place, read_key, same
 from fairlead.guard.audit.coverage import Coverage
 from fairlead.guard.audit.heads import Head, read_heads
 from fairlead.guard.audit.store import connect
@@ -96,7 +96,8 @@ class _Chain:
     code: bytes
     seq: int
     coverage: Coverage = field(default_factory=Coverage)
-    at_head: bytes | None = None
+    at_head: bytes | None = None  # the code of the record that its head speaks of
+    begun: int = 0  # the last record that was taken away
 
 
 @dataclass(slots=True)
@@ -166,7 +167,8 @@ def _walk(
         if chain is None or chain.number != number:
             if chain is not None:
                 _chain_ends(chain, report, known, name)
-            chain = _chain_begins(number, begins, keys, name, report)
+            report.chains += 1
+            chain = begins.pop(number, None) or _Chain(number, genesis(keys, name, number), 0)
         _record(chain, row, seq, code, body, report, keys, kept)
         head = known.get(number)
         if head is not None and head.seq == seq:
@@ -175,10 +177,9 @@ def _walk(
             progress(report.records, total)
     if chain is not None:
         _chain_ends(chain, report, known, name)
-    for number in sorted(begins):  # chains of which all records were taken away as old
-        anchored = _Chain(number, *begins[number], at_head=begins[number][0])
+    for pruned in begins.values():  # nothing is left of it but the mark
         report.chains += 1
-        _chain_ends(anchored, report, known, name)
+        _chain_ends(pruned, report, known, name)
     for head in known.values():
         report.heads = "broken"
         report.found(head.chain, head.seq, "the whole chain is gone, but there is a head of it")
@@ -186,21 +187,18 @@ def _walk(
     _queue(db, report, kept.decided)
 
 
-def _anchors(db: sqlite3.Connection, report: Report, keys: Keys) -> dict[int, tuple[bytes, int]]:
-    """Code and number of the last record that was taken away, by chain."""
-    begins: dict[int, tuple[bytes, int]] = {}
-    for chain, seq, code, at, seal in db.execute("select chain, seq, code, time, seal from anchors"):
-        if same(anchor_seal(keys, chain, seq, _raw(code), at), _raw(seal)):
-            begins[chain] = (_raw(code), seq)
-        else:
+def _anchors(db: sqlite3.Connection, report: Report, keys: Keys) -> dict[int, _Chain]:
+    """Chains of which old records were taken away, as they begin."""
+    begins: dict[int, _Chain] = {}
+    for chain, seq, code, at, policies, seal in db.execute("select * from anchors"):
+        code, policies = _raw(code), _raw(policies)
+        if not same(anchor_seal(keys, chain, seq, code, at, policies), _raw(seal)):
             report.found(chain, 0, "the mark of where it begins was changed, or made with another key")
+            continue
+        begins[chain] = _Chain(chain, code, seq, Coverage(pruned=True), code, seq)
+        for policy in orjson.loads(policies):
+            begins[chain].coverage.policy(policy)
     return begins
-
-
-def _chain_begins(number: int, begins: dict[int, tuple[bytes, int]], keys: Keys, name: str, report: Report) -> _Chain:
-    report.chains += 1
-    code, seq = begins.pop(number, (genesis(keys, name, number), 0))
-    return _Chain(number, code, seq)
 
 
 def _record(chain: _Chain, row: int, seq: int, code: Any, body: Any, report: Report, keys: Keys, kept: _Texts) -> None:
@@ -276,7 +274,7 @@ def _chain_ends(chain: _Chain, report: Report, known: dict[int, Head], name: str
         what = f"its head is of another log ({head.log}, this is {name})"
     elif head.seq > chain.seq:
         what = f"ends at record {chain.seq}, its head is record {head.seq}: {head.seq - chain.seq} were cut off"
-    elif chain.at_head is not None and not same(chain.at_head.hex(), head.code):
+    elif chain.at_head is not None and head.seq >= chain.begun and not same(chain.at_head.hex(), head.code):
         what = f"record {head.seq} is not the one its head speaks of"
     else:
         return
@@ -334,7 +332,3 @@ def _queue(db: sqlite3.Connection, report: Report, decided: dict[str, tuple[str,
         if known != (decision, who):
             says = f"{known[0]!r}, by {known[1]}" if known else "nothing"
             report.found(0, 0, f"the queue says {decision!r} of request {request}, by {who}; the chain says {says}")
-
-
-def anchor_seal(keys: Keys, chain: int, seq: int, code: bytes, at: float) -> str:
-    return sealed(keys, "anchor", chain, seq, code.hex(), at)
