@@ -62,7 +62,7 @@ def verify(
         for line in told(report):
             typer.echo(line)
         if blind:
-            typer.echo("no head of every chain: nobody can tell whether a tail was cut off; give --heads FILE", err=True)
+            typer.echo("not every chain has a head: nobody can tell whether a tail was cut off; give --heads", err=True)
     raise typer.Exit(1 if not report.whole else 3 if blind else 0)
 
 

@@ -17,17 +17,23 @@ from guard.audit.helpers import CONSTITUTION, edit, entry, opened, released, ver
 START = 1_000_000.0  # entries of these tests are old; what the log itself writes is of today
 
 
-def written(folder: Path, numbers: range, **more: object) -> Path:
+def old(then: pytest.MonkeyPatch, now: float = START) -> None:
+    """What the log itself writes is as old as the entries."""
+    then.setattr("fairlead.guard.audit.log.time.time", lambda: now)
+
+
+def written(folder: Path, numbers: range, then: pytest.MonkeyPatch) -> Path:
     log: AuditLog = opened(folder)
     for number in numbers:
-        log.record(entry(number, time=START + number, **more))
+        log.record(entry(number, time=START + number))
+    old(then, START + 50)  # it ends later than it began
     log.close()
     return folder / "audit.db"
 
 
 def test_what_is_pruned_is_gone_and_the_rest_verifies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as then:
-        then.setattr("fairlead.guard.audit.log.time.time", lambda: START)
+        old(then)
         log = opened(tmp_path)
         log.policy(CONSTITUTION, "", {"reply": ["rules", "secrets"]})
         for number in range(10):
@@ -52,8 +58,8 @@ def test_what_is_pruned_is_gone_and_the_rest_verifies(tmp_path: Path, monkeypatc
 
 def test_what_is_moved_verifies_as_a_log_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as then:
-        then.setattr("fairlead.guard.audit.log.time.time", lambda: START)
-        path = written(tmp_path, range(10))
+        old(then)
+        path = written(tmp_path, range(10), then)
     with opened_beside(path, None) as (held, db):
         prune(db, held, START + 3, tmp_path / "first.db")
     with opened_beside(path, None) as (held, db):
@@ -68,8 +74,8 @@ def test_what_is_moved_verifies_as_a_log_of_its_own(tmp_path: Path, monkeypatch:
 
 def test_a_mark_cannot_be_forged_or_taken_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as then:
-        then.setattr("fairlead.guard.audit.log.time.time", lambda: START)
-        path = written(tmp_path, range(10))
+        old(then)
+        path = written(tmp_path, range(10), then)
     with opened_beside(path, None) as (held, db):
         prune(db, held, START + 3)
     whole = tmp_path / "whole.db"
@@ -85,7 +91,7 @@ def test_a_mark_cannot_be_forged_or_taken_from_elsewhere(tmp_path: Path, monkeyp
 def test_a_request_that_was_cut_by_pruning_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = tuple(v.id for v in entry(1).verdicts)
     with monkeypatch.context() as then:
-        then.setattr("fairlead.guard.audit.log.time.time", lambda: START)
+        old(then)
         log = opened(tmp_path)
         log.record(entry(1, "good", time=START + 1, more=True, written=-1))
         log.record(entry(1, time=START + 5, released=(released(" day", ids, start=4),), written=8))
