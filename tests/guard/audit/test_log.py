@@ -143,6 +143,15 @@ def test_records_of_a_window_share_a_commit_that_comes_by_itself(tmp_path: Path)
     log.close()
 
 
+def test_a_commit_is_on_the_disk_and_what_is_erased_is_overwritten(tmp_path: Path) -> None:
+    log = opened(tmp_path)
+    settings = [
+        log._db.execute(f"pragma {name}").fetchone()[0] for name in ("synchronous", "secure_delete", "journal_mode")
+    ]
+    log.close()
+    assert settings == [2, 1, "wal"]  # 2 is FULL
+
+
 def test_strict_waits_for_the_disk(tmp_path: Path) -> None:
     log = opened(tmp_path, strict=True, window_s=30.0)
 
