@@ -354,4 +354,5 @@ def test_a_constitution_around_a_model() -> None:
     model = guarded(ScriptedModel(lambda _: next(drawn)), constitution, None)
     asked = [(keeping("falcon"), user("the day word backwards ?"))] * 3
     assert [r[0].text for r in model.generate(asked)] == ["the day word is [redacted] .", "it is [redacted]", "hello"]
-    assert model.policies["no-harm"] == Policy("Hurt nobody.", "i will not .", "allow")
+    policy = model.policies["no-harm"]
+    assert (policy.text, policy.say, policy.on_error) == ("Hurt nobody.", "i will not .", "allow")

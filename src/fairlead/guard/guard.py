@@ -13,32 +13,19 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fairlead.errors import FairleadError
 from fairlead.exchange import Exchange, Message, assistant
+from fairlead.guard.asking import answers, failure
 from fairlead.guard.decision import SEVERITY, Check, Decision, most_severe
 from fairlead.guard.log import GuardLog, Record, Released
 from fairlead.guard.pieces import drop_calls, pieces, redact, unreadable, without_unreadable
+from fairlead.guard.policy import ROUNDS, SAY, Policy
 from fairlead.guard.revise import Reviser
 from fairlead.judges.lineage import Lineage
 from fairlead.models.protocol import CapabilityError, Model, Prompt, Reply, Sampling
 
-SAY = "I can't help with that."
-ROUNDS = 2
 DEFAULT = Sampling()
+__all__ = ["ROUNDS", "SAY", "GuardedModel", "Policy"]
 _TIRED = "still not in keeping after {} changes"
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """What the guard needs to know of one principle besides its checks."""
-
-    text: str = ""
-    say: str = SAY
-    on_error: str = "refuse"  # refuse | allow
-
-    def __post_init__(self) -> None:
-        if self.on_error not in ("refuse", "allow"):
-            raise ValueError(f"on_error is {self.on_error!r}: use 'refuse' or 'allow'")
 
 
 @dataclass(slots=True)
@@ -185,41 +172,14 @@ class GuardedModel:
         said: list[list[Decision]] = [[] for _ in items]
         for check in self.checks:
             open_ = [n for n, so_far in enumerate(said) if SEVERITY[most_severe(so_far).outcome] < SEVERITY["escalate"]]
-            for n, decision in zip(open_, self._ask(check, [items[n].exchange for n in open_]), strict=True):
+            for n, decision in zip(open_, answers(check, [items[n].exchange for n in open_]), strict=True):
                 said[n].append(self._resolved(check, decision, items[n]))
         return said
-
-    def _ask(self, check: Check, exchanges: Sequence[Exchange]) -> list[Decision]:
-        """The decisions of one check; what goes wrong inside it is a decision `failed` that says what.
-
-        What a user can mend ends the run instead: a check that could not be asked at all has refused nothing.
-        """
-        if not exchanges:
-            return []
-        try:
-            answers: object = check.decide(exchanges)
-        except (FairleadError, MemoryError):
-            raise  # a wrong key, a dead server, an empty purse: for the user to mend, and no word about the reply
-        except Exception as problem:  # noqa: BLE001  # becomes a counted `failed`, by default closed: nothing is hidden
-            if len(exchanges) > 1 and check.cost == 0:  # one hostile reply must not fail the whole batch
-                return [decision for item in exchanges for decision in self._ask(check, [item])]
-            return [self._failed(check, f"{type(problem).__name__}: {problem}") for _ in exchanges]
-        if not isinstance(answers, Sequence):
-            return [self._failed(check, "gave no decisions") for _ in exchanges]
-        if len(answers) != len(exchanges):
-            told = f"gave {len(answers)} decisions for {len(exchanges)} exchanges"
-            return [self._failed(check, told) for _ in exchanges]
-        return [
-            answer if isinstance(answer, Decision) else self._failed(check, "gave no decision") for answer in answers
-        ]
-
-    def _failed(self, check: Check, why: str) -> Decision:
-        return Decision("failed", check.principle, why, (), check.name)
 
     def _resolved(self, check: Check, decision: Decision, item: _Item) -> Decision:
         """A failed check becomes what the constitution says of its errors, and is counted."""
         if decision.outcome == "hold":
-            decision = self._failed(check, "asked to hold a reply of which no more is coming")
+            decision = failure(check, "asked to hold a reply of which no more is coming")
         if decision.outcome != "failed":
             return decision
         closed = self._policy(decision).on_error == "refuse"

@@ -1,0 +1,400 @@
+"""From what a provider says to what leaves: nothing leaves before every check that covers it has let it go.
+
+One `Release` per request. It is told of every event that comes (`feed`) and gives the events that may leave; where a
+check is a model, more of them come later (`settle`). What leaves of a text is what every watch lets go, the least of
+them all; where a principle streams by `buffer`, nothing of the places it covers leaves before the alternative is whole.
+What has left cannot be taken back: from then on text can be painted over ahead, or the alternative is stopped. The
+ledger holds which verdict let which characters go. Nothing here knows of sockets or formats.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from fairlead.errors import InputError
+from fairlead.exchange import Exchange, Message
+from fairlead.guard import ending
+from fairlead.guard.alternative import NEVER, Alternative
+from fairlead.guard.arguments import spelled
+from fairlead.guard.cascade import Questions
+from fairlead.guard.decision import Decision
+from fairlead.guard.holding import Held, readable, writable
+from fairlead.guard.leaving import drain
+from fairlead.guard.ledger import Ledger
+from fairlead.guard.plan import Plan
+from fairlead.guard.released import Broken, Out
+from fairlead.guard.saying import failed, ruled
+from fairlead.guard.tally import Tally
+from fairlead.guard.watch import STOP, Seen, Watch
+from fairlead.guard.wire.events import (
+    About,
+    Channel,
+    Close,
+    Delta,
+    End,
+    Event,
+    Failed,
+    Finish,
+    Opaque,
+    Open,
+    Unknown,
+)
+
+if TYPE_CHECKING:
+    from fairlead.guard.cascade import Asker
+
+Escalate = Callable[[Exchange, Decision, str], None]
+"""Hands an exchange, the decision and the id of its verdict to the people who look at it."""
+Spend = Callable[[str, str], bool]
+"""Whether a tenant may have one more call of a kind (critic, revise) for a principle; counts it where it may."""
+
+_NAME = re.compile(r"[A-Za-z0-9_.:/@+-]{1,256}")
+
+
+class Release:
+    """The release of one request's reply.
+
+    messages  what was asked, as the checks read it
+    asker     asks models; needed where the plan has some, or revises
+    pending   how many answers of models are outstanding: `settle` waits for the next
+    over      everything that can leave has left: the upstream is not needed any more, `feed(End())` ends it
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        messages: Sequence[Message],
+        *,
+        asker: Asker | None = None,
+        tenant: str = "",
+        tally: Tally | None = None,
+        ledger: Ledger | None = None,
+        n: int = 1,
+        escalate: Escalate | None = None,
+        spend: Spend | None = None,
+        rounds: int | None = None,
+    ) -> None:
+        self.plan, self.messages, self.tenant, self.n = plan, tuple(messages), tenant, n
+        self.tally = Tally() if tally is None else tally
+        self.ledger = Ledger() if ledger is None else ledger
+        self.escalate, self.spend, self.asker = escalate, spend, asker
+        self.rounds = plan.rounds if rounds is None else rounds
+        self.over = self.ended = self.sent = False
+        self.refusing: tuple[Decision, str] | None = None  # a watch failed closed: so every alternative is refused
+        self.questions: Questions | None = None
+        if plan.models or plan.revise is not None:
+            if asker is None:
+                raise InputError("these checks ask models: give the release an asker (cascade.Asker)")
+            self.questions = Questions(self, asker)
+        self.shadowed = plan.shadowed
+        self._keep = self.questions is not None or escalate is not None
+        self.texts: dict[Channel, Held] = {}
+        self.choices: dict[int, Alternative] = {}
+        self.live: list[tuple[int, Watch]] = []
+        for i in plan.codes:
+            start = plan.followed[i].start
+            assert start is not None
+            self.live.append((i, start(self.messages)))
+        self.open_failed: dict[int, str] = {}  # watches that failed open, by the verdict that says so
+        self.let = [NEVER if one.policy.shadow or one.asleep else 0 for one in plan.followed] + [NEVER]
+        self._out: list[Out] = []
+        self._abouts: list[Out] = []
+        self.dirty: set[int] = set()
+        self._end = False
+        self._news: asyncio.Event | None = None
+        self._act_on = {
+            Delta: self._delta, Open: self._open, Close: self._closed, Finish: self._finish, About: self._about,
+            Opaque: self._opaque, Unknown: self._unknown, Failed: self._broke_off, End: self._last,
+        }  # fmt: skip
+
+    # ------------------------------------------------------------------------------------ in, and out
+
+    def feed(self, event: Event) -> list[Out]:
+        """One event from the provider; what may leave now."""
+        if not self.ended:
+            self._act_on[type(event)](event)  # type: ignore[operator]
+        return self.take()
+
+    @property
+    def pending(self) -> int:
+        """How many answers of models the reply waits for."""
+        return sum(choice.waiting for choice in self.choices.values() if not choice.ended)
+
+    async def settle(self) -> list[Out]:
+        """Waits for the next answer of a model, and gives what may leave then. Returns at once where none is due."""
+        if self.pending and not self._out:
+            if self._news is None:
+                self._news = asyncio.Event()
+            self._news.clear()
+            await self._news.wait()
+        return self.take()
+
+    def take(self) -> list[Out]:
+        out, self._out = self._out, []
+        return out
+
+    def close(self) -> None:
+        """Nobody reads any more: what is outstanding is dropped, and counted."""
+        for choice in self.choices.values():
+            if not choice.ended:
+                self._cut_off(choice)
+        self.over = self.ended = True
+        if self.questions is not None:
+            self.questions.close()
+
+    def news(self) -> None:
+        """An answer was worked in: wakes who waits in `settle`."""
+        if self._news is not None:
+            self._news.set()
+
+    def emit(self, *events: Out) -> None:
+        if self._abouts:
+            self._out += self._abouts
+            self._abouts = []
+        self._out += events
+        self.sent = True
+
+    # --------------------------------------------------------------------------------- what comes in
+
+    def _alternative(self, index: int) -> Alternative:
+        choice = self.choices.get(index)
+        if choice is None:
+            choice = self.choices[index] = Alternative(index)
+            if self.refusing is not None:
+                choice.judge(*self.refusing)
+        return choice
+
+    def _open(self, event: Open) -> None:
+        choice = self._alternative(event.channel.choice)
+        if event.channel in self.texts:
+            raise ValueError(f"{event.channel} was opened twice")
+        self._hold(choice, event)
+
+    def _hold(self, choice: Alternative, event: Open) -> Held:
+        let = self.let.copy()
+        for i in choice.awake:
+            if not self.plan.followed[i].policy.shadow:
+                let[i] = 0
+        text = self.texts[event.channel] = Held(event, let, self._keep)
+        if event.channel.part != STOP:
+            choice.texts.append(text)
+        return text
+
+    def _delta(self, event: Delta) -> None:
+        text = self.texts[event.channel]
+        choice = self.choices[event.channel.choice]
+        if choice.ended or text.whole:
+            self.tally.withheld["text after the end"] += 1
+            return
+        if not event.text:
+            return
+        body = writable(event.text)
+        if not event.logprobs:
+            text.add(body)
+        else:
+            log, hidden = readable(body, event.logprobs, alternatives=self.plan.top_logprobs)
+            text.add(body, log)
+            if hidden:
+                counts = self.tally.passed if self.plan.top_logprobs else self.tally.withheld
+                counts["log-prob alternatives"] += hidden
+            if not log:
+                self.tally.withheld["log-probs of another text"] += 1
+        if text.place != "tool_call":
+            self._tell(choice, text, Seen(event.channel, text.place, body))
+
+    def _closed(self, event: Close) -> None:
+        text, choice = self.texts[event.channel], self.choices[event.channel.choice]
+        if not choice.ended and not text.whole:
+            self._complete(choice, text)
+
+    def _complete(self, choice: Alternative, text: Held) -> None:
+        text.whole = True
+        if text.place != "tool_call":
+            self._tell(choice, text, Seen(text.channel, text.place, "", True))
+            return
+        arguments = spelled("".join(piece for piece, _ in text.pieces))
+        if arguments is None or not _NAME.fullmatch(text.name):
+            self.tally.withheld["tool call that is no JSON" if arguments is None else "tool call without a name"] += 1
+            choice.withheld += text.drop()
+            choice.lost_call = True
+            self.act(choice)
+            return
+        if not _NAME.fullmatch(text.id):
+            text.id = f"call_{self.ledger.fresh()}" if text.id else ""
+        text.pieces.clear()
+        text.seen = 0
+        if text.kept is not None:
+            text.kept.clear()
+        if arguments:
+            text.add(arguments)
+        self._tell(choice, text, Seen(text.channel, "tool_call", arguments, True, text.name))
+
+    def _tell(self, choice: Alternative, text: Held, seen: Seen) -> None:
+        for i, watch in self.live:
+            try:
+                ruled(self, i, watch.feed(seen), choice)
+            except Exception as problem:  # noqa: BLE001  # becomes a counted failure of the check, closed by default
+                failed(self, i, choice, f"raised {type(problem).__name__}")
+        if self.questions is not None and not choice.hard:
+            self.questions.more(choice)
+        self.act(choice)
+
+    def _finish(self, event: Finish) -> None:
+        choice = self._alternative(event.choice)
+        if choice.ended or choice.finish is not None:
+            return
+        for text in choice.texts:
+            if not text.whole and not choice.ended:
+                self._complete(choice, text)
+        if event.stop and not choice.ended:
+            channel = Channel(event.choice, STOP)
+            choice.stop = self._hold(choice, Open(channel, "reply"))
+            choice.stop.add(writable(event.stop))
+            choice.stop.whole = True
+            self._tell(choice, choice.stop, Seen(channel, "reply", writable(event.stop), True))
+        if choice.ended:
+            return
+        choice.finish = event
+        for i, watch in self.live:
+            try:
+                ruling = watch.finish(event.choice)
+                if ruling.decision.outcome == "hold":
+                    failed(self, i, choice, "asked to hold a reply of which no more is coming")
+                else:
+                    ruled(self, i, ruling, choice)
+            except Exception as problem:  # noqa: BLE001  # as above
+                failed(self, i, choice, f"raised {type(problem).__name__}")
+        if self.questions is not None and not choice.hard:
+            self.questions.last(choice)
+        ending.whole(self, choice)
+
+    def _about(self, event: About) -> None:
+        id, model = (text if _NAME.fullmatch(text) else "" for text in (event.id, event.model))
+        kept = event if (id, model) == (event.id, event.model) else About(id, model, event.created, event.numbers)
+        if self.sent:
+            self._out.append(kept)
+        else:
+            self._abouts.append(kept)
+
+    def _opaque(self, event: Opaque) -> None:
+        choice = self._alternative(event.choice)
+        if self.plan.opaque == "drop" or choice.ended:
+            self.tally.withheld[f"opaque {event.kind}"] += 1
+            return
+        self.tally.passed[f"opaque {event.kind}"] += 1
+        choice.passed.append((len(choice.texts), event))
+        self.act(choice)
+
+    def _unknown(self, event: Unknown) -> None:
+        self.tally.withheld["unknown event"] += 1
+        if self.plan.unknown == "drop":
+            return
+        why = "the upstream said something that has no name here"
+        verdict = self.ledger.verdict("guard", "", "failed", why)
+        for index in range(self.n):
+            choice = self._alternative(index)
+            if not choice.ended and not self.ended:
+                choice.judge(Decision("failed", "", why), verdict)
+                ending.end(self, choice)
+
+    def _broke_off(self, event: Failed) -> None:
+        for choice in self.choices.values():
+            if not choice.ended:
+                self._cut_off(choice)
+        self.emit(event)
+        self.over = self.ended = True
+
+    def _last(self, event: End) -> None:
+        if not self.choices:
+            self._broke_off(Failed("the upstream ended without a reply"))
+            return
+        if not self.over and any(choice.finish is None and not choice.ended for choice in self.choices.values()):
+            self._broke_off(Failed("the upstream ended in the middle of a reply"))
+            return
+        self._end = True
+        self.check_over()
+
+    # ------------------------------------------------------------------------- what the others call
+
+    def act(self, choice: Alternative) -> None:
+        """After something was said: ends what has to end, lets go of what may."""
+        self.dirty.add(choice.index)
+        while self.dirty:
+            other = self.choices[self.dirty.pop()]
+            if other.hard and not other.ended:
+                ending.end(self, other)
+            elif not other.ended:
+                drain(self, other)
+
+    def whole(self, choice: Alternative) -> None:
+        ending.whole(self, choice)
+
+    def give_up(self, choice: Alternative, why: str) -> None:
+        ending.give_up(self, choice, why)
+
+    def lost(self, choice: Alternative, why: str) -> None:
+        """Something of the guard itself broke: nothing of the alternative leaves."""
+        if not choice.ended:
+            choice.judge(Decision("failed", "", why), self.ledger.verdict("guard", "", "failed", why))
+            ending.end(self, choice)
+
+    def broke(self, broken: Broken) -> None:
+        """A check failed closed before anything left: there is no reply at all."""
+        for choice in self.choices.values():
+            choice.ended = True
+        self._abouts = []
+        self._out.append(broken)
+        self.over = self.ended = True
+        self.tally.replies["failed"] += 1
+        self.news()
+
+    def prime(self, seen: Seen) -> None:
+        """Tells the watches of a text that has its own release: what follows may go on from it."""
+        choice = self.choices.setdefault(seen.channel.choice, Alternative(seen.channel.choice))
+        choice.ended = True
+        text = self.texts[seen.channel] = Held(Open(seen.channel, seen.place, "", seen.name), self.let.copy(), False)
+        text.seen, text.done = len(seen.text), True
+        for i, watch in self.live:
+            try:
+                watch.feed(seen)
+            except Exception as problem:  # noqa: BLE001  # a counted failure of the check, closed by default
+                failed(self, i, choice, f"raised {type(problem).__name__}")
+
+    def told_of(self, choice: Alternative, revision: str) -> None:
+        """Tells the watches of a revision that leaves, for the sake of the alternatives that still come."""
+        part = 1 + max((channel.part for channel in self.texts if channel.choice == choice.index), default=0)
+        channel = Channel(choice.index, part)
+        text = self.texts[channel] = Held(Open(channel, "reply"), self.let.copy(), False)
+        text.seen, text.done = len(revision), True
+        for i, watch in self.live:
+            try:
+                watch.feed(Seen(channel, "reply", revision, True))
+            except Exception as problem:  # noqa: BLE001  # as above
+                failed(self, i, choice, f"raised {type(problem).__name__}")
+
+    def take_over(self, choice: Alternative, out: Sequence[Out], how: str) -> None:
+        """What the release of a revision let go stands for the alternative."""
+        broken = next((event for event in out if isinstance(event, Broken)), None)
+        if broken is not None:
+            self.broke(broken)
+            return
+        self.emit(*out)
+        ending.done(self, choice, how)
+
+    def check_over(self) -> None:
+        """Ends the reply where every alternative has ended, and the provider has or is not needed any more."""
+        if self.ended:
+            return
+        self.news()
+        ended = sum(choice.ended for choice in self.choices.values())
+        self.over = ended == len(self.choices) and (self._end or ended >= self.n)
+        if self._end and self.over:
+            self.emit(End())
+            self.ended = True
+
+    def _cut_off(self, choice: Alternative) -> None:
+        choice.withheld += sum(text.drop() for text in choice.texts if not text.done)
+        ending.done(self, choice, "cut off")
