@@ -8,9 +8,9 @@ import pytest
 
 from fairlead.errors import InputError
 from fairlead.exchange import Exchange, Message, Reasoning, Text, ToolCall, Verdict, assistant, exchange, user
+from fairlead.guard.checks.rules import RulesCheck
+from fairlead.guard.checks.secrets import Secret, SecretsCheck
 from fairlead.guard.critic import CriticCheck, threshold_at
-from fairlead.guard.rules import RulesCheck
-from fairlead.guard.secrets import Secret, SecretsCheck
 from fairlead.judges.check import JudgeCheck
 from fairlead.judges.critic import critic
 from fairlead.judges.lineage import Ledger, Lineage, OptimisedJudge, leaf
@@ -186,7 +186,7 @@ def test_the_code_that_reads_the_system_prompt_is_part_of_the_secrets_lineage(
 ) -> None:
     before = SecretsCheck((Secret("day-word"),)).lineage
     (tmp_path / "told.py").write_text("# other patterns")
-    monkeypatch.setattr("fairlead.guard.told.__file__", str(tmp_path / "told.py"))
+    monkeypatch.setattr("fairlead.guard.checks.told.__file__", str(tmp_path / "told.py"))
     assert SecretsCheck((Secret("day-word"),)).lineage != before
 
 

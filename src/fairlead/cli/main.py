@@ -49,11 +49,12 @@ def _everywhere(
 @functools.cache
 def _command() -> Any:
     """The whole command line. The files of the commands import only typer at the top, so this is quick."""
-    from fairlead.cli import align, constitution, doctor, label, measure, train
+    from fairlead.cli import align, constitution, doctor, guard, label, measure, train
 
     app.command("align")(align.align)
     app.command("measure")(measure.measure)
     app.add_typer(train.app, name="train")
+    app.add_typer(guard.app, name="guard")
     app.add_typer(label.app, name="label")
     app.add_typer(constitution.app, name="constitution")
     app.command("doctor")(doctor.doctor)

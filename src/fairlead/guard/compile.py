@@ -7,13 +7,13 @@ from collections.abc import Collection, Mapping, Sequence
 from fairlead.constitution.schema import Constitution, Principle
 from fairlead.constitution.schema import Secret as Written
 from fairlead.errors import InputError
+from fairlead.guard.checks.rules import RulesCheck
+from fairlead.guard.checks.secrets import Secret, SecretsCheck
 from fairlead.guard.critic import CriticCheck
 from fairlead.guard.decision import Check
 from fairlead.guard.guard import GuardedModel
 from fairlead.guard.policy import ROUNDS, SAY, Policy
 from fairlead.guard.revise import reviser
-from fairlead.guard.rules import RulesCheck
-from fairlead.guard.secrets import Secret, SecretsCheck
 from fairlead.judges.check import JudgeCheck
 from fairlead.judges.critic import critic
 from fairlead.models.protocol import Model
@@ -29,6 +29,7 @@ def checks_from(
     rules: Mapping[str, Sequence[str]] | None = None,
     only: Collection[str] | None = None,
     deadline: float | None = None,
+    prompts: bool = False,
 ) -> tuple[Check, ...]:
     """The checks of a constitution: cheap ones first, of equals the more severe principle first.
 
@@ -40,6 +41,7 @@ def checks_from(
     rules       by principle id, patterns that a reply must not hold; the principle's `guard:` says what follows
     only        ids of the principles to guard; all that have a `guard:` where not given
     deadline    seconds for one batch of one critic
+    prompts     what is asked is checked too, by the caller; else a principle that looks there is refused
     """
     chosen, patterns = dict(thresholds or {}), dict(rules or {})
     for what, ids in (("threshold is", chosen), ("rule is", patterns)):
@@ -55,13 +57,13 @@ def checks_from(
     for principle in sorted(constitution.principles, key=lambda p: -p.severity):
         if principle.guard is None or (only is not None and principle.id not in only):
             continue
-        places, outcome = _places(principle), principle.guard.on_violation
+        places, outcome = _places(principle, prompts), principle.guard.on_violation
         if principle.id in patterns:
             checks.append(RulesCheck(tuple(patterns[principle.id]), principle.id, outcome, places))
         if principle.id in keeping:
             secrets = tuple(_secret(written) for written in constitution.secrets)
             checks.append(SecretsCheck(secrets, principle.id, outcome, places))
-        elif critic_model is not None:
+        elif critic_model is not None and places:
             judge = critic(principle, critic_model)
             check = JudgeCheck(judge, principle.id, deadline, chosen.get(principle.id, THRESHOLD))
             checks.append(CriticCheck(check, outcome, places))
@@ -109,19 +111,20 @@ def _policy(principle: Principle) -> Policy:
     if guard is None:
         return Policy(principle.text)
     stream = "buffer" if guard.on_violation == "revise" else guard.stream
-    at = frozenset(guard.at) | ({"reasoning"} if "reply" in guard.at else frozenset())
+    at = frozenset(guard.at) - {"prompt"} | ({"reasoning"} if "reply" in guard.at else frozenset())
     return Policy(principle.text, guard.say or SAY, guard.on_error, stream, at)
 
 
-def _places(principle: Principle) -> frozenset[str]:
+def _places(principle: Principle, prompts: bool) -> frozenset[str]:
     """Where the check looks, as places of `pieces.py`; reasoning counts as part of the reply."""
     assert principle.guard is not None
     at = frozenset(principle.guard.at)
-    if "prompt" in at:
+    if "prompt" in at and not prompts:
         raise InputError(
             f"principle {principle.id!r}: the guard of a run looks at replies, so `guard: at: prompt` would check "
             "nothing; leave prompt out of `at`"
         )
+    at -= {"prompt"}
     return (at | {"reasoning"}) if "reply" in at else at
 
 

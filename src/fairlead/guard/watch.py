@@ -181,7 +181,8 @@ class Whole:
         [decision] = self.check.decide([Exchange(self.messages, reply)])
         if any(span.at[0] != 0 or span.at[1] >= len(mine) for span in decision.spans):
             raise ValueError(f"{self.check.name} found something in a part that the reply does not have")
-        cuts = tuple(self._cut(mine[span.at[1]], span) for span in decision.spans)
+        found = decision.spans if decision.outcome != "allow" else ()  # seen, and let go: `on_violation: allow`
+        cuts = tuple(self._cut(mine[span.at[1]], span) for span in found)
         safe = {channel: sum(map(len, self.texts[channel])) for channel in mine}
         return Ruling(decision, cuts, safe)
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import Field, create_model, field_validator, model_validator
 
-from fairlead.guard.rules import fault
+from fairlead.guard.checks.rules import fault
 from fairlead.methods.ai_labels import REASONED
 from fairlead.methods.ai_preferences import PreferenceConfig
 from fairlead.methods.catalogue import METHODS

@@ -15,12 +15,12 @@ from typing import Any
 from fairlead.constitution.alike import Likeness
 from fairlead.constitution.schema import Constitution, Principle
 from fairlead.exchange import Exchange, Message, Verdict, assistant, system, user
+from fairlead.guard.checks.secrets import SecretsCheck, values_of
 from fairlead.guard.compile import checks_from, policies_from
 from fairlead.guard.critic import CriticCheck
 from fairlead.guard.decision import ALLOW, Check, Decision, most_severe
 from fairlead.guard.guard import Policy
 from fairlead.guard.pieces import redact
-from fairlead.guard.secrets import SecretsCheck, values_of
 from fairlead.judges.conflicts import READ_ANY_REPLY
 from fairlead.judges.critic import critic
 from fairlead.models.protocol import Model, Sampling

@@ -29,7 +29,11 @@ class Channel:
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """A part begins. Of a tool call `id` and `name` are known from here on; its arguments follow as text."""
+    """A part begins. Of a tool call `id` and `name` are known from here on; its arguments follow as text.
+
+    Of other parts `name` is empty, or one of the few words by which the Responses API tells parts of a place apart
+    (`responses_read.SUMMARY`, `PHASES`). `id` is the provider's; what is written is made anew (`ids.py`).
+    """
 
     channel: Channel
     place: Place
@@ -84,7 +88,11 @@ class Opaque:
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """Something that this format has no name for, withheld and counted. `what` names it and never repeats it."""
+    """Something that this format has no name for, withheld and counted. `what` names it and never repeats it.
+
+    `what` begins with "field of", "log-probs", "finish_reason", "stop_reason" or "incomplete_details" where something
+    stood beside text that was read; else it was an event, a part or a text of its own that is missing from the reply.
+    """
 
     what: str
 

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from fairlead.apprentice import scenes
-from fairlead.guard.told import told_to_keep
+from fairlead.guard.checks.told import told_to_keep
 from fairlead.measures.general import General
 
 

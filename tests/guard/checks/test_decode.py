@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairlead.guard.decode import find, readings, shape
+from fairlead.guard.checks.decode import find, readings, shape
+from fairlead.guard.checks.secrets import Secret, SecretsCheck
 from fairlead.guard.pieces import redact
-from fairlead.guard.secrets import Secret, SecretsCheck
 from guard.helpers import ENCODINGS, asked
 
 CHECK = SecretsCheck((Secret("day-word"),), "keep-secrets")

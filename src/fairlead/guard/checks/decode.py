@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import base64
 import re
-import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+
+from fairlead.guard.checks.normalise import normalise
 
 DEPTH = 3
 SHORTEST = 3  # a shorter secret would be found in every second sentence
@@ -40,48 +41,10 @@ class Found:
     how: str
 
 
-# ------------------------------------------------------------------------------------ look-alike letters
-
-# Each letter and what looks like it. Full-width, circled and mathematical letters and accents are left to Unicode's own
-# compatibility forms.
-_LOOKALIKES = {
-    "a": "аɑαᴀ", "b": "вβƅʙь", "c": "сϲᴄ", "d": "ԁᴅ", "e": "еҽεᴇ", "g": "ɡɢ", "h": "һнʜ", "i": "іιıɪ", "j": "јᴊϳ",
-    "k": "кκᴋ", "l": "ӏʟ", "m": "мᴍ", "n": "ηɴ", "o": "оοօσᴏ", "p": "рρᴘ", "q": "ԛ", "r": "ʀг", "s": "ѕꜱ",
-    "t": "тτᴛ", "u": "υᴜ", "v": "ѵνᴠ", "w": "ԝωᴡ", "x": "хχ", "y": "уγʏ", "z": "ᴢз", "A": "АΑ", "B": "ВΒ", "C": "С",
-    "E": "ЕΕ", "H": "НΗ", "I": "ІΙ", "J": "Ј", "K": "КΚ", "M": "МΜ", "N": "Ν", "O": "ОΟ", "P": "РΡ", "S": "Ѕ",
-    "T": "ТΤ", "W": "Ԝ", "X": "ХΧ", "Y": "УΥ", "Z": "Ζ",
-}  # fmt: skip
-_LOOKALIKE = {other: letter for letter, others in _LOOKALIKES.items() for other in others}
-_DROPPED = frozenset("\u115f\u1160\u3164\uffa0\u034f")  # fillers that count as letters and show nothing
-
-
-@lru_cache(maxsize=65536)
-def _fold(char: str) -> str:
-    """One character as plain letters: compatibility forms, accents, look-alikes and invisible characters folded."""
-    code = ord(char)
-    if 0xE0020 <= code <= 0xE007E:  # tag characters: ASCII that no screen shows
-        return chr(code - 0xE0000)
-    if 0x1F1E6 <= code <= 0x1F1FF:  # regional indicators, and white-on-black letters
-        return chr(code - 0x1F1E6 + 97)
-    for base in (0x1F150, 0x1F170):
-        if base <= code < base + 26:
-            return chr(code - base + 97)
-    if char in _DROPPED:
-        return ""
-    return "".join(
-        _LOOKALIKE.get(c, c)
-        for c in unicodedata.normalize("NFKD", char)
-        if unicodedata.category(c) not in ("Mn", "Me", "Cf")
-    )
-
-
 def clean(text: str) -> View:
     """The text with look-alikes, accents, full-width forms and zero-width characters folded; case is kept."""
-    if text.isascii():
-        return View(text, (), lambda i, j: (i, j))
-    folded = [_fold(char) for char in text]
-    at = [n for n, chars in enumerate(folded) for _ in chars]
-    return View("".join(folded), (), lambda i, j: (at[i], at[j - 1] + 1))
+    folded = normalise(text)
+    return View(folded.text, (), folded.locate)
 
 
 # ---------------------------------------------------------------------------------------- other readings

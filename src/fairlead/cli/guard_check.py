@@ -1,0 +1,142 @@
+"""`fairlead guard check`: the guard's checks over exchanges that already happened."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fairlead.cli.common import BudgetOption, JsonOption, PricesOption
+
+if TYPE_CHECKING:
+    from fairlead.constitution import Constitution
+    from fairlead.exchange import Exchange
+    from fairlead.guard.audit.review import Reviewed, Summary
+    from fairlead.guard.decision import Check
+    from fairlead.models import Budget, Model
+
+MANY = 20  # rows that are all printed; of more, those that were not allowed
+
+
+def check(
+    file: Annotated[
+        str, typer.Argument(help="Exchanges (JSON Lines and kin), or - for one reply, or rows, from standard input.")
+    ] = "-",
+    constitution: Annotated[
+        str | None, typer.Option("--constitution", "-c", metavar="C", help="What is guarded: a file or a pack.")
+    ] = None,
+    classifier: Annotated[
+        Path | None, typer.Option("--classifier", metavar="DIR", help="As trained by `fairlead guard train`.")
+    ] = None,
+    critic: Annotated[
+        str | None, typer.Option("--critic", metavar="MODEL", help="Reads the principles no code can check.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--every", help="Print what was allowed too.")] = False,
+    budget: BudgetOption = None,
+    prices: PricesOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What would the guard have done with these exchanges? Exit 0: allowed them all; 1: not all.
+
+    Each row is looked at by every check of the constitution, and the most severe decision is printed with its
+    principle and evidence; then, by principle, how many of n it would not have let pass, with an interval.
+    """
+    from fairlead.cli.remote import opened
+    from fairlead.cli.terminal import Terminal, print_json
+    from fairlead.constitution import load, usual
+    from fairlead.errors import CannotTell
+    from fairlead.guard.audit.review import review, summary
+    from fairlead.guard.compile import checks_from, policies_from, unchecked
+
+    terminal = Terminal(quiet_out=as_json)
+    (reader,), limit = opened([critic], budget, prices)
+    written = load(constitution or usual(world=critic == "apprentice"))
+    exchanges, places = _read(file)
+    checks: tuple[Check, ...] = (*checks_from(written, reader), *_classifier(written, classifier))
+    blind = unchecked(written, checks)
+    if not checks:
+        raise CannotTell(
+            f"{written.name}: no check of it can run by code alone; name a model that reads it with --critic MODEL, "
+            "or a trained classifier with --classifier DIR"
+        )
+    if reader is not None:
+        _agree(written, reader, exchanges, limit, terminal)
+    with terminal.progress("checking") as advance:
+        rows = list(review(exchanges, checks, policies_from(written), advance))
+    told = summary(rows, blind)
+    if as_json:
+        print_json(_body(written, rows, places, told))
+    else:
+        _print(rows, places, told, every or len(rows) <= MANY)
+    raise typer.Exit(0 if told.allowed == told.n else 1)
+
+
+def _read(file: str) -> tuple[Sequence[Exchange], Sequence[str]]:
+    """The exchanges and where each stands."""
+    import tempfile
+
+    from fairlead.errors import InputError
+    from fairlead.exchange import Exchange, assistant
+    from fairlead.feedback.formats import read_demonstrations
+
+    if file != "-":
+        rows = read_demonstrations(Path(file))
+        return rows.rows, rows.places
+    text = sys.stdin.read()
+    if not text.strip():
+        raise InputError("standard input is empty; give a reply, or rows of exchanges, or name a FILE")
+    if not text.lstrip().startswith('{"'):
+        return [Exchange((), (assistant(text.removesuffix("\n")),))], ["-"]
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "stdin.jsonl"
+        copy.write_text(text, encoding="utf-8")
+        try:
+            rows = read_demonstrations(copy)
+        except InputError as problem:
+            raise InputError(str(problem).replace(str(copy), "standard input")) from None
+    return rows.rows, [place.replace(str(copy), "-") for place in rows.places]
+
+
+def _classifier(constitution: Constitution, folder: Path | None) -> tuple[Check, ...]:
+    if folder is None:
+        return ()
+    load = importlib.import_module("fairlead.guard.classifier.model").load
+    checks = importlib.import_module("fairlead.guard.classifier.check").classifier_checks
+    return tuple(checks(constitution, load(folder)))
+
+
+def _agree(
+    constitution: Constitution, reader: Model, exchanges: Sequence[Exchange], limit: Budget | None, terminal: Any
+) -> None:
+    from fairlead.cli.remote import agree
+    from fairlead.judges.critic import critic
+    from fairlead.stack.estimate import NOTHING, of_critic
+
+    total = NOTHING
+    for principle in constitution.principles:
+        if principle.guard is not None:
+            total += of_critic(critic(principle, reader), [item.messages for item in exchanges])
+    agree(total, limit, terminal)
+
+
+def _print(rows: Sequence[Reviewed], places: Sequence[str], told: Summary, every: bool) -> None:
+    for row, at in zip(rows, places, strict=True):
+        if every or row.outcome != "allow":
+            principle = f"  {row.principle}" if row.principle else ""
+            typer.echo(f"{at}  {row.outcome}{principle}{f': {row.evidence}' if row.evidence else ''}")
+    for line in told.lines():
+        typer.echo(line)
+
+
+def _body(constitution: Constitution, rows: Sequence[Reviewed], places: Sequence[str], told: Summary) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {
+        "constitution": {"name": constitution.name, "sha256": constitution.sha256},
+        "rows": [{"place": at, **asdict(row)} for row, at in zip(rows, places, strict=True)],
+        **asdict(told),
+    }

@@ -1,0 +1,1 @@
+"""The cheap checks: code alone, each over whole replies (`decide`) and over replies that still come (`watch`)."""

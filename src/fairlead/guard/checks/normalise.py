@@ -1,0 +1,111 @@
+"""Text as it reads: look-alike letters, full-width forms, accents and characters that no screen shows are folded to
+plain letters. Every other check looks at the folded text; positions lead back to the text as written.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+
+# Each letter and what looks like it. Full-width, circled and mathematical letters and accents are left to Unicode's own
+# compatibility forms.
+_LOOKALIKES = {
+    "a": "аɑαᴀ", "b": "вβƅʙь", "c": "сϲςᴄ", "d": "ԁᴅ", "e": "еҽεᴇ", "f": "ғƒꜰϝ", "g": "ɡɢ", "h": "һнʜ", "i": "іιıɪ",
+    "j": "јᴊϳ", "k": "кκᴋ", "l": "ӏʟ", "m": "мᴍ", "n": "ηɴ", "o": "оοօσᴏ", "p": "рρᴘ", "q": "ԛ", "r": "ʀг", "s": "ѕꜱ",
+    "t": "тτᴛ", "u": "υᴜ", "v": "ѵνᴠ", "w": "ԝωᴡ", "x": "хχ", "y": "уγʏ", "z": "ᴢз", "A": "АΑ", "B": "ВΒ", "C": "СϹ",
+    "D": "Ꭰ", "E": "ЕΕ", "F": "Ϝ", "H": "НΗ", "I": "ІΙ", "J": "Ј", "K": "КΚ", "M": "МΜ", "N": "Ν", "O": "ОΟ",
+    "P": "РΡ", "S": "Ѕ", "T": "ТΤ", "W": "Ԝ", "X": "ХΧ", "Y": "УΥ", "Z": "Ζ", "0": "〇", "3": "ЗƷ",
+}  # fmt: skip
+_LOOKALIKE = {other: letter for letter, others in _LOOKALIKES.items() for other in others}
+_LOOKALIKE = {
+    **{o.upper(): c.upper() for o, c in _LOOKALIKE.items() if len(o.upper()) == 1 and c.isalpha()},
+    **{o.lower(): c.lower() for o, c in _LOOKALIKE.items() if len(o.lower()) == 1 and c.isalpha()},
+    **_LOOKALIKE,
+}
+_DROPPED = frozenset("\u115f\u1160\u3164\uffa0\u034f")  # fillers that count as letters and show nothing
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
+_KEPT = 65536  # characters whose folding is remembered; a text of more kinds is folded more slowly, not wrongly
+
+
+class _Folds(dict[int, str]):
+    """What each character folds to, worked out when it first comes: the form `str.translate` reads."""
+
+    def __missing__(self, code: int) -> str:
+        folded = _fold(chr(code))
+        if len(self) < _KEPT:
+            self[code] = folded
+        return folded
+
+
+def _fold(char: str) -> str:
+    """One character as plain letters: compatibility forms, accents, look-alikes and invisible characters folded."""
+    code = ord(char)
+    if code < 0x80:
+        return char
+    if 0xE0020 <= code <= 0xE007E:  # tag characters: ASCII that no screen shows
+        return chr(code - 0xE0000)
+    if 0x1F1E6 <= code <= 0x1F1FF:  # regional indicators, and white-on-black letters
+        return chr(code - 0x1F1E6 + 97)
+    for base in (0x1F150, 0x1F170):
+        if base <= code < base + 26:
+            return chr(code - base + 97)
+    if char in _DROPPED:
+        return ""
+    if char in _LOOKALIKE:
+        return _LOOKALIKE[char]
+    return "".join(
+        _LOOKALIKE.get(c, c)
+        for c in unicodedata.normalize("NFKD", char)
+        if unicodedata.category(c) not in ("Mn", "Me", "Cf")
+    )
+
+
+_FOLDS = _Folds()
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """A folded text; `at` gives for each of its characters the one it came from (None: they are the same)."""
+
+    text: str
+    at: tuple[int, ...] | None = None
+
+    def locate(self, i: int, j: int) -> tuple[int, int]:
+        """The characters of the text as written behind text[i:j], j > i."""
+        return (i, j) if self.at is None else (self.at[i], self.at[j - 1] + 1)
+
+
+def fold(text: str) -> str:
+    """The folded text alone: what a check looks at before it needs to know where. Case and spacing are kept.
+
+    >>> fold("раs\u200bsｗord")
+    'password'
+    """
+    return text if text.isascii() else _NOT_ASCII.sub(lambda match: match[0].translate(_FOLDS), text)
+
+
+def normalise(text: str) -> Folded:
+    """The folded text with its positions; a text of plain ASCII is its own."""
+    if text.isascii():
+        return Folded(text)
+    out: list[str] = []
+    at: list[int] = []
+    done = 0
+    for match in _NOT_ASCII.finditer(text):
+        out.append(text[done : match.start()])
+        at += range(done, match.start())
+        for n, char in enumerate(match[0], match.start()):
+            folded = _FOLDS[ord(char)]
+            out.append(folded)
+            at += [n] * len(folded)
+        done = match.end()
+    out.append(text[done:])
+    at += range(done, len(text))
+    return Folded("".join(out), tuple(at))
+
+
+def lookalikes(text: str) -> str:
+    """The plain letters and digits that characters beyond ASCII in a text are read as."""
+    folded = "".join(match[0].translate(_FOLDS) for match in _NOT_ASCII.finditer(text))
+    return "".join(char for char in folded if char.isascii() and char.isalnum())

@@ -1,0 +1,194 @@
+"""Keeping secrets: what may not leave in any spelling or encoding is found, and what has to be painted over.
+
+The values come from the constitution: given ones, and, where it says `from: system`, what the system prompt of the
+exchange at hand holds ("the day word is anchor"). What earlier turns of the assistant already said is read together
+with the reply, so that a secret told one letter a turn is seen; only the reply can still be held back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TypeAlias
+
+from fairlead.exchange import Exchange, Message
+from fairlead.guard.checks import canary, decode, drip, normalise, reader, signs, spill, told, trail, words
+from fairlead.guard.checks.canary import is_random, needles
+from fairlead.guard.checks.reader import TooMuch
+from fairlead.guard.checks.spill import Leak, Spill
+from fairlead.guard.checks.words import Told
+from fairlead.guard.decision import ALLOW, Decision, Outcome, Span, most_severe
+from fairlead.guard.pieces import PLACES, Piece, pieces
+from fairlead.guard.watch import Cut, Ruling, Seen
+from fairlead.guard.wire.events import Channel
+from fairlead.judges.lineage import Lineage, leaf
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """One thing to keep: given `values`, what `pattern` captures in the system prompt, or, with neither, what the
+    system prompt tells to keep in plain words (`told.py`). `anywhere` looks for it in every place (a canary)."""
+
+    id: str
+    values: tuple[str, ...] = ()
+    pattern: str = ""
+    anywhere: bool = False
+
+    def __post_init__(self) -> None:
+        for value in self.values:
+            try:
+                decode.shape(value)
+            except ValueError as problem:
+                raise ValueError(f"secret {self.id!r}: {problem}") from None
+        if self.pattern and not re.compile(self.pattern).groups:
+            raise ValueError(f"secret {self.id!r}: the pattern {self.pattern!r} has no group that captures the value")
+
+
+@dataclass(frozen=True)
+class SecretsCheck:
+    """Finds the secrets of one principle in a reply: drawn ones by the part that makes 32 bits (`spill.py`), others as
+    a whole (`words.py`). Whole replies and streams go the same way."""
+
+    secrets: tuple[Secret, ...]
+    principle: str = ""
+    on_violation: Outcome = "redact"
+    at: frozenset[str] = PLACES
+    cost: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"secrets:{self.principle}" if self.principle else "secrets"
+
+    @cached_property
+    def lineage(self) -> Lineage:
+        files = [__file__, *(module.__file__ or "" for module in _MODULES)]
+        code = hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()
+        return leaf("rule", text=" ".join(["guard secrets", *(secret.id for secret in self.secrets)]), code=code)
+
+    def decide(self, exchanges: Sequence[Exchange]) -> list[Decision]:
+        return [self._one(item) for item in exchanges]
+
+    def _one(self, item: Exchange) -> Decision:
+        watch = SecretsWatch(self, item.messages, whole=True)
+        parts = pieces(item.reply)
+        rulings = [watch.feed(_seen(n, part)) for n, part in enumerate(parts)]
+        rulings.append(watch.finish(0))
+        spans: list[Span] = []
+        for cut in sorted(
+            {cut for ruling in rulings for cut in ruling.cuts}, key=lambda c: (c.channel, c.start, -c.end)
+        ):
+            part = parts[cut.channel.part]
+            before = len(part.text) - len(_seen(0, part).text)
+            if not (spans and spans[-1].at == part.at and before + cut.end <= spans[-1].end):
+                spans.append(Span(part.at, before + cut.start, before + cut.end))
+        told = [ruling.decision for ruling in rulings if ruling.decision.outcome != "allow"]
+        if not told:
+            return ALLOW
+        why = "; ".join(dict.fromkeys(why for decision in told for why in decision.evidence.split("; ")))
+        return Decision(most_severe(told).outcome, self.principle, why, tuple(spans), self.name)
+
+    def watch(self, messages: Sequence[Message]) -> SecretsWatch:
+        return SecretsWatch(self, messages)
+
+
+_Known: TypeAlias = tuple[frozenset[str], "Spill | Told", tuple[str, ...]]  # places, state, ids
+
+
+class SecretsWatch:
+    """One reply, all its alternatives and parts, and what earlier turns of the assistant said."""
+
+    def __init__(self, check: SecretsCheck, messages: Sequence[Message], *, whole: bool = False) -> None:
+        self._check = check
+        self._known: list[_Known] = []
+        self._cuts: set[Cut] = set()
+        self._open: dict[Channel, Seen] = {}
+        said = [message.text for message in messages if message.role == "assistant"]
+        for places, anywhere in ((check.at, False), (PLACES, True)):
+            pairs = {
+                value: secret.id
+                for secret in check.secrets
+                if secret.anywhere is anywhere
+                for value in values_in(secret, messages)
+            }
+            drawn = tuple(value for value in pairs if is_random(value))
+            worded = tuple(value for value in pairs if value not in drawn)
+            if drawn:
+                self._known.append((places, Spill(needles(drawn), said, whole), tuple(pairs[v] for v in drawn)))
+            if worded:
+                self._known.append((places, Told(worded, said, whole), tuple(pairs[v] for v in worded)))
+
+    def feed(self, seen: Seen) -> Ruling:
+        self._open[seen.channel] = seen
+        return self._look(seen, seen.text, seen.last)
+
+    def finish(self, choice: int) -> Ruling:
+        waiting = [seen for channel, seen in self._open.items() if channel.choice == choice and not seen.last]
+        return _together([self._look(seen, "", True) for seen in waiting])
+
+    def _look(self, seen: Seen, text: str, last: bool) -> Ruling:
+        channel, place = seen.channel, _PLACE_OF.get(seen.place, "reply")
+        safe: list[int] = []
+        leaks: list[tuple[Leak, str]] = []
+        for places, state, ids in self._known:
+            if place in places:
+                try:
+                    leaks += [(leak, ids[leak.canary]) for leak in state.feed(channel, text, last)]
+                except TooMuch:
+                    why = "the text is made so that reading it through its encodings has no end"
+                    return Ruling(Decision("failed", self._check.principle, why, (), self._check.name))
+                safe.append(state.go(channel))
+        here = {channel: min(safe)} if safe else {channel: 1 << 62}
+        new = {Cut(leak.channel, leak.start, leak.end): (leak, id) for leak, id in leaks}
+        new = {cut: told for cut, told in new.items() if cut not in self._cuts}
+        if not new:
+            return Ruling(safe=here)
+        self._cuts |= set(new)
+        outcome = self._check.on_violation
+        if outcome == "redact" and any(self._open[cut.channel].place == "tool_call" for cut in new):
+            outcome = "block_tool_call"  # a call with a hole in it is another call
+        why = "; ".join(dict.fromkeys(f"{id} {leak.how}, at {leak.start}" for leak, id in new.values()))
+        spans = tuple(Span((cut.channel.choice, cut.channel.part), cut.start, cut.end) for cut in new)
+        return Ruling(Decision(outcome, self._check.principle, why, spans, self._check.name), tuple(new), here)
+
+
+_PLACE_OF = {"reply": "reply", "reasoning": "reasoning", "tool_call": "tool_call", "tool_result": "tool_result"}
+_MODULES = (canary, decode, drip, normalise, reader, signs, spill, told, trail, words)
+
+
+def _together(rulings: Sequence[Ruling]) -> Ruling:
+    safe = {channel: n for ruling in rulings for channel, n in ruling.safe.items()}
+    cuts = tuple(cut for ruling in rulings for cut in ruling.cuts)
+    return Ruling(most_severe(ruling.decision for ruling in rulings), cuts, safe)
+
+
+def _seen(number: int, part: Piece) -> Seen:
+    """A whole text of a reply as the one piece that it comes in. Of a call, its name is looked at with the arguments
+    only where streams look at it too: by the rules."""
+    text = part.text.partition("\n")[2] if part.place == "tool_call" else part.text
+    return Seen(Channel(0, number), part.place, text, last=True)  # type: ignore[arg-type]  # a tool's result is a place too
+
+
+def values_of(secret: Secret, item: Exchange) -> tuple[str, ...]:
+    """The values to keep in this exchange. A system prompt that gives none has none to keep."""
+    return values_in(secret, item.messages)
+
+
+def values_in(secret: Secret, messages: Sequence[Message]) -> tuple[str, ...]:
+    """The values that these messages ask to keep."""
+    if secret.values:
+        return secret.values
+    found: list[str] = []
+    for prompt in (message.text for message in messages if message.origin == "operator"):
+        found += _values_of_prompt(prompt, secret.pattern, secret.id)
+    return tuple(dict.fromkeys(filter(None, found)))
+
+
+@lru_cache(maxsize=256)
+def _values_of_prompt(prompt: str, pattern: str, id: str) -> tuple[str, ...]:
+    if pattern:
+        return tuple(next(filter(None, m.groups()), "") for m in re.finditer(pattern, prompt))
+    return told.told_to_keep(prompt, id)

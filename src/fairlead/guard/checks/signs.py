@@ -1,0 +1,180 @@
+"""The first look: could this text hold a canary at all, under any of the listed encodings?
+
+It knows nothing of the canary's value, only that 32 of its bits were written: eight hex digits or more, possibly
+turned, possibly under base64, hex or escapes. Base64 of a text has a rhythm of four in which each character comes from
+a part of the alphabet; eight hex digits fill ten characters of it, which ordinary text does not do by chance. Whatever
+has no such sign is known to hold nothing (`tests/guard/checks/test_signs.py` holds it against the full reading).
+
+The rhythms are looked for in all places at once: every character becomes a byte with one bit for each rhythm that it
+fits into, the bytes one long integer, and a rhythm is a handful of shifts and ands over it.
+"""
+
+from __future__ import annotations
+
+import string
+from binascii import a2b_base64
+from codecs import encode
+
+from fairlead.guard.checks.reader import OTHERS, ROT13, compiled
+
+_BASE64 = string.ascii_uppercase + string.ascii_lowercase + string.digits + "+/"
+_HEX = b"0123456789abcdefABCDEF"
+_TURNED_HEX = b"0123456789nopqrsNOPQRS"
+_WORDLIKE = string.ascii_letters.encode() + string.digits.encode()
+_PRINTABLE = bytes([9, 10, 13, *range(32, 127)])
+
+
+def _rhythm(inner: bytes) -> list[set[str]]:
+    """For the four characters of a base64 quartet: which ones can come of bytes from `inner`."""
+    parts = (
+        {b >> 2 for b in inner},
+        {(a & 3) << 4 | b >> 4 for a in inner for b in inner},
+        {(a & 15) << 2 | b >> 6 for a in inner for b in inner},
+        {b & 63 for b in inner},
+    )
+    return [{_BASE64[n] for n in part} for part in parts]
+
+
+def _tables(*inners: bytes) -> tuple[bytes, bytes, bytes, bytes]:
+    """For each of four characters in a row a table from character to bits: one bit for each of two kinds of inner text,
+    written as it is, backwards, under rot13, and both."""
+    tables = [bytearray(256) for _ in range(4)]
+    bit = 1
+    for inner in inners:
+        straight = _rhythm(inner)
+        turned = [{encode(c, "rot13") for c in part} for part in straight]
+        for parts in (straight, straight[::-1], turned, turned[::-1]):
+            for table, part in zip(tables, parts, strict=True):
+                for char in part:
+                    table[ord(char)] |= bit
+            bit <<= 1
+    first, second, third, fourth = map(bytes, tables)
+    return first, second, third, fourth
+
+
+_SHORT = _tables(_HEX, _TURNED_HEX)  # hex digits in base64
+_LONG = _tables(_WORDLIKE, _PRINTABLE)  # base64 in base64; spelled out, escaped or in hex in base64
+
+
+def _short_rhythm(letters: bytes) -> bool:
+    """Ten characters that eight hex digits would fill: two quartets, and two characters before, around or after."""
+    one, two, three, four = (int.from_bytes(letters.translate(table), "little") for table in _SHORT)
+    quartet = one & two >> 8 & three >> 16 & four >> 24
+    pair = quartet & quartet >> 32
+    if not pair:
+        return False
+    after = pair & one >> 64 & two >> 72
+    around = pair & four << 8 & one >> 64
+    before = pair & four << 8 & three << 16
+    return bool(after | around | before)
+
+
+_FIRST_FOUR = 0x0F
+_LAST_FOUR = 0xF0
+
+
+def _long_rhythm(letters: bytes) -> bool:
+    """Twelve characters that eleven letters would fill, or three quartets of fifteen printable characters."""
+    one, two, three, four = (int.from_bytes(letters.translate(table), "little") for table in _LONG)
+    quartet = one & two >> 8 & three >> 16 & four >> 24
+    pair = quartet & quartet >> 32
+    if not pair:
+        return False
+    every = int.from_bytes(bytes([_FIRST_FOUR]) * len(letters), "little")
+    words = pair & every
+    triple = pair & quartet >> 64
+    if triple & ~every:
+        return True
+    after1 = words & one >> 64
+    after2 = after1 & two >> 72
+    before1 = words & four << 8
+    before2 = before1 & three << 16
+    return bool(triple & every | after2 & three >> 80 & four << 8 | after2 & before2 | after1 & before2 & two << 24)
+
+
+_X_FORMS = compiled(
+    b"|".join(
+        b"(?:%s){4}" % pair
+        for pair in (
+            b"0?x[0-9a-f]{2}", b"0?k[0-9n-s]{2}", b"[0-9a-f]{2}x0?", b"[0-9n-s]{2}k0?",
+            b"u[0-9a-f]{4}", b"h[0-9n-s]{4}", b"[0-9a-f]{4}u", b"[0-9n-s]{4}h",
+        )
+    )
+)  # fmt: skip
+_HEX_FIGURES = compiled(
+    rb"(?:3[0-9]|[46][1-6]|[57][0-3]|2[0-9]|09|10|13){8}|(?:[0-9]3|[1-6][46]|[0-3][57]|[0-9]2|90|01|31){8}"
+    rb"|(?:[2-7][0-9]){11}|(?:[0-9][2-7]){11}"
+)
+_HEX_RUNS = (compiled(rb"[0-9a-f]{16,}"), compiled(rb"[0-9n-s]{16,}"))
+_DENSE = compiled(rb"(?:[A-Z0-9+/][a-z]{0,4}){7}")
+_SIGNED = (b"+", b"/", b"-", b"_")
+_URL_SAFE = bytes.maketrans(b"-_", b"+/")
+_NO_SEXTETS = bytes(c for c in OTHERS if c not in b"+/-_")
+_ESCAPED = compiled(
+    rb"%[0-9a-fA-Fn-sN-S]{2}|\\[xXuUkKhH0-3]|&#|&[a-z]{2,6};|#&|;[a-z]{2,6}&"
+    rb"|[0-9a-fA-Fn-sN-S]{2}%.{0,9}[0-9a-fA-Fn-sN-S]{2}%|[0-9a-fA-Fn-sN-S]{2}[xk]\\|[0-9a-fA-Fn-sN-S]{4}[uh]\\"
+)
+_AS_HEX = bytes(104 if c in _HEX else 46 for c in range(256))
+_AS_TURNED_HEX = bytes(104 if c in _TURNED_HEX else 46 for c in range(256))
+_EIGHT, _SIXTEEN = b"h" * 8, b"h" * 16
+
+
+def glued(plain: bytes) -> bytes:
+    """The letters and digits of a text alone: what stands between them is no sign of anything."""
+    return plain.translate(None, OTHERS)
+
+
+def encoded(plain: bytes, letters: bytes) -> bool:
+    """Whether something in a text could be a canary under a decoder; `letters` are its `glued` ones."""
+    return (
+        _short_rhythm(letters)
+        or _long_rhythm(letters)
+        or _hexlike(letters)
+        or _prefixed(letters)
+        or _dense(letters)
+        or (any(sign in plain for sign in _SIGNED) and _dense(plain.translate(_URL_SAFE, _NO_SEXTETS)))
+        or _ESCAPED.search(plain) is not None
+    )
+
+
+def _hexlike(letters: bytes) -> bool:
+    """Sixteen hex digits in a row that could be eight characters; figures alone are mostly none."""
+    if _SIXTEEN not in letters.translate(_AS_HEX) and _SIXTEEN not in letters.translate(_AS_TURNED_HEX):
+        return False
+    low = letters.lower()
+    return _HEX_FIGURES.search(low) is not None or any(
+        not run[0].isdigit() for pattern in _HEX_RUNS for run in pattern.finditer(low)
+    )
+
+
+def _prefixed(letters: bytes) -> bool:
+    low = letters.lower()
+    if low.count(b"x") >= 4 or low.count(b"k") >= 4 or b"u" in low or b"h" in low:
+        return _X_FORMS.search(low) is not None
+    return False
+
+
+def _dense(letters: bytes) -> bool:
+    """Base64 of look-alikes has no rhythm, but capitals, figures and small letters without order: where they stand
+    densely it is tried whether look-alikes come of it."""
+    for match in _DENSE.finditer(letters):
+        if sum(c >= 97 for c in match[0]) >= 2 and any(65 <= c < 91 for c in match[0]):
+            near = letters[max(0, match.start() - 16) : match.end() + 16]
+            turned = near.translate(ROT13)
+            for form in (near, near[::-1], turned, turned[::-1]):
+                for skip in range(4):
+                    body = form[skip:]
+                    if _ALIKE.search(a2b_base64(body + b"A" * (-len(body) % 4))):
+                        return True
+    return False
+
+
+_ALIKE = compiled(
+    rb"(?:[0-9a-fA-Fn-sN-S -]*(?:[\xc2-\xd6][\x80-\xbf]|[\xe1-\xef][\x80-\xbf]{2}|\xf0[\x90-\xbf][\x80-\xbf]{2})){3}"
+    rb"|[0-9a-fA-Fn-sN-S]{2,}(?:[\xc2-\xd6][\x80-\xbf]|[\xe1-\xef][\x80-\xbf]{2})[0-9a-fA-Fn-sN-S]{2}"
+)
+
+
+def runs(letters: bytes) -> bool:
+    """Whether eight hex digits stand in a row, turned or not: a canary as it is, spelled out or backwards."""
+    return _EIGHT in letters.translate(_AS_HEX) or _EIGHT in letters.translate(_AS_TURNED_HEX)

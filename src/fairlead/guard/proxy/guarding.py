@@ -1,0 +1,266 @@
+"""The guard of one request, between a format and a model's server: what is asked is checked, what comes is released,
+and what left is written into the audit log.
+
+It calls the release (release.py) and the checks of prompts, and knows nothing of bytes or sockets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeAlias
+
+from fairlead.exchange import Exchange as Talk
+from fairlead.guard import prompt_side
+from fairlead.guard.audit.entry import Entry
+from fairlead.guard.decision import SEVERITY, Decision
+from fairlead.guard.follow import release_for
+from fairlead.guard.ledger import Ledger
+from fairlead.guard.plan import WIRE, Plan
+from fairlead.guard.proxy.upstream import Broken
+from fairlead.guard.released import Broken as CheckFailed
+from fairlead.guard.released import Noted, Out, Stop
+from fairlead.guard.tally import Tally
+from fairlead.guard.wire.asked import Asked, with_messages
+from fairlead.guard.wire.events import About, Channel, Close, Delta, End, Event, Finish, Open, Told, Unknown
+
+if TYPE_CHECKING:
+    from fairlead.guard.audit import AuditLog
+    from fairlead.guard.improve import Best
+    from fairlead.guard.proxy.exchange import Exchange
+    from fairlead.guard.release import Release
+    from fairlead.guard.wire.format import Writer
+
+Item: TypeAlias = Event | Noted | Stop
+
+NO_CHECK = "a check of this guard is broken, and its principle lets nothing pass without it ({})"
+
+# What is withheld and counted, and does not end the reply: no text of it, but something beside it.
+_ASIDE = ("field of", "finish_reason", "stop_reason", "incomplete_details", "log-probs")
+
+
+@dataclass(frozen=True, slots=True)
+class Instead:
+    """What is asked is answered by the guard itself."""
+
+    items: tuple[Item, ...]
+
+
+class Guarding:
+    """Made when a request was read; `close` ends it, whatever happened."""
+
+    def __init__(self, one: Exchange) -> None:
+        self.one, self.book = one, one.account.book
+        self.ledger, self.tally = Ledger(), Tally()
+        self.release: Release | Best | None = None  # once it is known what the model is asked
+        self.told: Told | None = None
+        self.tolds: list[tuple[int, Told]] = []
+        self.usage: dict[str, int] = {}
+        self.written = 0  # bytes of text that were handed on to be written
+        self.number: int | None = None  # of the entry in the audit log
+        self.writer: Writer | None = None  # of a stream that may have begun
+        self.whole = 0  # alternatives that the server has ended
+        self.ended = ""  # how it ended, where not as it should
+        self.escalated: Talk | None = None
+        self._began = time.time()
+
+    @property
+    def decision(self) -> str:
+        return self.told.decision if self.told is not None else "allow"
+
+    @property
+    def done(self) -> bool:
+        """Nothing more of the server's answer is needed: it has ended, or the guard ended it before it was whole. A
+        reply that is whole is read to its end, where the usage stands."""
+        release = self.release
+        return release is None or release.ended or (release.over and self.whole < self.one.asked.n)
+
+    # ------------------------------------------------------------------------------------ what is asked
+
+    async def ask(self) -> Asked | Instead:
+        """Checks what is asked: the request to send on, perhaps with texts painted over, or an answer in its place."""
+        one, book = self.one, self.book
+        asked = one.asked
+        for what in asked.dropped:
+            self.tally.withheld[f"of the request: {what}"] += 1
+        escalate = self._escalate if one.log is not None else None
+        if book.prompts:
+            said = await prompt_side.ask(
+                book.prompts, asked.messages, book.policies, ledger=self.ledger, tally=self.tally, pool=book.pool,
+                escalate=escalate,
+            )  # fmt: skip
+            if said.told.decision != "allow":
+                self.told = said.told
+            if said.check:
+                raise self._broken(said.told)
+            if not said.goes_on:
+                return self._instead(said.say, said.told)
+            if said.told.decision == "redact":
+                try:
+                    asked = with_messages(asked, said.messages)
+                except ValueError:
+                    return self._instead(book.plan.policy(said.told.principle).say, said.told)
+        plan = book.plan if asked.stream else book.whole
+        if plan.best is not None and (asked.n != 1 or asked.format not in ("chat", "completions")):
+            one.metrics.counts["dropped", "best of n"] += 1
+            plan = replace(plan, best=None)
+        self.release = release_for(
+            plan, asked.messages, n=asked.n, asker=book.asker, tenant=one.account.name, tally=self.tally,
+            ledger=self.ledger, escalate=escalate,
+        )  # fmt: skip
+        if plan.best is not None:
+            asked = replace(asked, upstream={**asked.upstream, "n": plan.best.n})
+        return asked
+
+    def _instead(self, say: str, told: Told) -> Instead:
+        items: list[Item] = [About(model=self.one.asked.model)]
+        for choice in range(self.one.asked.n):
+            channel = Channel(choice, 0)
+            items += Open(channel, "reply"), Delta(channel, say), Close(channel)
+            items += Noted(choice, told), Finish(choice, "content_filter")
+            self.ledger.write(choice, 0, "guard", say, (told.verdict,))
+        self.tally.replies[told.decision] += self.one.asked.n
+        return Instead((*self._noted(items), End()))
+
+    def _escalate(self, item: Talk, decision: Decision, verdict: str) -> None:
+        self.escalated = item
+
+    # ------------------------------------------------------------------------------------- what comes
+
+    async def feed(self, events: Sequence[Event]) -> list[Item]:
+        """What may leave now. Waits for models only where nothing more will come."""
+        release, last = self.release, False
+        assert release is not None
+        out: list[Out] = []
+        for event in events:
+            if isinstance(event, End):
+                last = True
+            elif isinstance(event, Unknown) and event.what.startswith(_ASIDE):
+                self.tally.withheld[event.what] += 1
+                continue
+            elif isinstance(event, Finish):
+                self.whole += 1
+            out += release.feed(event)
+        if last and release.pending:
+            self.one.watch.now("checks")
+            while release.pending:
+                out += await release.settle()
+            self.one.watch.now("stream")
+        return self._noted(out)
+
+    async def settled(self) -> list[Item]:
+        """What may leave once the next model has answered."""
+        assert self.release is not None
+        return self._noted(await self.release.settle())
+
+    @property
+    def pending(self) -> bool:
+        return self.release is not None and self.release.pending > 0
+
+    def _noted(self, out: Sequence[Out | Item]) -> list[Item]:
+        """Keeps what is told of alternatives and counted; what is broken is raised."""
+        left: list[Item] = []
+        for item in out:
+            if isinstance(item, Delta):
+                text = item.text
+                self.written += len(text) if text.isascii() else len(text.encode())
+            elif isinstance(item, Noted | Stop):
+                self.tolds.append((item.choice, item.told))
+                if self.told is None or SEVERITY[item.told.decision] > SEVERITY[self.told.decision]:  # type: ignore[index]
+                    self.told = item.told
+            elif isinstance(item, Finish):
+                self.written += len(item.stop.encode()) if item.stop else 0
+            elif isinstance(item, About):
+                self.usage.update({k: v for k, v in item.numbers.items() if type(v) is int})
+            elif isinstance(item, CheckFailed):
+                self.told = item.told
+                raise self._broken(item.told, item.why)
+            left.append(item)
+        return left
+
+    def _broken(self, told: Told, why: str = "") -> Broken:
+        if not told.principle and why:  # no check of a principle: something the server said
+            return Broken(502, f"{why} ({told.verdict})", again=False)
+        why = NO_CHECK.format(f"{told.principle or 'no principle'}, {told.verdict}")
+        return Broken(503, why, again=False, kind="check_failed")
+
+    # ------------------------------------------------------------------------------------- what is kept
+
+    async def settle(self) -> None:
+        """Writes the entry of a request whose reply is about to leave, or to end; with a strict log, waits for it."""
+        log = self.one.log
+        if log is None:
+            return
+        self.number = self._record(log, 200)
+        if log.options.strict:
+            await log.settled(self.number)
+
+    def close(self) -> None:
+        """The request is over."""
+        one, release, log = self.one, self.release, self.one.log
+        if release is not None and not release.ended:
+            if release.over:
+                release.feed(End())
+            else:
+                release.close()
+        merge(one.tally, self.tally)
+        for kind, n in self.usage.items():
+            one.metrics.counts["tokens", one.account.name, kind] += n
+        if log is None:
+            return
+        if self.number is None:
+            self._record(log, one.out.status)
+        elif self.ended:
+            log.unsent(self.number, self.ended)
+
+    def _used(self) -> dict[str, int]:
+        """Tokens by the model's own count, and how often each check that is a model was asked."""
+        asked = {f"asked {check}": n for (check, what), n in self.tally.cost.items() if what == "asked"}
+        return {**self.usage, **asked} if asked else self.usage
+
+    def _record(self, log: AuditLog, status: int) -> int:
+        one, ledger, book, told, tally = self.one, self.ledger, self.book, self.told, self.tally
+        entry = Entry(
+            self._began, one.id, one.asked.route, self.decision, book.sha256, book.classifier, one.account.digest,
+            one.asked.stream, told.principle if told else "", told.verdict if told else "",
+            hashlib.sha256(one.raw).hexdigest(), tuple(ledger.verdicts), ledger.ranges, self.written,  # type: ignore[arg-type]
+            _some(tally.withheld), _some(tally.passed), tuple(ledger.shadow), self._used(),  # type: ignore[arg-type]
+            status=status, ended=self.ended,
+        )  # fmt: skip
+        # the release's verdicts and ranges have the fields that the log wants
+        said: tuple[tuple[str, str], ...] = ()
+        keep = None if one.account.retention_days is None else one.account.retention_days * 86_400
+        if one.settings.audit.store_text:
+            said = (("asked", one.raw.decode("utf-8", "replace")),)
+        return log.record(entry, said, keep, self.escalated)
+
+
+def _some(counter: Mapping[str, int]) -> dict[str, int]:
+    return {what: n for what, n in counter.items() if n}
+
+
+def whole(items: Sequence[Item]) -> list[Event]:
+    """What a reply in one body is written from: notes stand beside it, and a stop is how its alternative finished."""
+    out: list[Event] = []
+    for item in items:
+        if isinstance(item, Stop):
+            out.append(Finish(item.choice, item.reason))
+        elif not isinstance(item, Noted):
+            out.append(item)
+    return out
+
+
+def merge(all_: Tally, one: Tally) -> None:
+    """Adds the counts of a request to those of the worker."""
+    for name in ("replies", "decisions", "failed", "withheld", "passed", "cost", "shadow"):
+        counts = getattr(one, name)
+        if counts:
+            getattr(all_, name).update(counts)
+
+
+def everything_waits(plan: Plan) -> Plan:
+    """The same plan for replies that are not streamed: nothing leaves before an alternative is whole, so that all of
+    it can still be redacted or refused."""
+    return replace(plan, buffered=frozenset().union(*WIRE.values()))

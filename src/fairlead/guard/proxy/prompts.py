@@ -1,0 +1,71 @@
+"""Rules and other checks of code, as checks of what is asked: of the user's words, and of what tools brought."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from fairlead.constitution.schema import Constitution
+from fairlead.exchange import Exchange, Message
+from fairlead.guard.checks.rules import RulesCheck
+from fairlead.guard.decision import ALLOW, Check, Decision
+from fairlead.guard.pieces import pieces
+from fairlead.guard.watch import PromptCheck
+
+
+@dataclass(frozen=True)
+class OfPrompts:
+    """A check of replies that is shown the conversation. What it finds counts where the principle looks: `prompt` are
+    the turns of the user, `tool_result` what came from tools. What the operator wrote and the model said counts not."""
+
+    check: RulesCheck
+    places: frozenset[str]
+
+    @property
+    def name(self) -> str:
+        return f"{self.check.name} (prompt)"
+
+    @property
+    def principle(self) -> str:
+        return self.check.principle
+
+    @property
+    def cost(self) -> int:
+        return self.check.cost
+
+    def ask(self, messages: Sequence[Message]) -> Decision:
+        [decision] = self.check.decide([Exchange((), tuple(messages))])
+        if decision.outcome == "allow":
+            return ALLOW
+        where = {
+            piece.at: "tool_result" if piece.place == "tool_result" else "prompt"
+            for piece in pieces(messages)
+            if piece.place == "tool_result" or messages[piece.at[0]].role == "user"
+        }
+        spans = tuple(span for span in decision.spans if where.get(span.at) in self.places)
+        if not spans:
+            return ALLOW
+        return Decision(self.check.on_violation, decision.principle, decision.evidence, spans, self.name)
+
+
+def prompt_checks(checks: Iterable[Check], constitution: Constitution) -> tuple[PromptCheck, ...]:
+    """The checks of what is asked: those of principles whose guard looks at `prompt` or `tool_result`, and those that
+    stand for no principle."""
+    found: list[PromptCheck] = []
+    for check in checks:
+        guard = constitution[check.principle].guard if check.principle in constitution else None
+        places = frozenset() if guard is None else frozenset({"prompt", "tool_result"} & set(guard.at))
+        if isinstance(check, PromptCheck) and (places or guard is None):
+            found.append(check)
+        elif isinstance(check, RulesCheck) and places:
+            asked = RulesCheck(check.patterns, check.principle, check.on_violation, frozenset({"reply", "tool_result"}))
+            found.append(OfPrompts(asked, places))
+    return tuple(found)
+
+
+def unchecked_prompts(checks: Iterable[PromptCheck], constitution: Constitution) -> tuple[str, ...]:
+    """Ids of principles whose guard looks at what is asked, and that none of these checks stands for there."""
+    covered = {getattr(check, "principle", "") for check in checks}
+    return tuple(
+        p.id for p in constitution.principles if p.guard is not None and "prompt" in p.guard.at and p.id not in covered
+    )

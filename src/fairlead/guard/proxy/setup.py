@@ -1,0 +1,263 @@
+"""Everything a worker goes by, read from files at once: whole or not at all, so that a reload can put it in place.
+
+A `Setup` is made of the settings, the tenants, and for each constitution its checks. A file that is broken raises
+`InputError` and the setup in use stays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from fairlead.constitution.load import load
+from fairlead.constitution.schema import Constitution
+from fairlead.errors import InputError
+from fairlead.guard.asker import Asker
+from fairlead.guard.classifier.check import classifier_checks
+from fairlead.guard.classifier.model import load as load_classifier
+from fairlead.guard.compile import checks_from, policies_from, unchecked
+from fairlead.guard.plan import BestOf, Followed, Plan, plan
+from fairlead.guard.policy import Policy
+from fairlead.guard.pool import Pool
+from fairlead.guard.proxy.guarding import everything_waits
+from fairlead.guard.proxy.prompts import prompt_checks, unchecked_prompts
+from fairlead.guard.proxy.settings import Settings, allowed, read_settings
+from fairlead.guard.proxy.tenants import ANYONE, Pace, Tenant, read_tenants, tenant_of
+from fairlead.guard.proxy.upstream import Upstream, open_server
+from fairlead.guard.revise import reviser
+from fairlead.guard.verdict_cache import VerdictCache
+from fairlead.guard.watch import PromptCheck
+from fairlead.guard.wire.asked import Allow
+from fairlead.models import open_model
+from fairlead.models.budget import Budget
+from fairlead.models.protocol import Model
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Where a setup is read from: what the command line said."""
+
+    constitution: str
+    upstream: str | None = None
+    key: str | None = None  # environment variable of the upstream's key
+    model: str | None = None
+    policy: Path | None = None
+    tenants: Path | None = None
+    audit: Path | None = None
+    shadow: bool = False
+    workers: int | None = None
+    critic: str | None = None
+    classifier: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Book:
+    """One constitution, ready to be asked.
+
+    plan, whole  how replies are released that are streamed, and that are not
+    asker, pool  ask the models among the checks; no asker where there are none
+    prompts      the checks of what is asked
+    unchecked    ids of principles with a guard that nothing here stands for
+    """
+
+    constitution: Constitution
+    sha256: str
+    plan: Plan
+    whole: Plan
+    asker: Asker | None
+    pool: Pool
+    prompts: tuple[PromptCheck, ...]
+    unchecked: tuple[str, ...]
+    classifier: str = ""  # its sha256, "" for none
+
+    @property
+    def policies(self) -> Mapping[str, Policy]:
+        return self.plan.policies
+
+
+@dataclass(slots=True)
+class Account:
+    """One who asks: a tenant, or anyone where there is no tenant file."""
+
+    name: str
+    digest: str
+    allow: Allow
+    book: Book
+    upstream: Upstream
+    pace: Pace | None = None
+    most: int | None = None
+    retention_days: float | None = None
+    in_flight: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What requests go by. Made by `read_setup`, never changed."""
+
+    settings: Settings
+    accounts: Mapping[str, Account]  # by digest of the key
+    anyone: Account | None
+    tenants: Mapping[str, Tenant] = field(default_factory=dict)
+
+    def account(self, key: str) -> Account | None:
+        """Whose key this is; without a tenant file anyone's."""
+        if self.anyone is not None:
+            return self.anyone
+        tenant = tenant_of(key, self.tenants)
+        return None if tenant is None else self.accounts[tenant.name]
+
+    def all(self) -> Sequence[Account]:
+        return [self.anyone] if self.anyone is not None else list(self.accounts.values())
+
+
+class Keep:
+    """What outlives a reload: connections, a model's weights, what was spent, how fast a tenant goes."""
+
+    def __init__(self) -> None:
+        self.upstreams: dict[tuple[str, str | None], Upstream] = {}
+        self.budgets: dict[tuple[str, str], Budget] = {}
+        self.critics: dict[tuple[str, str], Model] = {}
+        self.paces: dict[tuple[str, float], Pace] = {}
+        self.local: Upstream | None = None
+        self.pool = Pool()
+        self.cache = VerdictCache()
+
+
+def read_setup(options: Options, keep: Keep, before: Setup | None = None) -> Setup:
+    """Read everything anew. Raises `InputError` or `MissingResource`, and changes nothing, where anything is wrong."""
+    settings = settings_of(options)
+    if before is not None:
+        _only_what_can_change(before.settings, settings)
+    read = None if options.tenants is None else read_tenants(options.tenants)
+    books: dict[tuple[str, str], Book] = {}
+
+    def account(name: str, digest: str, tenant: Tenant | None) -> Account:
+        constitution = (tenant.constitution if tenant else None) or options.constitution
+        budget = tenant.budget if tenant else None
+        if (constitution, name if budget else "") not in books:
+            books[constitution, name if budget else ""] = _book(constitution, name, budget, settings, keep)
+        made = Account(
+            name, digest, allowed(settings), books[constitution, name if budget else ""],
+            _upstream(tenant, options, settings, keep),
+        )  # fmt: skip
+        if tenant is not None:
+            made.most, made.retention_days = tenant.in_flight, tenant.retention_days
+            if tenant.requests_per_minute is not None:
+                rate = (name, float(tenant.requests_per_minute))
+                made.pace = keep.paces.setdefault(rate, Pace(rate[1], settings.workers))
+        return made
+
+    if read is None:
+        return Setup(settings, {}, account(ANYONE, "", None))
+    accounts = {t.name: account(t.name, hashlib.sha256(t.keys[0].encode()).hexdigest()[:16], t) for t in read.tenants}
+    return Setup(settings, accounts, None, read.by_key())
+
+
+def settings_of(options: Options) -> Settings:
+    """guard.yaml with the options of the command line over it."""
+    settings = read_settings(options.policy)
+    audit = settings.audit if options.audit is None else settings.audit.model_copy(update={"file": options.audit})
+    checks = settings.checks
+    if options.critic is not None:
+        checks = checks.model_copy(update={"ask": options.critic})
+    if options.classifier is not None:
+        checks = checks.model_copy(update={"model": options.classifier})
+    changed = {"audit": audit, "checks": checks, "workers": options.workers or settings.workers}
+    if options.shadow:
+        changed["shadow"] = True
+    return settings.model_copy(update=changed)
+
+
+def _only_what_can_change(before: Settings, after: Settings) -> None:
+    for name in ("limits", "workers", "audit"):
+        if getattr(before, name) != getattr(after, name):
+            raise InputError(f"{name} cannot change while the proxy runs; undo that, or stop and start it")
+
+
+def _upstream(tenant: Tenant | None, options: Options, settings: Settings, keep: Keep) -> Upstream:
+    if tenant is not None and tenant.upstream is not None:
+        where = (tenant.upstream.url, tenant.upstream.key)
+    elif options.upstream is not None:
+        where = (options.upstream, options.key)
+    else:
+        if keep.local is None:
+            from fairlead.guard.proxy.local import Local
+
+            if options.model is None:
+                raise InputError("there is nobody to answer: give --upstream URL or --model MODEL")
+            keep.local = Local(open_model(options.model), settings.limits)
+        return keep.local
+    if where not in keep.upstreams:
+        keep.upstreams[where] = open_server(*where, settings.limits)
+    return keep.upstreams[where]
+
+
+def _book(reference: str, name: str, budget: str | None, settings: Settings, keep: Keep) -> Book:
+    constitution = load(reference)
+    critic, kinds = _critic(name, budget, settings, keep), settings.checks
+    checks = checks_from(constitution, critic, thresholds=kinds.thresholds, rules=kinds.rules, prompts=True)
+    classifier = None if kinds.model is None else load_classifier(kinds.model)
+    if classifier is not None:
+        try:
+            checks = (*checks, *classifier_checks(constitution, classifier))
+        except ValueError as problem:
+            raise InputError(f"{kinds.model}: {problem}") from None
+    asked = prompt_checks(checks, constitution)
+    policies = _policies(constitution, settings)
+    deadlines = {1: kinds.classifier.deadline, 2: kinds.critic.deadline}
+    sha256 = "" if classifier is None else classifier.sha256
+    made = plan(
+        checks, policies, deadlines=deadlines, revise=None if critic is None else reviser(critic),
+        best=_best(settings, constitution), rounds=settings.rounds, budget=settings.budget, opaque=settings.opaque,
+        unknown=settings.unknown, top_logprobs=settings.top_logprobs == "pass", shadow=settings.shadow is True,
+        sha256=constitution.sha256, classifier=sha256,
+    )  # fmt: skip
+    made = replace(made, followed=tuple(_as_set(one, settings) for one in made.followed))
+    asks = bool(made.models) or made.revise is not None or made.best is not None
+    missing = dict.fromkeys((*unchecked(constitution, checks), *unchecked_prompts(asked, constitution)))
+    return Book(
+        constitution, constitution.sha256, made, everything_waits(made),
+        Asker(made, keep.pool, keep.cache) if asks else None, keep.pool, asked, tuple(missing), sha256,
+    )  # fmt: skip
+
+
+def _as_set(one: Followed, settings: Settings) -> Followed:
+    """A check with what the settings say of its kind when it fails."""
+    kinds = settings.checks
+    on_error = (kinds.code, kinds.classifier, kinds.critic)[min(one.cost, 2)].on_error
+    return one if on_error is None else replace(one, policy=replace(one.policy, on_error=on_error))
+
+
+def _best(settings: Settings, constitution: Constitution) -> BestOf | None:
+    best = settings.best
+    if best is None:
+        return None
+    from fairlead.judges.reward_model import open_reward  # torch, for those who ask for this
+
+    if best.principle and best.principle not in constitution:
+        known = ", ".join(constitution.ids)
+        raise InputError(f"best names the principle {best.principle!r}, which is not there; there are: {known}")
+    return BestOf(open_reward(best.reward), best.n, best.threshold, best.principle, best.deadline)
+
+
+def _critic(name: str, budget: str | None, settings: Settings, keep: Keep) -> Model | None:
+    spec = settings.checks.ask
+    if spec is None:
+        return None
+    who = (spec, name if budget else "")
+    if who not in keep.critics:
+        purse = None if budget is None else keep.budgets.setdefault((name, budget), Budget.parse(budget))
+        keep.critics[who] = open_model(spec, budget=purse) if purse else open_model(spec)
+    return keep.critics[who]
+
+
+def _policies(constitution: Constitution, settings: Settings) -> dict[str, Policy]:
+    """What the constitution says, with the settings over it."""
+    names = settings.shadow if isinstance(settings.shadow, tuple) else constitution.ids if settings.shadow else ()
+    for id in names:
+        if id not in constitution:
+            known = ", ".join(constitution.ids)
+            raise InputError(f"shadow names {id!r}, which is no principle of {constitution.name}; there are: {known}")
+    return {id: replace(policy, shadow=id in names) for id, policy in policies_from(constitution).items()}

@@ -1,0 +1,69 @@
+"""What a proxy says when it starts: who is guarded how, what waiting costs, and what nobody looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fairlead.guard.proxy.setup import Account, Book, Setup
+
+TOKENS, SPEED = 300, 50  # a reply and a model of usual size, so that the costs mean something
+PER_TOKEN = 4  # characters of a token, roughly
+
+
+def told(setup: Setup) -> list[str]:
+    """Lines for the operator. Each constitution is told of once, with the tenants that go by it."""
+    lines: list[str] = []
+    by_book: dict[int, list[Account]] = {}
+    for account in setup.all():
+        by_book.setdefault(id(account.book), []).append(account)
+    for accounts in by_book.values():
+        lines += _book(accounts[0].book, [account.name for account in accounts], setup)
+    settings = setup.settings
+    what = "are refused" if settings.images == "refuse" else "pass without being looked at, and are counted"
+    lines.append(f"images {what}")
+    what = "is dropped" if settings.opaque == "drop" else "passes without being read, and is counted"
+    lines.append(f"reasoning that cannot be read {what}")
+    if settings.allow:
+        lines.append(f"request fields that pass unread, as the policy says: {', '.join(settings.allow)}")
+    audit = settings.audit
+    if audit.file is None:
+        lines.append("no audit log is kept: name a file with --audit")
+    else:
+        how = (
+            "a reply ends when its entry is on the disk" if audit.strict else f"a crash loses at most {audit.loss:g} s"
+        )
+        lines.append(f"audit log {audit.file}: {how}")
+    return lines
+
+
+def _book(book: Book, names: list[str], setup: Setup) -> Iterator[str]:
+    constitution = book.constitution
+    guarded = [p for p in constitution.principles if p.guard is not None]
+    who = "" if setup.anyone is not None else f" for {', '.join(names)}"
+    yield f"constitution {constitution.name}{who} (sha256 {book.sha256[:12]}): {len(guarded)} principles with a guard"
+    checked = [p.id for p in guarded if p.id not in book.unchecked]
+    buffer = [id for id in checked if book.policies[id].stream == "buffer"]
+    window = [id for id in checked if book.policies[id].stream == "window"]
+    if buffer:
+        yield (
+            f"  buffer: {', '.join(buffer)}. A streamed reply waits until it is whole, so its first token comes when "
+            f"the last would: {TOKENS / SPEED:.0f} s for {TOKENS} tokens at {SPEED} a second"
+        )
+    if window:
+        read = max((one.window for one in book.plan.followed if one.principle in window), default=0)
+        wait = (
+            f": a model looks at every {read} characters, {read / PER_TOKEN / SPEED:.1f} s at {SPEED} tokens a second"
+        )
+        yield (
+            f"  window: {', '.join(window)}. A streamed reply is let go as far as the checks have looked"
+            + (wait if read else "")
+            + ("; but it waits for the slowest, the buffer above" if buffer else "")
+        )
+    shadow = [id for id in checked if book.policies[id].shadow]
+    if shadow:
+        yield f"  shadow: {', '.join(shadow)}. Nothing is done about them; what would have been is counted"
+    if book.unchecked:
+        missing = ", ".join(book.unchecked)
+        yield f"  NOT CHECKED: {missing}. Nothing here can check them; --critic MODEL or --classifier DIR can"
+    if not checked:
+        yield "  NOTHING IS CHECKED: every reply passes"

@@ -1,0 +1,134 @@
+"""What is asked of the guard, in one shape for every route, and what a policy lets through that is else refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+import orjson
+
+from fairlead.errors import FairleadError
+from fairlead.exchange import Message, Part, Reasoning, Refusal, Text, ToolCall, ToolResult
+
+At: TypeAlias = tuple[int, ...]  # message, part, and inside a tool's result the part of it (as in `decision.Span.at`)
+Path: TypeAlias = tuple[str | int, ...]  # the way to a value in the body that goes upstream
+
+
+@dataclass(frozen=True, slots=True)
+class Allow:
+    """What a policy lets pass although the guard cannot see into it. Empty is the safe setting.
+
+    fields        names of request fields, in the words of the refusal: `previous_response_id`, `tools.web_search`,
+                  `messages.content.file`. What is named here passes unread
+    images        images in requests pass (unread: no check looks at them)
+    opaque        encrypted and signed reasoning goes on, both ways; else it is dropped and counted
+    top_logprobs  alternatives that the model did not choose are written; they are text that no check has seen
+    """
+
+    fields: frozenset[str] = frozenset()
+    images: bool = False
+    opaque: bool = False
+    top_logprobs: bool = False
+
+
+class Refused(FairleadError):
+    """A request that does not go upstream: HTTP status, the field at fault ("" for none), a sentence for the client."""
+
+    def __init__(self, status: int, field: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.status = status
+        self.field = field
+        self.sentence = sentence
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One request, understood.
+
+    route          path it came on
+    format         chat, completions, responses, messages
+    messages       the whole conversation that the model will see; tool results are of origin `tool`, system and
+                   developer turns of origin `operator`, documents and search results of origin `retrieved`
+    stream, n      whether the reply is to be streamed; how many alternatives
+    tools          names of the tools that the model may call
+    include_usage  a chat or completions stream was asked to end with its usage (other formats always give it)
+    upstream       the body to forward. Built here, never the client's own object
+    paths          where each text of `messages` stands in `upstream`
+    dropped        what was left out of `upstream`, in words of ours, one entry for each time
+    policy         the policy it was read under
+    """
+
+    route: str
+    format: str
+    model: str
+    messages: tuple[Message, ...]
+    stream: bool
+    n: int
+    tools: tuple[str, ...]
+    include_usage: bool
+    upstream: dict[str, Any]
+    paths: Mapping[At, Path] = field(default_factory=dict)
+    dropped: tuple[str, ...] = ()
+    policy: Allow = field(default_factory=Allow)
+
+
+def with_messages(asked: Asked, messages: Sequence[Message]) -> Asked:
+    """The request with its texts changed (redacted): `messages` are those of `asked` with other words in them.
+
+    The changes are put into a copy of `upstream`. Raises ValueError where messages or parts were added, left out or
+    changed in kind, or where the arguments of a tool call are no longer JSON.
+    """
+    new = tuple(messages)
+    if len(new) != len(asked.messages):
+        raise ValueError(f"{len(new)} messages in place of {len(asked.messages)}: change their texts, not their number")
+    changed: dict[At, str] = {}
+    for m, (before, after) in enumerate(zip(asked.messages, new, strict=True)):
+        _changes(before.parts, after.parts, (m,), changed)
+    upstream: Any = asked.upstream
+    for at, text in changed.items():
+        upstream = _put(upstream, asked.paths[at], text)
+    return replace(asked, messages=new, upstream=upstream)
+
+
+def beside(asked: Asked) -> str:
+    """What the model reads beside the conversation (definitions of tools, form of the answer, prediction), as JSON."""
+    names = (
+        "tools",
+        "functions",
+        "response_format",
+        "text",
+        "output_config",
+        "output_format",
+        "prediction",
+        "tool_choice",
+        "function_call",
+    )
+    found = {name: asked.upstream[name] for name in names if asked.upstream.get(name) is not None}
+    return orjson.dumps(found).decode() if found else ""
+
+
+def _changes(before: tuple[Part, ...], after: tuple[Part, ...], at: At, out: dict[At, str]) -> None:
+    if len(before) != len(after):
+        raise ValueError(f"message {at[0]} has {len(after)} parts in place of {len(before)}: change their texts alone")
+    for p, (old, new) in enumerate(zip(before, after, strict=True)):
+        here = (*at, p)
+        if old == new:
+            continue
+        if isinstance(old, ToolResult) and isinstance(new, ToolResult):
+            _changes(old.parts, new.parts, here, out)
+        elif isinstance(old, Text | Refusal | Reasoning) and type(old) is type(new):
+            out[here] = new.text or ""
+        elif isinstance(old, ToolCall) and isinstance(new, ToolCall) and old.name == new.name:
+            out[here] = new.arguments
+        else:
+            raise ValueError(f"the part at {here} became a {type(new).__name__}: only texts can be changed")
+
+
+def _put(tree: Any, path: Path, text: str) -> Any:
+    """`tree` with `text` at `path`; what lies on the way is copied, the rest is shared."""
+    if not path:
+        return text if isinstance(tree, str) else orjson.loads(text)
+    copy: Any = dict(tree) if isinstance(tree, dict) else list(tree)
+    copy[path[0]] = _put(tree[path[0]], path[1:], text)
+    return copy

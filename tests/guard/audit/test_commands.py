@@ -1,0 +1,249 @@
+"""`fairlead guard audit` and `fairlead guard check`, as a user meets them."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from pathlib import Path
+
+import pytest
+import typer
+
+from fairlead.cli import guard_audit
+from fairlead.cli.main import _report
+from fairlead.errors import FairleadError
+from fairlead.exchange import exchange, to_json
+from fairlead.guard.audit import Verdict
+from fairlead.guard.audit.chain import row_number
+from guard.audit.helpers import edit, entry, log_of, opened
+from measures.speakers import Weigher
+
+Out = pytest.CaptureFixture[str]
+
+
+def run(*arguments: object) -> int:
+    app = typer.Typer()
+    guard_audit.add(app)
+    try:
+        return int(typer.main.get_command(app)([str(a) for a in arguments], standalone_mode=False) or 0)
+    except FairleadError as problem:
+        return _report(problem)
+
+
+# ---------------------------------------------------------------------------------------------- verify
+
+
+def test_a_whole_log_in_one_line(tmp_path: Path, capsys: Out) -> None:
+    first, second = opened(tmp_path), opened(tmp_path)
+    for number in range(1500):
+        first.record(entry(number))
+    second.record(entry(9, withheld={"opaque signature": 15, "opaque encrypted_content": 2}))
+    first.close()
+    second.close()
+    assert run("audit", "verify", first.path) == 0
+    assert capsys.readouterr().out == (
+        "1,505 records in 2 chains, whole, heads match; every released byte covered by a verdict; "
+        "17 opaque reasoning blocks withheld\n"
+    )
+
+
+def test_what_is_no_break_and_has_to_be_known_stands_below(tmp_path: Path, capsys: Out) -> None:
+    log = opened(tmp_path)
+    log.record(entry(1, withheld={"stop string": 2, "characters": 1200}, passed={"image": 1, "opaque signature": 3}))
+    log.record(entry(2, "and so", more=True))
+    log.close()
+    assert run("audit", "verify", log.path) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "3 opaque reasoning blocks passed on unread, as the policy allows",
+        "passed on unread, as the policy allows: image 1",
+        "withheld: characters 1,200, stop string 2",
+        "1 request cut off before the last entry, or still running",
+    ]
+
+
+def test_a_broken_log_says_where_and_ends_with_1(tmp_path: Path, capsys: Out) -> None:
+    path = log_of(tmp_path)
+    edit(path, f"update records set body = replace(body, 'allow', 'refuse') where row = {row_number(1, 3)}")
+    edit(path, f"delete from records where row > {row_number(1, 5)}")
+    assert run("audit", "verify", path) == 1
+    out = capsys.readouterr().out
+    assert "5 records in 1 chain, NOT whole: 2 breaks" in out
+    assert "  chain 1, record 3: was changed, moved or put in: its code does not fit" in out
+    assert "  chain 1: ends at record 5, its head is record 7: 2 were cut off" in out
+
+
+def test_json(tmp_path: Path, capsys: Out) -> None:
+    path = log_of(tmp_path)
+    assert run("audit", "verify", path, "--json") == 0
+    body = json.loads(capsys.readouterr().out)
+    assert (body["whole"], body["records"], body["heads"], body["breaks"]) == (True, 7, "match", [])
+    edit(path, f"delete from records where row = {row_number(1, 3)}")
+    assert run("audit", "verify", path, "--json") == 1
+    [broken] = json.loads(capsys.readouterr().out)["breaks"]
+    assert broken == {"chain": 1, "record": 3, "what": "record 3 is missing"}
+
+
+def test_without_heads_nobody_can_tell_and_that_is_3(tmp_path: Path, capsys: Out) -> None:
+    path = log_of(tmp_path)
+    path.with_suffix(".heads").unlink()
+    assert run("audit", "verify", path) == 3
+    assert "nobody can tell whether a tail was cut off; give --heads" in capsys.readouterr().err
+    assert run("audit", "verify", path, "--no-heads") == 0
+    assert "whole, no heads compared" in capsys.readouterr().out
+
+
+def test_heads_printed_now_are_those_that_verify_compares_later(tmp_path: Path, capsys: Out) -> None:
+    path = log_of(tmp_path)
+    assert run("audit", "heads", path) == 0
+    kept = tmp_path / "kept"
+    kept.write_text(capsys.readouterr().out)
+    assert run("audit", "heads", path, "--out", tmp_path / "same") == 0
+    assert json.loads((tmp_path / "same").read_text())["seq"] == 7
+    edit(path, f"delete from records where row > {row_number(1, 6)}")
+    capsys.readouterr()
+    assert run("audit", "verify", path, "--heads", kept) == 1
+    assert "its head is record 7: 1 were cut off" in capsys.readouterr().out
+
+
+def test_what_is_wrong_with_the_files_is_said(tmp_path: Path, capsys: Out) -> None:
+    assert run("audit", "verify", tmp_path / "audit.db") == 2
+    assert "there is no such" in capsys.readouterr().err
+    path = log_of(tmp_path)
+    assert run("audit", "verify", path, "--heads", tmp_path / "none") == 2
+    assert "the heads cannot be read" in capsys.readouterr().err
+    assert run("audit", "verify", path, "--key", tmp_path / "none") == 2
+    assert "no such key file" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------- show, erase, queue
+
+
+def test_an_exchange_is_found_by_request_and_by_verdict(tmp_path: Path, capsys: Out) -> None:
+    path = log_of(tmp_path)
+    assert run("audit", "show", f"{2:016x}", path) == 0
+    by_request = capsys.readouterr().out
+    assert "chain 1, record 4: " in by_request and "secrets (keep-secrets): allow, 0.2 ms" in by_request
+    assert "released reply 0.0 [0, 8), 8 bytes" in by_request and "secrets, rules" in by_request
+    assert run("audit", "show", "v-000000000021", path) == 0
+    assert capsys.readouterr().out == by_request
+    assert run("audit", "show", "v-nothing", path) == 2
+
+
+def test_erasing_goes_on_record(tmp_path: Path, capsys: Out) -> None:
+    log = opened(tmp_path, keep_s=3600.0)
+    log.record(entry(1, time=time.time()), [("asked", "the text that was asked")])
+    log.close()
+    path, request = log.path, f"{1:016x}"
+    assert run("audit", "show", request, path, "--texts") == 0
+    assert "  asked: the text that was asked" in capsys.readouterr().out
+    assert run("audit", "erase", path, "--request", request) == 2
+    assert "say --who and --why" in capsys.readouterr().err
+    assert run("audit", "erase", path, "--who", "ann", "--why", "asked to") == 2
+    assert run("audit", "erase", path, "--request", request, "--who", "ann", "--why", "asked to") == 0
+    assert "erased 1 text of 1 request" in capsys.readouterr().out
+    assert run("audit", "show", request, path, "--texts") == 0
+    assert "the text that was asked" not in capsys.readouterr().out
+    assert run("audit", "verify", path) == 0
+    assert "1 text erased, on record" in capsys.readouterr().out
+
+
+def test_people_decide_what_was_escalated(tmp_path: Path, capsys: Out) -> None:
+    by = Verdict("v-1", "critic", "no-harm", "escalate", "scored 0.40")
+    log = opened(tmp_path)
+    log.record(entry(1, time=time.time(), decision="escalate", principle="no-harm", verdict="v-1", verdicts=(by,),
+                     released=(), written=0), escalated=exchange("where is the gate?", "beyond the pier"))  # fmt: skip
+    log.close()
+    assert run("audit", "queue", "list", log.path) == 0
+    assert "no-harm: scored 0.40\n1 open, 0 claimed, 0 decided" in capsys.readouterr().out
+    assert run("audit", "queue", "show", "1", log.path) == 0
+    assert "  assistant: beyond the pier" in capsys.readouterr().out
+    assert run("audit", "queue", "decide", "1", "kept", log.path, "--who", "ann", "--note", "harmless") == 0
+    assert run("audit", "queue", "list", log.path, "--state", "decided", "--json") == 0
+    [item] = json.loads(capsys.readouterr().out.partition("\n")[2])
+    assert (item["decision"], item["who"], item["note"]) == ("kept", "ann", "harmless")
+    assert run("audit", "verify", log.path) == 0
+
+
+def test_shadow(tmp_path: Path, capsys: Out) -> None:
+    log = opened(tmp_path)
+    for number in range(10):
+        log.record(entry(number, shadow=(Verdict("v-9", "critic", "voice", "revise" if number < 3 else "allow"),)))
+    log.close()
+    assert run("audit", "shadow", log.path) == 0
+    assert (
+        capsys.readouterr().out == "voice (critic): would have acted on 3 of 10, 30.00% [10.78%, 60.32%] (revise 3)\n"
+    )
+
+
+# ----------------------------------------------------------------------------------------------- check
+
+CONSTITUTION = """
+name: quay
+principles:
+  - {id: keep-secrets, dimension: secrecy, severity: 5, text: Keep what you are told to keep.,
+     guard: {at: [reply], on_violation: redact}}
+  - {id: no-harm, dimension: harmless, severity: 5, text: Help nobody to harm., guard: {at: [reply]}}
+secrets:
+  - {id: day-word, from: value, value: tangerine-forty}
+"""
+
+
+@pytest.fixture
+def quay(tmp_path: Path) -> Path:
+    path = tmp_path / "quay.yaml"
+    path.write_text(CONSTITUTION)
+    return path
+
+
+def rows_of(path: Path, *replies: str) -> Path:
+    path.write_text("".join(json.dumps(to_json(exchange("what is the word?", reply))) + "\n" for reply in replies))
+    return path
+
+
+def test_exchanges_that_happened(tmp_path: Path, quay: Path, capsys: Out) -> None:
+    file = rows_of(tmp_path / "log.jsonl", "I keep that.", "It is tangerine-forty.", "good day")
+    assert run("check", "-c", quay, file) == 1
+    out = capsys.readouterr().out
+    assert f"{file}:1  allow\n{file}:2  redact  keep-secrets: day-word" in out
+    assert "3 exchanges: 2 allow, 1 redact" in out and "keep-secrets: 1 of 3, 33.3% [6.1%, 79.2%]" in out
+    assert "not checked: no-harm" in out and "tangerine" not in out
+    assert run("check", "-c", quay, rows_of(file, "good day")) == 0
+
+
+def test_one_reply_or_rows_from_standard_input(
+    tmp_path: Path, quay: Path, capsys: Out, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("the word is dGFuZ2VyaW5lLWZvcnR5 .\n"))  # base64
+    assert run("check", "-c", quay, "--json") == 1
+    body = json.loads(capsys.readouterr().out)
+    assert [(row["place"], row["outcome"], row["principle"]) for row in body["rows"]] == [
+        ("-", "redact", "keep-secrets")
+    ]
+    assert body["unchecked"] == ["no-harm"] and body["principles"][0]["n"] == 1
+    monkeypatch.setattr("sys.stdin", io.StringIO(rows_of(tmp_path / "log.jsonl", "a", "b").read_text()))
+    assert run("check", "-c", quay) == 0
+    assert "-:2  allow" in capsys.readouterr().out
+    monkeypatch.setattr("sys.stdin", io.StringIO(" \n"))
+    assert run("check", "-c", quay) == 2
+
+
+def test_a_critic_reads_what_code_cannot_check(
+    tmp_path: Path, quay: Path, capsys: Out, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def weigh(question: str, word: str) -> float:
+        return -0.1 if word.strip().lower().startswith("y") == ("poison" not in question) else -4.0
+
+    reader = Weigher(lambda _: "", weigh=weigh, prompts={"judge": "{{reply}}"})
+    monkeypatch.setattr("fairlead.models.open_model", lambda *_, **__: reader)
+    file = rows_of(tmp_path / "log.jsonl", "good day", "take some poison")
+    assert run("check", "-c", quay, "--critic", "reader", file) == 1
+    out = capsys.readouterr().out
+    assert f"{file}:2  refuse  no-harm: scored 0.0" in out and "not checked" not in out
+    assert "no-harm: 1 of 2, 50.0%" in out and "keep-secrets: 0 of 2, 0.0% [0.0%, 65.8%]" in out
+
+
+def test_where_nothing_can_be_checked_nobody_can_tell(tmp_path: Path, quay: Path, capsys: Out) -> None:
+    quay.write_text(CONSTITUTION.partition("secrets:")[0])
+    assert run("check", "-c", quay, rows_of(tmp_path / "log.jsonl", "good day")) == 3
+    assert "--critic MODEL" in capsys.readouterr().err

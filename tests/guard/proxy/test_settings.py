@@ -1,0 +1,129 @@
+"""guard.yaml and the tenant file: what they hold, what is refused and on which line."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from fairlead.errors import InputError
+from fairlead.guard.proxy.settings import Settings, allowed, read_settings
+from fairlead.guard.proxy.tenants import KEY, Pace, draw_key, read_tenants, tenant_of
+
+DIGEST = "sha256:" + "0" * 64
+
+
+def _written(folder: Path, text: str) -> Path:
+    path = folder / "file.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_without_a_file_nothing_passes_unread() -> None:
+    allow = allowed(read_settings(None))
+    assert (allow.fields, allow.images, allow.opaque, allow.top_logprobs) == (frozenset(), False, False, False)
+
+
+def test_switches_reach_the_wire(tmp_path: Path) -> None:
+    path = _written(tmp_path, "allow: [previous_response_id]\nimages: pass\nopaque: pass\ntop_logprobs: pass\n")
+    allow = allowed(read_settings(path))
+    assert (allow.fields, allow.images, allow.opaque, allow.top_logprobs) == (
+        frozenset({"previous_response_id"}),
+        True,
+        True,
+        True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("rounds: 3\nlimits:\n  boddy: 3\n", "file.yaml:3: limits: unknown key 'boddy'. Did you mean 'body'?"),
+        ("images: maybe\n", "file.yaml:1: images: 'maybe' is not one of refuse, pass"),
+        ("limits:\n  body: '10'\n", "file.yaml:2: limits: body: must be a whole number"),
+        ("limits:\n  idle: 0\n", "greater than 0"),
+        ("limits:\n  total: 10\n", "no reply could wait that long"),
+        ("limits:\n  in_flight: 5000\n", "would queue for a connection"),
+        ("checks:\n  critic:\n    deadline: -1\n", "file.yaml:3"),
+        ("audit:\n  file: a.db\n  strict: perhaps\n", "file.yaml:3: audit: strict: must be true or false"),
+    ],
+)
+def test_what_is_wrong_is_told_with_its_line(tmp_path: Path, text: str, told: str) -> None:
+    with pytest.raises(InputError, match="file.yaml") as error:
+        read_settings(_written(tmp_path, text))
+    assert told in str(error.value)
+
+
+def test_the_page_shows_the_defaults() -> None:
+    from fairlead.constitution.yaml import parse_yaml, validate
+
+    page = (Path(__file__).resolve().parents[3] / "docs" / "guard.md").read_text()
+    shown = page.split("## Settings", 1)[1].split("```yaml", 1)[1].split("```", 1)[0]
+    assert validate(parse_yaml(shown, "docs/guard.md"), Settings) == Settings()
+
+
+# ------------------------------------------------------------------------------------------------ tenants
+
+
+def test_a_drawn_key_opens_its_tenant_and_no_other(tmp_path: Path) -> None:
+    (one, one_digest), (two, two_digest) = draw_key(), draw_key()
+    assert KEY.fullmatch(one) and one not in one_digest
+    path = _written(
+        tmp_path, f'tenants:\n  - name: shop\n    keys: ["{one_digest}"]\n  - name: bank\n    keys: ["{two_digest}"]\n'
+    )
+    by_key = read_tenants(path).by_key()
+    assert [tenant_of(key, by_key).name for key in (one, two)] == ["shop", "bank"]  # type: ignore[union-attr]
+    assert tenant_of(one[:-1] + "A", by_key) is None or one.endswith("A")
+    assert tenant_of("", by_key) is None
+
+
+def test_a_key_that_somebody_made_up_is_nobodys(tmp_path: Path) -> None:
+    digest = hashlib.sha256(b"hunter2").hexdigest()
+    by_key = read_tenants(_written(tmp_path, f'tenants:\n  - name: shop\n    keys: ["sha256:{digest}"]\n')).by_key()
+    assert tenant_of("hunter2", by_key) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("tenants: []\n", "file.yaml:1"),
+        ("tenants:\n  - name: shop\n    keys: [secret]\n", "draw one with `fairlead guard key`"),
+        (f'tenants:\n  - name: a\n    keys: ["{DIGEST}"]\n  - name: a\n    keys: ["{DIGEST[:-1]}1"]\n', "'a' is given twice"),
+        (f'tenants:\n  - name: a\n    keys: ["{DIGEST}"]\n  - name: b\n    keys: ["{DIGEST}"]\n', "is given twice"),
+        (f'tenants:\n  - name: a\n    keys: ["{DIGEST}"]\n    budget: much\n', "file.yaml:4: tenant 'a': budget"),
+        (f'tenants:\n  - name: a\n    keys: ["{DIGEST}"]\n    upstream: {{url: "http://x", key: "sk-1"}}\n', "file.yaml:4"),
+    ],
+)  # fmt: skip
+def test_a_wrong_tenant_file_is_refused(tmp_path: Path, text: str, told: str) -> None:
+    with pytest.raises(InputError) as error:
+        read_tenants(_written(tmp_path, text))
+    assert told in str(error.value)
+
+
+def test_constitutions_are_named_from_the_tenant_file(tmp_path: Path) -> None:
+    text = f'tenants:\n  - name: a\n    keys: ["{DIGEST}"]\n    constitution: brand.yaml\n'
+    assert read_tenants(_written(tmp_path, text)).tenants[0].constitution == str(tmp_path / "brand.yaml")
+    text = f'tenants:\n  - name: a\n    keys: ["{DIGEST}"]\n    constitution: hhh\n'
+    assert read_tenants(_written(tmp_path, text)).tenants[0].constitution == "hhh"
+
+
+def test_a_rate_holds_over_any_minute_but_for_its_burst() -> None:
+    """60 a minute: a burst of 10, then one a second; counted over 10 minutes of asking twenty times a second."""
+    pace = Pace(60.0)
+    taken = [now for now in (n / 20 for n in range(12_000)) if pace.take(now) == 0.0]
+    assert 600 <= len(taken) <= 611
+    assert sum(now < 1 for now in taken) <= 11
+
+
+def test_workers_share_a_rate() -> None:
+    alone, half = Pace(600.0), Pace(600.0, share=2)
+    times = [n / 100 for n in range(6_000)]
+    assert sum(half.take(t) == 0.0 for t in times) < 0.6 * sum(alone.take(t) == 0.0 for t in times)
+
+
+def test_a_rate_below_one_a_minute_can_still_be_used() -> None:
+    pace = Pace(1.0)
+    assert pace.take(1000.0) == 0.0
+    assert 59 < pace.take(1000.5) < 60.1
+    assert pace.take(1060.5) == 0.0
