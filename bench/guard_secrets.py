@@ -66,9 +66,11 @@ def streamed(check: SecretsCheck, messages: list[Message], turn: tuple[Tracked, 
             take(watch.feed(Seen(channel, "reply", piece, last=at + size >= len(text))))
             at += size
     take(watch.finish(0))
-    return [
-        [mark for n, mark in enumerate(text) if n in left.get(Channel(0, part), ())] for part, text in enumerate(turn)
-    ]
+    out = []
+    for part, text in enumerate(turn):
+        stay = left.get(Channel(0, part), set())
+        out.append(cut_out(text, [(n, n + 1) for n in range(len(text)) if n not in stay]))
+    return out
 
 
 def released(how: Any, made: Case, rng: random.Random) -> float:

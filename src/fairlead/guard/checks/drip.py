@@ -55,7 +55,7 @@ class Drip:
         """(canary, its pieces) for every leak that is complete with this text, whose words are whole."""
         read = plain(text)
         self._waiting.append((channel, start, text))
-        if not _FIGURE_OR_LETTER.search(read):
+        if not self._weight and not self.strict and not _FIGURE_OR_LETTER.search(read):
             return []  # words of letters alone wait for something that makes them suspicious
         words = (_HEX_WORD_AT if self.needles.hexed else _WORD_AT).findall(read)
         places = self.needles.places

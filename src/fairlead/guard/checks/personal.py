@@ -120,7 +120,8 @@ def bitcoin(text: str) -> bool:
 
 
 def phone(text: str) -> bool:
-    return 7 <= len(_digits(text.partition("x")[0])) <= 15
+    """Seven to fifteen digits (E.164), and not the form of a US social security number."""
+    return not re.fullmatch(r"[0-9]{3}-[0-9]{2}-[0-9]{4}", text) and 7 <= len(_digits(text.partition("x")[0])) <= 15
 
 
 def always(text: str) -> bool:

@@ -176,12 +176,13 @@ class SpanWatch:
         ends = here.seen if last else here.seen - self.held
         for what, start, end in self.check.matches(here.text):
             a, b = max(here.begins + start, 0 if place == "tool_call" else here.go), max(1, here.begins + end)
+            known = (channel, here.begins + start, here.begins + end)
             # a match at the very end may grow, or not be one, with what comes next
-            if b <= here.go or (not last and b == here.seen and b - a < self.held) or (channel, a, b) in self._done:
+            if b <= here.go or (not last and b == here.seen and b - a < self.held) or known in self._done:
                 if not last and b == here.seen:
                     ends = min(ends, max(a, here.seen - self.held))
                 continue
-            self._done.add((channel, a, b))
+            self._done.add(known)
             cuts.append(Cut(channel, a, b))
             why.append(what)
         here.go = max(here.go, ends)
