@@ -198,4 +198,3 @@ class SpanWatch:
         told = "; ".join(dict.fromkeys(self.check.says(what, place) for what in why))
         spans = tuple(Span((channel.choice, channel.part), cut.start, cut.end) for cut in cuts)
         return Ruling(Decision(outcome, self.check.principle, told, spans, self.check.name), tuple(cuts), safe)
-

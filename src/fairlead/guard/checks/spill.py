@@ -32,7 +32,17 @@ _ODD = compiled(
     rb"\S*(?:[0-9]|[a-z][A-Z]|[A-Z][A-Z]|[^A-Za-z\s'\".,:;!?()-]{2})\S*|(?:^|\s)[b-hj-zB-HJ-Z](?:[\s.,:;!?]|$)"
 )
 _KINDS = bytes(
-    ord("0" if chr(c).isdigit() else "b" if chr(c) in "bcdfgh" else "a" if chr(c).islower() else "A" if chr(c).isupper() else " ")
+    ord(
+        "0"
+        if chr(c).isdigit()
+        else "b"
+        if chr(c) in "bcdfgh"
+        else "a"
+        if chr(c).islower()
+        else "A"
+        if chr(c).isupper()
+        else " "
+    )
     if c < 128
     else ord("0")
     for c in range(256)
@@ -172,7 +182,9 @@ class Spill:
         """Keep what is no word of a language; whether there is something new to be read in it."""
         self._plain.append((channel, start, text))
         look = plain(text).translate(_KINDS)
-        self._oddness += look.count(b"0") + look.count(b"aA") + look.count(b"bA") + look.count(b"AA") + look.count(b" b ")
+        self._oddness += (
+            look.count(b"0") + look.count(b"aA") + look.count(b"bA") + look.count(b"AA") + look.count(b" b ")
+        )
         if self._oddness < ODD:
             return False
         waiting, self._plain = self._plain, []
