@@ -125,7 +125,7 @@ def test_no_key_and_no_text_is_in_any_file_or_message(tmp_path: Path, caplog: py
 # ----------------------------------------------------------------------------------------------- commits
 
 
-def wait_for(done: Any, seconds: float = 10.0) -> None:
+def wait_for(done: Any, seconds: float = 60.0) -> None:
     until = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < until, "it did not come"
@@ -317,7 +317,7 @@ def test_a_killed_worker_leaves_a_chain_that_verifies_and_the_next_says_so(tmp_p
         tmp_path,
     )
     assert worker.stdout is not None
-    wait_for(heads_beside(tmp_path / "audit.db").exists, 30.0)
+    wait_for(heads_beside(tmp_path / "audit.db").exists)
     time.sleep(after_s)
     worker.send_signal(signal.SIGKILL)
     said = worker.stdout.read().split()
