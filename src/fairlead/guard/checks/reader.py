@@ -70,11 +70,10 @@ class _Grain:
 
 
 def _grain(digits: int, printable: int) -> _Grain:
-    text = rb"(?:[0-9a-fA-Fn-sN-S]|%s){%d,}(?:[ -~\t\r\n]|%s)*" % (
-        _UNIT,
-        digits,
-        _UNIT,
-    ) + rb"|(?:[ -~\t\r\n]|%s){%d,}" % (_UNIT, printable)
+    text = (
+        rb"(?:[0-9a-fA-Fn-sN-S]|%s){%d,}(?:[ -~\t\r\n]|%s)*" % (_UNIT, digits, _UNIT)
+        + rb"|(?:[ -~\t\r\n]|%s){%d,}" % (_UNIT, printable)
+    )
     return _Grain(compiled(text), compiled(rb"[0-9a-f]{%d,}" % (2 * digits)))
 
 

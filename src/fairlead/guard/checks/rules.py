@@ -197,4 +197,7 @@ class SpanWatch:
             outcome = "block_tool_call"
         told = "; ".join(dict.fromkeys(self.check.says(what, place) for what in why))
         spans = tuple(Span((channel.choice, channel.part), cut.start, cut.end) for cut in cuts)
-        return Ruling(Decision(outcome, self.check.principle, told, spans, self.check.name), tuple(cuts), safe)
+        decision = Decision(outcome, self.check.principle, told, spans, self.check.name)
+        # seen, and let go (`on_violation: allow`): there is nothing to paint over
+        return Ruling(decision, () if outcome == "allow" else tuple(cuts), safe)
+
