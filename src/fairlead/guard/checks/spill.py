@@ -29,7 +29,7 @@ _PROSE = re.compile(r"(?s).*(?<![^\s])[\"'(]?[A-Za-z]?[a-z]+[,;:.!?)\"']* [a-z]{
 # What is no word of a language: figures, capitals within, signs, single letters. It is put together over sentences and
 # turns, so that a thing told in pieces is read as one; one word that stands alone between two such is taken along.
 _ODD = compiled(
-    rb"\S*(?:[0-9]|[a-z][A-Z]|[A-Z][A-Z]|[^A-Za-z\s'\".,:;!?()-]{2})\S*|(?:^|\s)[b-hj-zB-HJ-Z](?:[\s.,:;!?]|$)"
+    rb"\S*(?:[0-9]|[a-z][A-Z]|[A-Z][A-Z]|[^A-Za-z\s'\".,:;!?()-]{2})\S*|(?:^|\s)[b-hj-zB-HJ-Z]\b"
 )
 _KINDS = bytes(
     ord("0" if chr(c).isdigit() else "b" if chr(c) in "bcdfgh" else "a" if chr(c).islower() else "A" if chr(c).isupper() else " ")
@@ -172,8 +172,8 @@ class Spill:
         """Keep what is no word of a language; whether there is something new to be read in it."""
         self._plain.append((channel, start, text))
         look = plain(text).translate(_KINDS)
-        self._oddness += look.count(b"0") + look.count(b"aA") + look.count(b"bA") + look.count(b"AA") + look.count(b" b ")
-        if self._oddness < ODD:
+        self._oddness += look.count(b"0") + look.count(b"aA") + look.count(b"bA") + look.count(b"AA") + look.count(b" b ") + look.count(b" A ")
+        if self._oddness < ODD and not self._drip.strict:
             return False
         waiting, self._plain = self._plain, []
         return any([self._gather(*item) for item in waiting])
