@@ -94,8 +94,13 @@ def test_recall_on_published_spans() -> None:
         hits = PersonalData().matches(row["full_text"])
         spans = [s for s in row["spans"] if s["entity_type"] in NAMES]
         gold += len(spans)
-        found += sum(any(k == s["entity_type"] and a < s["end_position"] and s["start_position"] < b for k, a, b in hits) for s in spans)
-        wrong += sum(not any(a < s["end_position"] and s["start_position"] < b for s in row["spans"]) for _, a, b in hits)
+        found += sum(
+            any(k == s["entity_type"] and a < s["end_position"] and s["start_position"] < b for k, a, b in hits)
+            for s in spans
+        )
+        wrong += sum(
+            not any(a < s["end_position"] and s["start_position"] < b for s in row["spans"]) for _, a, b in hits
+        )
     assert (gold, wrong) == (27, 0) and found >= 26
 
 
@@ -121,7 +126,8 @@ def test_streams_cut_what_whole_replies_cut(sizes: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pattern", "where"), [("a(?=b)", "character 1"), (r"(a)\1", "character 3"), ("ab(?<!c)", "character 2"), ("a++", "character 1")]
+    ("pattern", "where"),
+    [("a(?=b)", "character 1"), (r"(a)\1", "character 3"), ("ab(?<!c)", "character 2"), ("a++", "character 1")],
 )
 def test_what_re2_does_not_know_is_refused_with_its_place(pattern: str, where: str) -> None:
     assert where in fault(pattern)
