@@ -33,7 +33,7 @@ _COMMON = frozenset(
 )
 
 
-# Symbols so far, evidence in bits, the last piece's number, words skipped before it, first symbol of the strand, pieces.
+# Symbols so far, evidence in bits, the last piece's number, words skipped before it, first symbol, pieces.
 _Chain: TypeAlias = "tuple[int, float, int, int, int, _Pieces]"
 _Pieces: TypeAlias = "tuple[_Pieces | None, At]"
 _Found: TypeAlias = "tuple[int, tuple[At, ...]]"

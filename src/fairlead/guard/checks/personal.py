@@ -92,7 +92,8 @@ _ODD = dict(zip("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ", (1, 0, 5, 7, 9, 13, 15, 
 def codice_fiscale(text: str) -> bool:
     plain = text.upper()
     total = sum(
-        _ODD[char] if n % 2 == 0 else int(char) if char.isdigit() else ord(char) - 65 for n, char in enumerate(plain[:15])
+        _ODD[char] if n % 2 == 0 else int(char) if char.isdigit() else ord(char) - 65
+        for n, char in enumerate(plain[:15])
     )
     return chr(65 + total % 26) == plain[15]
 
