@@ -24,7 +24,9 @@ UNTRUSTED = frozenset({"tool", "retrieved"})
 THRESHOLD = 1.0
 
 _BEFORE = r"(?:previous|prior|above|earlier|preceding|former|existing|original|initial|all|any|your|the)"
-_ORDERS = r"(?:instructions?|prompts?|rules?|directions?|directives?|guidelines?|commands?|system message|context|messages?)"
+_ORDERS = (
+    r"(?:instructions?|prompts?|rules?|directions?|directives?|guidelines?|commands?|system message|context|messages?)"
+)
 # (weight, sign). One of weight 1 is enough.
 _SIGNS: tuple[tuple[float, str, str], ...] = (
     (1.0, "forget what was said", rf"\b(?:ignore|disregard|forget|override|bypass|discard|skip|drop)\b(?:\s+\w+){{0,4}}\s+{_BEFORE}(?:\s+\w+){{0,3}}\s+{_ORDERS}"),

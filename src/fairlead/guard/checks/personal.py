@@ -92,7 +92,8 @@ _ODD = dict(zip("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ", (1, 0, 5, 7, 9, 13, 15, 
 def codice_fiscale(text: str) -> bool:
     plain = text.upper()
     total = sum(
-        _ODD[char] if n % 2 == 0 else int(char) if char.isdigit() else ord(char) - 65 for n, char in enumerate(plain[:15])
+        _ODD[char] if n % 2 == 0 else int(char) if char.isdigit() else ord(char) - 65
+        for n, char in enumerate(plain[:15])
     )
     return chr(65 + total % 26) == plain[15]
 
@@ -120,7 +121,8 @@ def bitcoin(text: str) -> bool:
 
 
 def phone(text: str) -> bool:
-    return 7 <= len(_digits(text.partition("x")[0])) <= 15
+    """Seven to fifteen digits (E.164), and not the form of a US social security number."""
+    return not re.fullmatch(r"[0-9]{3}-[0-9]{2}-[0-9]{4}", text) and 7 <= len(_digits(text.partition("x")[0])) <= 15
 
 
 def always(text: str) -> bool:

@@ -70,10 +70,11 @@ class _Grain:
 
 
 def _grain(digits: int, printable: int) -> _Grain:
-    text = (
-        rb"(?:[0-9a-fA-Fn-sN-S]|%s){%d,}(?:[ -~\t\r\n]|%s)*" % (_UNIT, digits, _UNIT)
-        + rb"|(?:[ -~\t\r\n]|%s){%d,}" % (_UNIT, printable)
-    )
+    text = rb"(?:[0-9a-fA-Fn-sN-S]|%s){%d,}(?:[ -~\t\r\n]|%s)*" % (
+        _UNIT,
+        digits,
+        _UNIT,
+    ) + rb"|(?:[ -~\t\r\n]|%s){%d,}" % (_UNIT, printable)
     return _Grain(compiled(text), compiled(rb"[0-9a-f]{%d,}" % (2 * digits)))
 
 
@@ -114,7 +115,10 @@ def _folded(text: str, where: Where, path: tuple[str, ...]) -> Layer:
 
 
 def layers(root: Layer, depth: int = DEPTH, *, fine: bool = False) -> Iterator[Layer]:
-    """The layer and all that can be decoded from it; `fine`: down to three characters. Raises TooMuch for a text that is made to have too many."""
+    """The layer and all that can be decoded from it; `fine`: down to three characters.
+
+    Raises TooMuch for a text that is made to have too many.
+    """
     yield from _read(root, depth, _Work(WORK * (len(root.data) + 256), FINE if fine else COARSE))
 
 
@@ -174,8 +178,8 @@ def without(layer: Layer, delete: bytes, table: bytes | None = None) -> Layer:
     return Layer(data.translate(table, delete), there, layer.path)
 
 
-# Ordinary words, three and more in a row: nothing that is encoded looks like that, and without them the first look and the
-# reading have little to go over.
+# Ordinary words, three and more in a row: nothing that is encoded looks like that, and without them there is little to
+# go over.
 _PROSE = re.compile(rb"(?<![^\s\"'(*])(?:[A-Za-z]?[a-z]+['-]?[a-z]+[,;:.!?)\"'*]*\s+){3,}")
 
 

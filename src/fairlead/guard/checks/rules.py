@@ -5,9 +5,9 @@ Patterns are read by RE2, so that no pattern can be made to take longer than the
 (look-around, back-references) is refused with the place. Where the extra `guard` is not installed the standard library
 reads them, after the same words are refused.
 
-In a stream a text is looked at from `BACK` characters before what is new, and its last `HELD` characters are kept back.
-A match that is longer than `HELD` is seen when it is complete, when its beginning may have left; what of it has not left
-is cut. One that begins more than `BACK` characters before its end is not seen, and neither is a match that hangs on what
+In a stream a text is looked at from `BACK` characters before what is new, and its last `HELD` characters are kept
+back. A match longer than `HELD` is seen when it is complete, when its beginning may have left; what has not left is
+cut. One that begins more than `BACK` characters before its end is not seen, and neither is one that hangs on what
 stands further back (`^`, `\\A`): rules that need the whole text belong to a principle with `stream: buffer`.
 """
 
@@ -176,12 +176,13 @@ class SpanWatch:
         ends = here.seen if last else here.seen - self.held
         for what, start, end in self.check.matches(here.text):
             a, b = max(here.begins + start, 0 if place == "tool_call" else here.go), max(1, here.begins + end)
+            known = (channel, here.begins + start, here.begins + end)
             # a match at the very end may grow, or not be one, with what comes next
-            if b <= here.go or (not last and b == here.seen and b - a < self.held) or (channel, a, b) in self._done:
+            if b <= here.go or (not last and b == here.seen and b - a < self.held) or known in self._done:
                 if not last and b == here.seen:
                     ends = min(ends, max(a, here.seen - self.held))
                 continue
-            self._done.add((channel, a, b))
+            self._done.add(known)
             cuts.append(Cut(channel, a, b))
             why.append(what)
         here.go = max(here.go, ends)
@@ -196,5 +197,6 @@ class SpanWatch:
             outcome = "block_tool_call"
         told = "; ".join(dict.fromkeys(self.check.says(what, place) for what in why))
         spans = tuple(Span((channel.choice, channel.part), cut.start, cut.end) for cut in cuts)
-        return Ruling(Decision(outcome, self.check.principle, told, spans, self.check.name), tuple(cuts), safe)
-
+        decision = Decision(outcome, self.check.principle, told, spans, self.check.name)
+        # seen, and let go (`on_violation: allow`): there is nothing to paint over
+        return Ruling(decision, () if outcome == "allow" else tuple(cuts), safe)

@@ -38,6 +38,8 @@ class Checks(_Part):
     classifier: Asked = Asked(deadline=2.0)
     critic: Asked = Asked(deadline=20.0)
     rules: dict[str, tuple[str, ...]] = Field({}, description="by principle id, patterns that a text must not hold")
+    hosts: tuple[str, ...] = Field((), description="names that tool calls and links may reach with anything")
+    unknown_hosts: bool = Field(True, description="whether they may reach any other at all")
     thresholds: dict[str, float] = Field({}, description="by principle id, the critic's score below which it is broken")
     model: Path | None = Field(None, description="folder of a classifier trained by `fairlead guard train`")
     ask: str | None = Field(None, description="the critic: apprentice, ./dir, PROVIDER/NAME[@URL]")

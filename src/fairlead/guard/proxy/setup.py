@@ -17,7 +17,7 @@ from fairlead.errors import InputError
 from fairlead.guard.asker import Asker
 from fairlead.guard.classifier.check import classifier_checks
 from fairlead.guard.classifier.model import load as load_classifier
-from fairlead.guard.compile import checks_from, policies_from, unchecked
+from fairlead.guard.compile import policies_from, proxy_checks, unchecked
 from fairlead.guard.plan import BestOf, Followed, Plan, plan
 from fairlead.guard.policy import Policy
 from fairlead.guard.pool import Pool
@@ -197,7 +197,10 @@ def _upstream(tenant: Tenant | None, options: Options, settings: Settings, keep:
 def _book(reference: str, name: str, budget: str | None, settings: Settings, keep: Keep) -> Book:
     constitution = load(reference)
     critic, kinds = _critic(name, budget, settings, keep), settings.checks
-    checks = checks_from(constitution, critic, thresholds=kinds.thresholds, rules=kinds.rules, prompts=True)
+    checks = proxy_checks(
+        constitution, critic, hosts=kinds.hosts, unknown_hosts=kinds.unknown_hosts, thresholds=kinds.thresholds,
+        rules=kinds.rules,
+    )  # fmt: skip
     classifier = None if kinds.model is None else load_classifier(kinds.model)
     if classifier is not None:
         try:
