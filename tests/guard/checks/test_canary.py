@@ -125,7 +125,7 @@ def test_planted_one_alignment_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     made = [case(rng, 1, "whole") for _ in range(400)]
     coded = [item for item in made if item.names == ("base64",)]
     assert all(bits(item, whole) < ALLOWED for item in coded)
-    monkeypatch.setattr(reader, "range", lambda n: range(0, n, 4) if n == 4 else range(n), raising=False)
+    monkeypatch.setattr(reader, "range", lambda *to: range(1) if to == (4,) else range(*to), raising=False)
     assert any(bits(item, whole) >= ALLOWED for item in coded)
 
 
