@@ -225,13 +225,13 @@ def case(rng: random.Random, depth: int, split: str | None = None) -> Case:
         form = rng.choice(EACH)
         for mark in marks:
             before, after = form.split("{}")
-            out += plain(before) + [mark] + plain(after + " ")
+            out += [*plain(before), mark, *plain(after + " ")]
         return Case(secret, names, how, ((opening + out,),))
     count = rng.choice((2, 3, 4, 6))
     size = -(-len(marks) // count)
     parts = [marks[n : n + size] for n in range(0, len(marks), size)]
     if how == "parts":
-        return Case(secret, names, how, (tuple([opening + parts[0], *parts[1:]]),))
+        return Case(secret, names, how, ((opening + parts[0], *parts[1:]),))
     before, after = rng.choice(NEXT).split("{}")
     turns = [opening + parts[0] + plain("."), *(plain(before) + part + plain(after) for part in parts[1:])]
     return Case(secret, names, how, tuple((turn,) for turn in turns))

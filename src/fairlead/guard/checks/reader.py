@@ -230,7 +230,7 @@ def _by_byte(where: Where, start: int, offsets: Sequence[int]) -> Where:
 # --------------------------------------------------------------------------------------------------- the decoders
 
 _ESCAPE = re.compile(
-    rb"%([0-9a-fA-F]{2})|\\[xX]([0-9a-fA-F]{2})|\\u([0-9a-fA-F]{4})|\\u\{([0-9a-fA-F]{1,6})\}|\\U([0-9a-fA-F]{8})"
+    rb"%([0-9a-fA-F]{2})|\\[xX]([0-9a-fA-F]{2})|\\U([0-9a-fA-F]{8})|\\[uU]([0-9a-fA-F]{4})|\\[uU]\{([0-9a-fA-F]{1,6})\}"
     rb"|&#[xX]([0-9a-fA-F]{1,6});?|&#([0-9]{1,7});?|\\([0-3][0-7]{2})|\\([\\/\"'])|&(amp|lt|gt|quot|apos|num|percnt);"
 )
 _NAMED = {b"amp": b"&", b"lt": b"<", b"gt": b">", b"quot": b'"', b"apos": b"'", b"num": b"#", b"percnt": b"%"}
@@ -272,7 +272,7 @@ def _unescaped(layer: Layer, grain: _Grain) -> Iterator[Layer]:
 
 def _meant(match: re.Match[bytes]) -> bytes | None:
     """The byte or the UTF-8 of the character that an escape stands for."""
-    percent, x, u, braces, long, html_x, html, octal, plain, named = match.groups()
+    percent, x, long, u, braces, html_x, html, octal, plain, named = match.groups()
     if percent or x:
         return bytes([int(percent or x, 16)])
     if octal:
