@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fairlead.guard.audit.verify import verify
 from guard.conformance import guarded, holds, upstream
-from guard.conformance.cells import Cell
+from guard.conformance.cells import Cell, table
 from guard.conformance.clients import Heard, Sdk, heard
 from guard.conformance.holds import Log
 from support.guard_proxy import Proxy
-from support.mock_upstream import Mock, json_reply
+from support.mock_upstream import Mock, Step, json_reply
 
 PATIENCE = 10.0  # seconds for an entry to be on the disk
 
@@ -30,10 +31,7 @@ class Bench:
     def run(self, cell: Cell) -> list[str]:
         """What is wrong with a cell, in words."""
         name = "shadow" if cell.decision == "shadow" else "window" if cell.reply == "window" else "buffer"
-        steps = upstream.answer(cell)
-        self.mock.script = lambda _: steps
-        self.mock.seen.clear()
-        found = heard(self.sdks[name], cell)
+        found = self.ask(name, cell, upstream.answer(cell))
         faults = holds.all_of(cell, found)
         if len(self.mock.seen) != 1:
             faults.append(f"the model was asked {len(self.mock.seen)} times")
@@ -42,6 +40,28 @@ class Bench:
         if faults:
             self.broken.append(cell)
         return faults
+
+    def faults(self) -> list[str]:
+        """What is wrong with the audit logs, once the proxies have ended, by the guard's own verifier."""
+        out = []
+        for name, log in self.logs.items():
+            report = verify(log.path, log.path.with_suffix(".key"), log.path.with_suffix(".heads"))
+            out += [f"{name}: {broken}" for broken in report.breaks]
+            if (report.uncovered, report.uncounted, report.gaps, report.open) != (0, 0, 0, 0):
+                out.append(f"{name}: {report}")
+            log.read()
+            out += [f"{name}: {request} stands there twice" for request, e in log.entries.items() if len(e) != 1]
+        return out
+
+    def table(self) -> str:
+        """Cells by endpoint and decision, and how many of them are broken."""
+        return f"{table(self.done)}\nbroken: {len(self.broken)}"
+
+    def ask(self, name: str, cell: Cell, steps: Sequence[Step]) -> Heard:
+        """What the client of a proxy hears where the server does this."""
+        self.mock.script = lambda _: steps
+        self.mock.seen.clear()
+        return heard(self.sdks[name], cell)
 
     def entries(self, name: str, found: Heard) -> list[dict[str, object]]:
         log, until = self.logs[name], time.monotonic() + PATIENCE
@@ -56,7 +76,7 @@ def bench(folder: Path) -> Iterator[Bench]:
     with ExitStack() as stack:
         mock = stack.enter_context(Mock(lambda _: json_reply({})))
         proxies = stack.enter_context(guarded.proxies(folder, mock.url))
-        sdks = {name: Sdk(proxy.url) for name, proxy in proxies.items()}
+        sdks = {name: Sdk(proxy.url, 0 if name == "strict" else 2) for name, proxy in proxies.items()}
         for sdk in sdks.values():
             stack.callback(sdk.close)
         yield Bench(mock, proxies, sdks, {name: Log(folder / name / "audit.db") for name in proxies})

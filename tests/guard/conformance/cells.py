@@ -1,8 +1,8 @@
 """The cells of the conformance matrix: every combination of its axes, and why some of them are none.
 
-    CELLS      all that are valid, as the axes enumerate them
-    reason(c)  why a combination is none ("" where it is one)
-    pairs(…)   a covering part: every two values that go together at an endpoint stand in some cell of it
+CELLS      all that are valid, as the axes enumerate them
+reason(c)  why a combination is none ("" where it is one)
+pairs(…)   a covering part: every two values that go together at an endpoint stand in some cell of it
 """
 
 from __future__ import annotations

@@ -88,15 +88,16 @@ class Heard:
 
 
 class Sdk:
-    """Both SDKs on one proxy, with the retries that they come with."""
+    """Both SDKs on one proxy, with the retries that they come with where not said otherwise."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, retries: int = 2) -> None:
         self.tap = Tap()
         transport = _http.HTTPTransport(verify=False)
         transport._pool = _core.ConnectionPool(network_backend=self.tap)
         self._http = _http.Client(transport=transport)
-        self.openai = openai.OpenAI(base_url=f"{url}/v1", api_key="k", http_client=self._http, timeout=60)
-        self.anthropic = anthropic.Anthropic(base_url=url, api_key="k", http_client=self._http, timeout=60)
+        how: dict[str, Any] = {"http_client": self._http, "timeout": 60, "max_retries": retries}
+        self.openai = openai.OpenAI(base_url=f"{url}/v1", api_key="k", **how)
+        self.anthropic = anthropic.Anthropic(base_url=url, api_key="k", **how)
 
     def close(self) -> None:
         self._http.close()
@@ -107,8 +108,8 @@ def heard(sdk: Sdk, cell: Cell) -> Heard:
     found = Heard()
     try:
         _ASKS[cell.endpoint](sdk, cell, found)
-    except (openai.APIStatusError, anthropic.APIStatusError) as error:
-        found.status, found.error = error.status_code, error.body
+    except (openai.APIError, anthropic.APIError) as error:
+        found.status, found.error = getattr(error, "status_code", 200), error.body
     found.raw = bytes(sdk.tap.data)
     return found
 

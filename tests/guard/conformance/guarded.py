@@ -7,7 +7,7 @@ principles are held by `Words`, a check that follows a stream. `Breaks` is a che
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,9 +59,7 @@ KIND = f"""  - id: speak-kindly
 HELD = CONSTITUTION.replace("STREAM", "buffer").replace("secrets:\n", KIND + "secrets:\n")
 WINDOW = CONSTITUTION.replace("STREAM", "window")
 COMMON = "unknown: drop\naudit: {loss: 0.001}\n"
-RULES = (
-    f"checks:\n  rules:\n    no-poison: [{WORDS['refuse']}]\n    ask-a-person: [{WORDS['escalate']}]\n"
-)
+RULES = f"checks:\n  rules:\n    no-poison: [{WORDS['refuse']}]\n    ask-a-person: [{WORDS['escalate']}]\n"
 KIND_RULES = f"    speak-kindly: [{WORDS['revise']}]\n"
 
 
@@ -125,8 +123,8 @@ def _revise(broken: Sequence[tuple[str, Exchange]]) -> list[tuple[Message, ...] 
 
 @contextmanager
 def proxies(folder: Path, upstream: str) -> Iterator[dict[str, Proxy]]:
-    """By name: `window` and `buffer` hold streams in that way, `shadow` does nothing; replies in one body go through
-    `buffer`."""
+    """By name: `window` and `buffer` hold streams in that way, `shadow` does nothing, `strict` ends a reply at what
+    it has no name for; replies in one body go through `buffer`."""
     breaks = Breaks(WORDS["failed"], "stay-sober", "refuse")
     follows = (
         Words(WORDS["refuse"], "no-poison", "refuse"), Words(WORDS["escalate"], "ask-a-person", "escalate"), breaks
@@ -135,8 +133,11 @@ def proxies(folder: Path, upstream: str) -> Iterator[dict[str, Proxy]]:
         "window": _made(folder / "window", upstream, WINDOW, COMMON, follows),
         "buffer": _made(folder / "buffer", upstream, HELD, COMMON + RULES + KIND_RULES, (breaks,), revises=True),
         "shadow": _made(folder / "shadow", upstream, WINDOW, COMMON + RULES, (), shadow=True),
+        "strict": _made(folder / "strict", upstream, WINDOW, COMMON.replace("drop", "stop"), follows),
     }
-    with made["window"], made["buffer"], made["shadow"]:
+    with ExitStack() as stack:
+        for proxy in made.values():
+            stack.enter_context(proxy)
         yield made
 
 

@@ -100,7 +100,8 @@ def allowed(cell: Cell, want: Expected, heard: Heard) -> Iterator[str]:
             yield from _stopped(cell, index, said, one)
             continue
         for name in ("text", "reasoning", "refusal"):
-            if getattr(one, name) != getattr(said, name):
+            read = getattr(one, name).replace("[redacted]=", "[redacted]")  # base64's padding says nothing
+            if read != getattr(said, name):
                 yield f"{name} of {index} is {getattr(one, name)!r}, not {getattr(said, name)!r}"
         if tuple(one.calls) != said.calls:
             yield f"calls of {index} are {one.calls}, not {said.calls}"

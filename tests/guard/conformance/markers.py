@@ -79,9 +79,9 @@ def _decoded(data: bytes) -> Iterator[bytes]:
     for run in re.findall(r"[A-Za-z0-9+/_-]{16,}", text):
         plain = run.replace("-", "+").replace("_", "/")
         for at in range(4):
-            part = plain[at:]
-            yield base64.b64decode(part[: len(part) // 4 * 4])
-    lists = [m for m in re.findall(r"\[((?:\d{1,3},\s*)*\d{1,3})\]", text)]
+            part = plain[at : len(plain) - ((len(plain) - at) % 4 == 1)]
+            yield base64.b64decode(part + "=" * (-len(part) % 4))
+    lists = re.findall(r"\[((?:\d{1,3},\s*)*\d{1,3})\]", text)
     if lists:
         numbers = [n for one in lists for n in map(int, one.split(",")) if n < 256]
         yield bytes(numbers)

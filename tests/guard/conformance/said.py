@@ -93,7 +93,9 @@ def spoken(cell: Cell) -> tuple[Said, ...]:
     if cell.n == "1":
         return (said,)
     at = concerned(cell)  # of several alternatives this one makes the calls
-    return tuple(said if i == at else replace(_clean(cell), text=f"{OTHERS[i]}{BEFORE}{AFTER}", calls=()) for i in range(3))
+    return tuple(
+        said if i == at else replace(_clean(cell), text=f"{OTHERS[i]}{BEFORE}{AFTER}", calls=()) for i in range(3)
+    )
 
 
 def _clean(cell: Cell, text: str = BEFORE + AFTER) -> Said:

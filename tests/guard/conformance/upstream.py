@@ -37,5 +37,3 @@ def answer(cell: Cell) -> Sequence[Step]:
     start, _, rest = head.partition(b"\r\n")
     together = b"".join(step for step in steps if isinstance(step, bytes))
     return [start + b"\r\n" + HEADERS.encode() + rest + together]
-
-

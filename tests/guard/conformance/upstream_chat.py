@@ -16,6 +16,8 @@ Event: TypeAlias = dict[str, Any] | str
 
 HIDDEN = base64.b64encode(f"{mark('opaque reasoning')} {CANARY}".encode()).decode()
 COUNT = 8_417_730_155  # a number under an unknown name
+
+
 def pieces(text: str, size: int = 7) -> list[str]:
     return [text[i : i + size] for i in range(0, len(text), size)]
 
@@ -127,9 +129,7 @@ def _chat_deltas(cell: Cell, index: int, said: Said) -> list[dict[str, Any]]:
         first = _called(cell, n, (call[0], parts[0]))
         deltas.append(({"tool_calls": [{"index": n, **first}]}, None))
         deltas += [({"tool_calls": [{"index": n, "function": {"arguments": part}}]}, None) for part in parts[1:]]
-    out = [
-        {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None} for delta, logprobs in deltas
-    ]
+    out = [{"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None} for delta, logprobs in deltas]
     repeated = {"role": "assistant", "content": fake(said.text, "repeated text")}
     end = {"index": index, "delta": {}, "finish_reason": _finish(said), "stop_reason": None}
     late = {"index": index, "delta": {"content": mark("text after the end")}, "finish_reason": None}

@@ -112,9 +112,7 @@ def _reasoning(at: dict[str, Any], item: dict[str, Any], ended: dict[str, Any]) 
         yield {"type": "response.reasoning_summary_part.done", **here, "part": {**empty, "text": other}}
 
 
-def _parts(
-    cell: Cell, at: dict[str, Any], item: dict[str, Any], ended: dict[str, Any]
-) -> Iterator[dict[str, Any]]:
+def _parts(cell: Cell, at: dict[str, Any], item: dict[str, Any], ended: dict[str, Any]) -> Iterator[dict[str, Any]]:
     ended["content"] = []
     for i, part in enumerate(item["content"]):
         here = {**at, "content_index": i}
