@@ -77,5 +77,5 @@ clean:
 $(STAMP): pyproject.toml | .venv/bin/python
 	@if [ -n "$(TORCH_INDEX)" ]; then set -x; \
 		$(BIN)/python -m pip install --no-deps --index-url "$(TORCH_INDEX)" 'torch>=2.11,<2.14'; fi
-	$(BIN)/python -m pip install -q -e '.[train,report,dev]'
+	$(BIN)/python -m pip install -q -e '.[train,report,guard,dev]'
 	@touch $(STAMP)

@@ -141,7 +141,11 @@ def test_a_hundred_thousand_labels_survive_three_kills(tmp_path: Path) -> None:
 
 
 def test_labels_of_the_apprentice_itself_survive_three_kills(tmp_path: Path) -> None:
-    """The apprentice behind the server, its answers drawn; 200 pairs of its own world."""
+    """The apprentice behind the server, its answers drawn; 200 pairs of its own world.
+
+    It was not raised to the wording that a server's model is asked in, so most of its answers, or all, can be read as
+    neither: every row has its label or its reason, once.
+    """
     pairs = [case.messages[-1].text for case in cases.cases("facts", "audit", 200, 0)]
     with (tmp_path / "pairs.jsonl").open("w") as file:
         for i, text in enumerate(pairs):
@@ -166,5 +170,6 @@ def test_labels_of_the_apprentice_itself_survive_three_kills(tmp_path: Path) -> 
     lines = check(tmp_path / "out", 200)
     silent = [line for line in lines if line["value"] is None]
     assert all(line["reason"] for line in silent) and sum(result["unlabelled"].values()) == len(silent)
-    got = read_preferences(tmp_path / "out" / "preferences.jsonl")
-    assert len(got) == 200 - len(silent)
+    file = tmp_path / "out" / "preferences.jsonl"
+    kept = len(read_preferences(file)) if len(silent) < 200 else file.stat().st_size
+    assert kept == 200 - len(silent)

@@ -11,7 +11,7 @@ from fairlead.guard.pool import NoAnswer, Pool
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(work, 20))
+    asyncio.run(asyncio.wait_for(work, 60))
 
 
 async def until(true: Any) -> None:
@@ -24,7 +24,7 @@ async def until(true: Any) -> None:
 
 def hanging() -> tuple[threading.Event, Any]:
     free = threading.Event()
-    return free, lambda: free.wait(30)
+    return free, lambda: free.wait(120)
 
 
 def test_it_gives_answers_and_errors() -> None:
@@ -51,10 +51,9 @@ def test_who_waits_is_free_at_the_deadline_and_another_takes_the_place_of_a_thre
     async def work() -> None:
         pool = Pool(workers=1, spare=2)
         free, hang = hanging()
-        late = pool.submit("slow", hang, 0.5)
-        await until(lambda: pool._queued == 0)
-        with pytest.raises(NoAnswer, match="within 0.5 s"):
-            await late
+        while not pool.hangs["slow"]:  # on a busy machine a call may be late before a thread took it
+            with pytest.raises(NoAnswer, match="within 0.05 s"):
+                await pool.submit("slow", hang, 0.05)
         assert pool.hangs == {"slow": 1}
         assert await pool.submit("quick", lambda: 7, 5) == 7
         free.set()
@@ -107,7 +106,7 @@ def test_calls_that_wait_are_bounded_and_late_in_the_queue_too() -> None:
     async def work() -> None:
         pool = Pool(workers=1, spare=1, waiting=2)
         free, hang = hanging()
-        first = pool.submit("a", hang, 5)
+        first = pool.submit("a", hang, 100)
         await until(lambda: pool._queued == 0)
         ran: list[int] = []
         queued = [pool.submit("b", lambda: ran.append(1), 0.02) for _ in range(2)]

@@ -13,7 +13,7 @@ from fairlead.guard.decision import Decision, Span
 from fairlead.guard.ledger import Ledger
 from fairlead.guard.policy import Policy
 from fairlead.guard.pool import Pool
-from fairlead.guard.prompt_side import Prompted, ask
+from fairlead.guard.prompt_side import Prompted, ask, without
 from fairlead.guard.tally import Tally
 from fairlead.guard.wire.events import Told
 
@@ -63,10 +63,18 @@ def test_redaction_paints_over_texts_results_and_arguments() -> None:
     assert prompted.told == Told("redact", "p", ledger.verdicts[0].id) and tally.decisions["p", "redact"] == 1
 
 
-@pytest.mark.parametrize("span", [Span((1, 0), 0, 4), Span((9, 9), 0, 1), Span((1, 0), 5, 6), Span((0, 0), 0, 99)])
+@pytest.mark.parametrize(
+    "span", [Span((1, 0), 0, 4), Span((1, 0), 2, 17), Span((9, 9), 0, 1), Span((1, 0), 5, 6), Span((0, 0), 0, 99)]
+)
 def test_what_cannot_be_painted_over_does_not_go_on(span: Span) -> None:
     prompted, _, _ = run(says("redact", span))
     assert not prompted.goes_on and prompted.told.decision == "refuse" and prompted.say == "i will not ."
+
+
+def test_a_span_that_begins_in_the_name_of_a_call_is_not_painted_in_half() -> None:
+    call = Message("assistant", (ToolCall("1", "send", '["4417"]'),))
+    assert without((call,), [Span((0, 0), 5, 11)]) is not None
+    assert without((call,), [Span((0, 0), 2, 11)]) is None
 
 
 def test_the_most_severe_decision_wins_and_dear_checks_are_spared() -> None:

@@ -384,6 +384,21 @@ def test_a_tool_call_is_held_whole_and_told_of_once() -> None:
     assert told == [Seen(C0, "tool_call", '{"to": "bob"}', True, "send")]
 
 
+def test_a_tool_call_that_is_not_let_go_is_held_and_what_follows_it_too() -> None:
+    class Whole(Passing):
+        def feed(self, seen: Seen) -> Ruling:
+            ruling = super().feed(seen)
+            return Ruling() if seen.channel.part == 0 else ruling
+
+        def finish(self, choice: int) -> Ruling:
+            return Ruling(safe=dict(self.seen))
+
+    release = Release(planned(check(Whole), check(Passing)), ASKED)
+    held = [*call('{"to": "bob"}')[:-2], *text("sent", part=1)]
+    assert [o for event in held for o in release.feed(event)] == []
+    assert said(release.feed(Finish(0, "tool_calls"))) == '{"to": "bob"}sent'
+
+
 @pytest.mark.parametrize("arguments", ['{"to": ', "{'a': 1}", '{"a": NaN}', "[" * 100_000, '{"a": 1}}'])
 def test_a_call_that_is_no_json_is_withheld_and_counted(arguments: str) -> None:
     release, out = released(planned(check(Passing)), call(arguments))

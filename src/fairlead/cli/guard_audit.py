@@ -76,20 +76,33 @@ def told(report: Report) -> list[str]:
         return [*lines, *([f"  and {more:,} more"] if more else []), *_beside(report)]
     heads = {"match": "heads match", "none": "no heads compared"}[report.heads]
     covered = "every released byte covered by a verdict" if report.bytes else "nothing was released"
-    return ["; ".join((f"{records} in {chains}, whole, {heads}", covered, *_unread(report.withheld, "withheld"))),
-            *_beside(report)]  # fmt: skip
+    line = f"{records} in {chains}, whole, {heads}; {covered}"
+    if blocks := _opaque(report.withheld):
+        line += f"; {_counted(blocks, _BLOCKS)} withheld"
+    return [line, *_beside(report)]
 
 
-def _unread(counts: Counter[str], what: str) -> list[str]:
-    blocks = {"opaque reasoning": "opaque reasoning block", "unknown event": "unknown event"}
-    return [f"{_counted(n, blocks.get(kind, kind + ' item'))} {what}" for kind, n in sorted(counts.items()) if n]
+_BLOCKS = "opaque reasoning block"
+
+
+def _opaque(counts: Counter[str]) -> int:
+    """Blocks of reasoning that nobody can read, whatever a format calls them."""
+    return sum(n for kind, n in counts.items() if kind.startswith("opaque"))
+
+
+def _others(counts: Counter[str]) -> str:
+    return ", ".join(f"{kind} {n:,}" for kind, n in sorted(counts.items()) if n and not kind.startswith("opaque"))
 
 
 def _beside(report: Report) -> list[str]:
     """What is no break and has to be known."""
     ends = f"at most {report.window_s:g} s of records and the commit under way are missing at each"
-    unread = [f"{line}, as the policy allows" for line in _unread(report.passed, "passed unread")]
+    withheld, passed = _others(report.withheld), _others(report.passed)
+    blocks = _opaque(report.passed)
     facts = (
+        (blocks, f"{_counted(blocks, _BLOCKS)} passed on unread, as the policy allows"),
+        (passed, f"passed on unread, as the policy allows: {passed}"),
+        (withheld, f"withheld: {withheld}"),
         (report.open_failed, f"{_counted(report.open_failed, 'exchange')} let through by a failed check's on_error"),
         (report.crashes, f"{_counted(report.crashes, 'worker')} ended without a word (killed?): {ends}"),
         (report.open, f"{_counted(report.open, 'request')} cut off before the last entry, or still running"),
@@ -99,7 +112,7 @@ def _beside(report: Report) -> list[str]:
         (report.erased, f"{_counted(report.erased, 'text')} erased, on record"),
         (report.expired, f"{_counted(report.expired, 'text')} erased when the time was over"),
     )  # fmt: skip
-    return [*unread, *(line for count, line in facts if count)]
+    return [line for count, line in facts if count]
 
 
 def _counted(n: int, noun: str) -> str:

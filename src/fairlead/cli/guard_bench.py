@@ -56,5 +56,6 @@ def bench(
     for row in found["rows"]:
         added = ", ".join(f"{q} {v:.2f}" for q, v in row["added_ms"].items())
         typer.echo(
-            f"{row['work']}, {row['in_flight']} in flight: {row['requests_per_second']:,.0f} requests/s, adds {added} ms"
+            f"{row['work']}, {row['in_flight']} in flight: {row['requests_per_second']:,.0f} requests/s, "
+            f"adds {added} ms"
         )

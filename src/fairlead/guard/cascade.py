@@ -63,8 +63,7 @@ class Questions:
             if not one.asleep or i in choice.awake:
                 costs.setdefault(one.cost, []).append(i)
         choice.stages = [costs[cost] for cost in sorted(costs)]
-        if not choice.waiting:
-            self._stage(choice)
+        self._stage(choice)
 
     def doubted(self, i: int, doubt: Doubt, choice: Alternative) -> None:
         """A check is not sure: wakes whom it names. What is not out yet waits for them."""
@@ -193,7 +192,7 @@ class Questions:
         else:
             if choice.finish is None:
                 self.more(choice)
-            elif not choice.waiting:
+            else:
                 self._stage(choice)
             self.release.act(choice)
             self.release.whole(choice)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from fairlead.constitution.schema import Constitution, Principle
 from fairlead.constitution.schema import Secret as Written
 from fairlead.errors import InputError
+from fairlead.guard.checks.exfiltration import ExfiltrationCheck
+from fairlead.guard.checks.injection import InjectionCheck
+from fairlead.guard.checks.personal import PersonalData
 from fairlead.guard.checks.rules import RulesCheck
 from fairlead.guard.checks.secrets import Secret, SecretsCheck
 from fairlead.guard.critic import CriticCheck
@@ -29,7 +33,7 @@ def checks_from(
     rules: Mapping[str, Sequence[str]] | None = None,
     only: Collection[str] | None = None,
     deadline: float | None = None,
-    prompts: bool = False,
+    proxy: bool = False,
 ) -> tuple[Check, ...]:
     """The checks of a constitution: cheap ones first, of equals the more severe principle first.
 
@@ -41,7 +45,8 @@ def checks_from(
     rules       by principle id, patterns that a reply must not hold; the principle's `guard:` says what follows
     only        ids of the principles to guard; all that have a `guard:` where not given
     deadline    seconds for one batch of one critic
-    prompts     what is asked is checked too, by the caller; else a principle that looks there is refused
+    proxy       the checks of a proxy: personal data where a principle speaks of it, and what tools bring back and
+                take out (`proxy_checks`)
     """
     chosen, patterns = dict(thresholds or {}), dict(rules or {})
     for what, ids in (("threshold is", chosen), ("rule is", patterns)):
@@ -57,17 +62,70 @@ def checks_from(
     for principle in sorted(constitution.principles, key=lambda p: -p.severity):
         if principle.guard is None or (only is not None and principle.id not in only):
             continue
-        places, outcome = _places(principle, prompts), principle.guard.on_violation
+        places, outcome = _places(principle, proxy=proxy), principle.guard.on_violation
         if principle.id in patterns:
             checks.append(RulesCheck(tuple(patterns[principle.id]), principle.id, outcome, places))
         if principle.id in keeping:
             secrets = tuple(_secret(written) for written in constitution.secrets)
             checks.append(SecretsCheck(secrets, principle.id, outcome, places))
-        elif critic_model is not None and places:
+        if proxy and speaks_of_privacy(principle):
+            checks.append(PersonalData(principle.id, "redact", places))
+        if principle.id not in keeping and critic_model is not None and places:
             judge = critic(principle, critic_model)
             check = JudgeCheck(judge, principle.id, deadline, chosen.get(principle.id, THRESHOLD))
             checks.append(CriticCheck(check, outcome, places))
     return tuple(sorted(checks, key=lambda check: check.cost))
+
+
+def proxy_checks(
+    constitution: Constitution,
+    critic_model: Model | None,
+    *,
+    hosts: Sequence[str] = (),
+    unknown_hosts: bool = True,
+    score: Callable[[str], float] | None = None,
+    thresholds: Mapping[str, float] | None = None,
+    rules: Mapping[str, Sequence[str]] | None = None,
+    only: Collection[str] | None = None,
+    deadline: float | None = None,
+) -> tuple[Check, ...]:
+    """The checks of a proxy: those of `checks_from`, personal data (painted over) for every guarded principle of
+    secrecy that speaks of people, and for the gravest of secrecy the two that tools need: orders in what they bring back, data
+    in what they take out.
+
+    hosts, unknown_hosts  as in `ExfiltrationCheck`
+    score                 a classifier's P(injection) of a text, beside the heuristic
+    """
+    checks = checks_from(
+        constitution, critic_model, thresholds=thresholds, rules=rules, only=only, deadline=deadline, proxy=True
+    )
+    secrecy = [
+        p
+        for p in constitution.principles
+        if p.dimension == "secrecy" and p.guard is not None and (only is None or p.id in only)
+    ]
+    if not secrecy:
+        return checks
+    gravest = max(secrecy, key=lambda p: p.severity).id
+    tools = (
+        InjectionCheck(gravest, score=score),
+        ExfiltrationCheck(gravest, hosts=tuple(hosts), unknown_hosts=unknown_hosts),
+    )
+    return tuple(sorted((*checks, *tools), key=lambda check: check.cost))
+
+
+_PRIVATE = re.compile(
+    r"\bpriva(?:te|cy)\b|\bpersonal (?:data|details|information|facts)\b|\bpeople's data\b|\bpassed? on\b|\brecords\b"
+    r"|\baddress(?:es)?\b|\bwhere they live\b",
+    re.I,
+)
+
+
+def speaks_of_privacy(principle: Principle) -> bool:
+    """Whether a principle of secrecy is about people and not about what the model was told to keep."""
+    if principle.dimension != "secrecy" or principle.id.split("-")[0] == "keep":
+        return False
+    return bool(_PRIVATE.search(f"{principle.id.replace('-', ' ')} {principle.text}"))
 
 
 def keepers(constitution: Constitution) -> tuple[str, ...]:
@@ -81,7 +139,8 @@ def keepers(constitution: Constitution) -> tuple[str, ...]:
 
 def unchecked(constitution: Constitution, checks: Sequence[Check]) -> tuple[str, ...]:
     """Ids of principles with a `guard:` that none of these checks stands for. Print them: they are not guarded."""
-    covered = {check.principle for check in checks}
+    partly = (PersonalData, InjectionCheck, ExfiltrationCheck)  # they see a part of what their principle says
+    covered = {check.principle for check in checks if not isinstance(check, partly)}
     return tuple(p.id for p in constitution.principles if p.guard is not None and p.id not in covered)
 
 
@@ -115,16 +174,16 @@ def _policy(principle: Principle) -> Policy:
     return Policy(principle.text, guard.say or SAY, guard.on_error, stream, at)
 
 
-def _places(principle: Principle, prompts: bool) -> frozenset[str]:
+def _places(principle: Principle, *, proxy: bool = False) -> frozenset[str]:
     """Where the check looks, as places of `pieces.py`; reasoning counts as part of the reply."""
     assert principle.guard is not None
     at = frozenset(principle.guard.at)
-    if "prompt" in at and not prompts:
+    if "prompt" in at and not proxy:
         raise InputError(
             f"principle {principle.id!r}: the guard of a run looks at replies, so `guard: at: prompt` would check "
             "nothing; leave prompt out of `at`"
         )
-    at -= {"prompt"}
+    at -= {"prompt"}  # what is asked has checks of its own
     return (at | {"reasoning"}) if "reply" in at else at
 
 

@@ -60,7 +60,7 @@ class Pool:
             if self._queued >= self.waiting:
                 raise NoAnswer(f"{self._queued} calls are waiting already")
             if deadline <= 0:
-                raise NoAnswer("there is no time left for it")
+                raise NoAnswer("gave no answer within the time that was left for it")
             call = _Call(lane, run, asyncio.get_running_loop())
             self._queued += 1
             if self._queued > self._idle:

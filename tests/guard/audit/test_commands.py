@@ -38,7 +38,7 @@ def test_a_whole_log_in_one_line(tmp_path: Path, capsys: Out) -> None:
     first, second = opened(tmp_path), opened(tmp_path)
     for number in range(1500):
         first.record(entry(number))
-    second.record(entry(9, withheld={"opaque reasoning": 17}))
+    second.record(entry(9, withheld={"opaque signature": 15, "opaque encrypted_content": 2}))
     first.close()
     second.close()
     assert run("audit", "verify", first.path) == 0
@@ -46,6 +46,20 @@ def test_a_whole_log_in_one_line(tmp_path: Path, capsys: Out) -> None:
         "1,505 records in 2 chains, whole, heads match; every released byte covered by a verdict; "
         "17 opaque reasoning blocks withheld\n"
     )
+
+
+def test_what_is_no_break_and_has_to_be_known_stands_below(tmp_path: Path, capsys: Out) -> None:
+    log = opened(tmp_path)
+    log.record(entry(1, withheld={"stop string": 2, "characters": 1200}, passed={"image": 1, "opaque signature": 3}))
+    log.record(entry(2, "and so", more=True))
+    log.close()
+    assert run("audit", "verify", log.path) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "3 opaque reasoning blocks passed on unread, as the policy allows",
+        "passed on unread, as the policy allows: image 1",
+        "withheld: characters 1,200, stop string 2",
+        "1 request cut off before the last entry, or still running",
+    ]
 
 
 def test_a_broken_log_says_where_and_ends_with_1(tmp_path: Path, capsys: Out) -> None:

@@ -125,7 +125,7 @@ def test_no_key_and_no_text_is_in_any_file_or_message(tmp_path: Path, caplog: py
 # ----------------------------------------------------------------------------------------------- commits
 
 
-def wait_for(done: Any, seconds: float = 10.0) -> None:
+def wait_for(done: Any, seconds: float = 60.0) -> None:
     until = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < until, "it did not come"
@@ -141,6 +141,15 @@ def test_records_of_a_window_share_a_commit_that_comes_by_itself(tmp_path: Path)
     wait_for(lambda: log.health().waiting == 0)
     assert log.health().written == 51
     log.close()
+
+
+def test_a_commit_is_on_the_disk_and_what_is_erased_is_overwritten(tmp_path: Path) -> None:
+    log = opened(tmp_path)
+    settings = [
+        log._db.execute(f"pragma {name}").fetchone()[0] for name in ("synchronous", "secure_delete", "journal_mode")
+    ]
+    log.close()
+    assert settings == [2, 1, "wal"]  # 2 is FULL
 
 
 def test_strict_waits_for_the_disk(tmp_path: Path) -> None:
@@ -221,11 +230,12 @@ def test_a_full_disk_closes_a_strict_guard_and_the_log_says_what_was_not_let_out
     assert not log.accepting
     with pytest.raises(AuditClosed):
         log.record(entry(99))
+    log.unsent(3, "client left")  # what corrects the chain is taken down all the same
     full(log, False)
     wait_for(lambda: log.accepting)
     log.close()
     report = verified(log.path)
-    assert report.whole and report.unsent == 1
+    assert report.whole and report.unsent == 2
 
 
 def test_what_found_no_room_is_counted_in_the_chain(tmp_path: Path) -> None:
@@ -269,7 +279,7 @@ def test_a_thread_that_breaks_closes_the_log(tmp_path: Path, monkeypatch: pytest
 def test_a_file_size_limit_of_the_system_is_a_full_disk(tmp_path: Path) -> None:
     worker = program(
         """
-        import resource, signal
+        import resource, signal, time
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         log = opened(folder, give_up_s=0.2)
         log.flush()
@@ -277,7 +287,7 @@ def test_a_file_size_limit_of_the_system_is_a_full_disk(tmp_path: Path) -> None:
         for number in range(2000):
             log.record(entry(number))
         while log.accepting:
-            pass
+            time.sleep(0.01)
         print(log.health().lost, log.health().waiting > 0, flush=True)
         try:
             log.close()
@@ -307,8 +317,7 @@ def test_a_killed_worker_leaves_a_chain_that_verifies_and_the_next_says_so(tmp_p
         tmp_path,
     )
     assert worker.stdout is not None
-    for _ in range(3):
-        worker.stdout.readline()
+    wait_for(heads_beside(tmp_path / "audit.db").exists)
     time.sleep(after_s)
     worker.send_signal(signal.SIGKILL)
     said = worker.stdout.read().split()
@@ -336,6 +345,19 @@ def test_two_workers_write_at_once(tmp_path: Path) -> None:
     assert [worker.returncode for worker in workers] == [0, 0], told
     report = verified(tmp_path / "audit.db")
     assert whats(report) == [] and report.heads == "match" and report.exchanges == 3000
+
+
+def test_workers_that_start_together_make_one_log(tmp_path: Path) -> None:
+    text = """
+        log = opened(folder)
+        log.record(entry(1))
+        log.close()
+        """
+    workers = [program(text, tmp_path) for _ in range(4)]
+    told = [worker.communicate(timeout=60) for worker in workers]
+    assert [worker.returncode for worker in workers] == [0] * 4, told
+    report = verified(tmp_path / "audit.db")
+    assert whats(report) == [] and report.exchanges == 4
 
 
 def test_a_log_is_verified_while_it_is_written(tmp_path: Path) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from fairlead.errors import InputError
-from fairlead.guard.audit import AuditLog
+from fairlead.exchange import exchange
+from fairlead.guard.audit import AuditLog, Verdict, queue
 from fairlead.guard.audit.opening import opened_beside
 from fairlead.guard.audit.rotate import prune
+from fairlead.guard.audit.store import connect
 from fairlead.guard.audit.verify import verify
 from guard.audit.helpers import CONSTITUTION, edit, entry, opened, released, verified, whats
 
@@ -19,7 +22,7 @@ START = 1_000_000.0  # entries of these tests are old; what the log itself write
 
 def old(then: pytest.MonkeyPatch, now: float = START) -> None:
     """What the log itself writes is as old as the entries."""
-    then.setattr("fairlead.guard.audit.log.time.time", lambda: now)
+    then.setattr("time.time", lambda: now)
 
 
 def written(folder: Path, numbers: range, then: pytest.MonkeyPatch) -> Path:
@@ -98,4 +101,23 @@ def test_a_request_that_was_cut_by_pruning_is_no_fault(tmp_path: Path, monkeypat
         log.close()
     with opened_beside(log.path, None) as (held, db):
         prune(db, held, START + 3)
+    assert whats(verified(log.path)) == []
+
+
+def test_what_people_decided_goes_with_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    by = Verdict("v-1", "critic", "no-harm", "escalate")
+    with monkeypatch.context() as then:
+        old(then)
+        log = opened(tmp_path)
+        for number in (1, 2):
+            log.record(entry(number, time=START, decision="escalate", verdict="v-1", verdicts=(by,), released=(), written=0),
+                       escalated=exchange("where?", "there"))  # fmt: skip
+        log.flush()
+        with closing(connect(log.path)) as db:
+            queue.decide(db, log, 1, "ann", "kept")
+        old(then, START + 50)
+        log.close()
+    with opened_beside(log.path, None) as (held, db):
+        prune(db, held, START + 10)
+        assert queue.count(db) == {"open": 1, "claimed": 0, "decided": 0}
     assert whats(verified(log.path)) == []

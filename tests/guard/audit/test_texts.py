@@ -85,6 +85,20 @@ def test_what_is_over_is_erased_by_the_log_itself(tmp_path: Path) -> None:
     assert whats(report) == [] and (report.texts, report.expired) == (0, 6)
 
 
+def test_a_reader_does_not_hold_the_log_back_and_the_next_scrub_does_it(tmp_path: Path) -> None:
+    path = kept(tmp_path)
+    reader, db = connect(path, readonly=True), connect(path)
+    reader.execute("begin")
+    reader.execute("select * from texts").fetchone()
+    assert texts.expire(db, time.time() + 9999.0) == 6
+    began = time.monotonic()
+    assert not texts.scrub(db, wait_s=0.0)
+    assert time.monotonic() - began < 5.0 and MARKER.encode() in on_disk(path)
+    reader.close()
+    assert texts.scrub(db, wait_s=0.0) and MARKER.encode() not in on_disk(path)
+    db.close()
+
+
 def test_a_text_taken_away_in_secret_is_missed(tmp_path: Path) -> None:
     path = kept(tmp_path)
     edit(path, "delete from texts where n = 1 and request = ?", values=(f"{1:016x}",))

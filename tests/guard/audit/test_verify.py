@@ -50,7 +50,7 @@ def test_without_heads_a_cut_tail_would_go_unseen_and_the_report_says_so(tmp_pat
         ("update log set key = 'another'", "wrong key"),
         ("update log set id = 'another'", "record 1: was changed"),
         ("delete from log", "record 1: was changed"),
-        ("insert into anchors values (1, 3, zeroblob(32), 1.0, 'forged')", "the mark of where it begins was changed"),
+        ("insert into anchors values (1, 3, zeroblob(32), 1.0, '[]', 'forged')", "the mark of where it begins was changed"),
     ],
 )  # fmt: skip
 def test_what_was_done_to_the_rows_is_found(tmp_path: Path, how: str, what: str) -> None:

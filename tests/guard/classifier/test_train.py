@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +52,13 @@ def test_parts_share_no_group_and_the_card_counts_them(made: Trained) -> None:
         sides.setdefault(name, set()).add(part)
     assert all(len(found) == 1 for found in sides.values())
     assert made.card["parts"] == {part: parts.count(part) for part in ("train", "valid", "test")}
+
+
+def test_every_row_has_its_provenance_in_the_folder_and_no_text(made: Trained) -> None:
+    told = [json.loads(line) for line in (made.folder / "rows.jsonl").read_text().splitlines()]
+    assert [t["id"] for t in told] == [r.id for r in rows()]
+    assert all(set(t) == {"id", "source", "group", "made", "view", "labels", "part"} for t in told)
+    assert {t["part"] for t in told} == {"train", "valid", "test"}
 
 
 def test_the_false_positive_rate_on_the_validation_part_is_the_one_asked_for(made: Trained) -> None:
@@ -149,3 +157,28 @@ def test_the_command_prints_the_card_and_writes_the_folder(tmp_path: Path, capsy
     assert load(tmp_path / "c").sha256 == told["sha256"]
     row: Row = rows()[0]
     assert row.prompt not in json.dumps(told)
+
+
+def test_a_principle_of_few_source_rows_has_some_on_every_part() -> None:
+    held = [r for r in rows() if int(r.group.rpartition("/")[2]) < 5]
+    for seed in range(5):
+        parts = split_in_three(held, seed=seed)
+        broken = {part for r, part in zip(held, parts, strict=True) if r.labels["no-sinking"]}
+        assert broken == {"train", "valid", "test"}
+
+
+def test_a_head_that_cannot_be_told_from_chance_is_left_out_with_the_reason(tmp_path: Path) -> None:
+    shuffled = [
+        dataclasses.replace(r, labels={"no-sinking": n % 3 == 1} if r.exchange.reply else r.labels)
+        for n, r in enumerate(rows())
+    ]
+    random.Random(1).shuffle(noise := [r.labels for r in shuffled if r.exchange.reply])
+    labels = iter(noise)
+    made = train(
+        constitution(),
+        [dataclasses.replace(r, labels=next(labels)) if r.exchange.reply else r for r in shuffled],
+        tmp_path / "c",
+        copies=0,
+    )
+    assert [(h["principle"], h["view"]) for h in made.card["heads"]] == [("no-sinking", "prompt")]
+    assert any("not told from chance" in why for _, view, why in made.card["left_out"] if view == "exchange")

@@ -267,6 +267,7 @@ def _post(headers: str, body: bytes = b"{}") -> bytes:
         (_post("content-length: 4\r\n", b"\xff\xfe{}"), {400}),
         (_post("content-length: 4\r\n", b"[[]]"), {400}),
         (_post("content-length: 2\r\nauthorization: Bearer a\r\nx-api-key: b\r\n"), {400}),
+        (_post("content-length: 2\r\norigin: http://page.example\r\n"), {403}),
         (_post("content-length: 100\r\n", b"{"), {408}),
         (b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\nx: ", {408}),
         (b"POST /v1/chat/completions?stream=1 HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\n{}", {400}),

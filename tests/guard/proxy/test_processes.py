@@ -199,6 +199,23 @@ def test_tenants_have_their_own_key_constitution_server_and_rate(tmp_path: Path)
             assert not any(shop in str(row) or bank in str(row) for row in metrics)
 
 
+def test_two_tenants_with_crossed_secrets_over_one_cache(tmp_path: Path) -> None:
+    """Each keeps its own; what is a secret of one is a word like any other for the other, whoever asked first."""
+    (shop, shop_digest), (bank, bank_digest) = draw_key(), draw_key()
+    for name, secret in (("one", "falcon-7781-heron"), ("two", "saltmarsh-4417-tern")):
+        (tmp_path / f"{name}.yaml").write_text(RULES.replace("falcon-7781-heron", secret))
+    tenants = _tenants(
+        tmp_path,
+        f'tenants:\n  - {{name: shop, keys: ["{shop_digest}"], constitution: one.yaml}}\n'
+        f'  - {{name: bank, keys: ["{bank_digest}"], constitution: two.yaml}}\n',
+    )
+    text = "falcon-7781-heron and saltmarsh-4417-tern"
+    with Mock(lambda _: json_reply(chat(text))) as mock, Proxy(tmp_path, mock.url, tenants=tenants) as proxy:
+        for _ in range(3):
+            assert _say(proxy.url, shop) == "[redacted] and saltmarsh-4417-tern"
+            assert _say(proxy.url, bank) == "falcon-7781-heron and [redacted]"
+
+
 def test_a_key_that_is_taken_out_of_the_file_is_unknown_after_a_reload(tmp_path: Path) -> None:
     (old, old_digest), (new, new_digest) = draw_key(), draw_key()
     tenants = _tenants(tmp_path, f'tenants:\n  - {{name: shop, keys: ["{old_digest}"]}}\n')

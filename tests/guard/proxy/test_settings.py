@@ -39,7 +39,7 @@ def test_switches_reach_the_wire(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("window: 12\nlimits:\n  boddy: 3\n", "file.yaml:3: limits: unknown key 'boddy'. Did you mean 'body'?"),
+        ("rounds: 3\nlimits:\n  boddy: 3\n", "file.yaml:3: limits: unknown key 'boddy'. Did you mean 'body'?"),
         ("images: maybe\n", "file.yaml:1: images: 'maybe' is not one of refuse, pass"),
         ("limits:\n  body: '10'\n", "file.yaml:2: limits: body: must be a whole number"),
         ("limits:\n  idle: 0\n", "greater than 0"),

@@ -367,6 +367,13 @@ def test_an_end_that_nobody_gave_is_said_to_be_a_cut(route: str) -> None:
         assert final.incomplete_details.reason == "content_filter"
 
 
+@pytest.mark.parametrize("route", (CHAT, COMPLETIONS))
+def test_usage_ends_a_stream_where_it_was_asked_for(route: str) -> None:
+    events = read(route, [samples.STREAMS[route]])
+    assert b'"usage"' in write(route, events, asked(route))
+    assert b'"usage"' not in write(route, events, asked(route, stream_options=None))
+
+
 def test_a_stop_sequence_is_echoed_to_anthropic() -> None:
     body = {**samples.MESSAGES_BODY, "stop_reason": "stop_sequence", "stop_sequence": "###"}
     events = FORMATS[MESSAGES].events(body)

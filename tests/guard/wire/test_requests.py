@@ -70,9 +70,11 @@ def test_responses() -> None:
     )
     assert asked.tools == ("look",) and asked.upstream["store"] is False
     assert ask(RESPONSES, {"model": "m", "input": "hi"}).upstream["store"] is False
-    # ids of items could call up what is stored: they are made anew, and what they name is not
-    assert asked.upstream["input"][2]["id"].startswith("msg_") and asked.upstream["input"][2]["id"] != "msg_1"
-    assert asked.upstream["input"][3]["call_id"] == "call_1"
+    # ids of items could call up what is stored: items go without, and an earlier reply goes as its text
+    assert asked.upstream["input"][2] == {"type": "message", "role": "assistant", "content": "answer"}
+    assert "id" not in asked.upstream["input"][3] and asked.upstream["input"][3]["call_id"] == "call_1"
+    stateful = ask(RESPONSES, RICH[RESPONSES], Allow(fields=frozenset(("previous_response_id",))))
+    assert stateful.upstream["input"] == RICH[RESPONSES]["input"]
 
 
 def test_messages() -> None:
@@ -371,6 +373,8 @@ def test_reasoning_items_are_dropped_and_counted() -> None:
     kept = ask(RESPONSES, body, Allow(opaque=True))
     assert kept.upstream["include"] == body["include"] and not kept.dropped
     assert kept.messages[1].parts == (Reasoning("hm"), Reasoning(None, "b3BhcXVl"))
+    bare = request(RESPONSES, input=[{**item, "encrypted_content": None}, {"role": "user", "content": "hi"}])
+    assert ask(RESPONSES, bare, Allow(opaque=True)).dropped == ("reasoning of an earlier turn",)
 
 
 def test_citations_and_annotations_of_earlier_replies_are_dropped_and_counted() -> None:

@@ -186,6 +186,44 @@ def test_text_that_was_said_in_the_last_event_alone_is_read() -> None:
     assert "Good day" in scanned(streamed(RESPONSES, [events[0], events[-1]]))
 
 
+LATE: dict[str, list[dict[str, Any]]] = {
+    CHAT: [
+        {"choices": [{"index": 0, "delta": {"content": MARK}}]},
+        {"choices": [{"index": 0, "delta": {"tool_calls": [{"index": 9, "id": "x", "function": {"name": MARK}}]}}]},
+    ],
+    COMPLETIONS: [{"choices": [{"index": 0, "text": MARK}]}],
+    MESSAGES: [
+        {"type": "content_block_start", "index": 9, "content_block": {"type": "text", "text": MARK}},
+        {"type": "content_block_delta", "index": 2, "delta": {"type": "text_delta", "text": MARK}},
+    ],
+}
+
+
+@pytest.mark.parametrize("route", list(LATE))
+def test_text_after_the_end_of_an_alternative_is_withheld_and_counted(route: str) -> None:
+    for late in LATE[route]:
+        found = streamed(route, [*said(route)[:-1], late, said(route)[-1]])
+        assert MARK not in scanned(found)
+        assert any(isinstance(event, Unknown) and event.what.startswith("text after the end") for event in found)
+
+
+def test_reasoning_as_vllm_streams_it() -> None:
+    at = {"item_id": "r", "output_index": 0, "content_index": 0}
+    part, item = {"type": "reasoning_text", "text": ""}, {"type": "reasoning", "id": "r", "summary": []}
+    events = [
+        {"type": "response.output_item.added", "output_index": 0, "item": item},
+        {"type": "response.reasoning_part.added", **at, "part": part},
+        {"type": "response.reasoning_text.delta", **at, "delta": "hm"},
+        {"type": "response.reasoning_text.done", **at, "text": "hm"},
+        {"type": "response.reasoning_part.done", **at, "part": {**part, "text": "hm"}},
+        {"type": "response.output_item.done", "output_index": 0, "item": {**item, "content": [{**part, "text": "hm"}]}},
+        {"type": "response.completed", "response": {"id": "x", "status": "completed", "output": []}},
+    ]
+    found = streamed(RESPONSES, events)
+    assert scanned(found).strip() == "hm" and not [event for event in found if isinstance(event, Unknown)]
+    assert b'"type":"reasoning_text","text":"hm"' in written(RESPONSES, found)
+
+
 def test_an_error_of_the_provider_is_not_repeated() -> None:
     cases = [
         (CHAT, {"error": {"message": MARK, "type": MARK, "code": MARK}}),

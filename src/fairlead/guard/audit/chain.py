@@ -52,7 +52,7 @@ def read_key(path: Path, *, make: bool = False) -> Keys:
     Raises InputError for a file that is missing, holds no key, or that others may read.
     """
     try:
-        return keys_from(_master(path))
+        return keys_from(_master(path, wait=make))
     except FileNotFoundError:
         if not make:
             raise InputError(

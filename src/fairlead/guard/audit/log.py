@@ -53,6 +53,7 @@ class AuditLog:
         self._closing, self._dead = False, ""
         self._head_at, self._chores_at, self._head_seq = 0.0, 0.0, 0
         self._heads_failures, self._heads_why = 0, ""
+        self._unscrubbed = False  # whether erased texts may still stand in the write-ahead file
         self._sender = Sender(options.heads_url) if options.heads_url else None
         self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
 
@@ -99,8 +100,12 @@ class AuditLog:
         return self._append(dumped({"kind": kind, "time": time.time(), **fields}), tuple(beside))
 
     def unsent(self, number: int, why: str) -> int:
-        """The exchange of the record with this number was not let out after all."""
-        return self.note("unsent", record=number, why=why)
+        """The exchange of the record with this number was not let out after all. Taken down while writing fails too."""
+        with self._lock:
+            if self._dead or self._closing:
+                raise AuditClosed(self._closed_because())
+            body = {"kind": "unsent", "time": time.time(), "record": number, "why": why}
+            return self._append_locked(dumped(body), ())
 
     async def settled(self, number: int) -> None:
         """Returns when the record is on the disk. Raises AuditClosed where it could not be written: then it must not
@@ -308,7 +313,8 @@ class AuditLog:
         if now - self._chores_at >= CHORES_S:
             self._chores_at = now
             try:
-                texts.expire(self._db, time.time())
+                if texts.expire(self._db, time.time()) or self._unscrubbed:
+                    self._unscrubbed = not texts.scrub(self._db, wait_s=0.0)
             except sqlite3.Error as problem:  # tried again in a minute
                 self._why = f"old texts cannot be erased ({problem})"
                 say.error("%s: %s", self.path, self._why)

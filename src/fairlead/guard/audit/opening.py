@@ -27,10 +27,16 @@ def open_log(path: str | Path, *, key: str | Path | None = None, options: Option
     path, options = Path(path), options or Options()
     if not path.parent.is_dir():
         raise InputError(f"{path}: there is no folder {path.parent}")
-    keys = read_key(Path(key) if key else key_beside(path), make=not path.exists() or path.stat().st_size == 0)
-    db = store.connect(path, make=True)
-    name = store.identity(db, keys.id, path)
-    chain, lock = store.take_chain(path)
+    opening = store.take(path, "opening", wait=True)  # workers that start together make one log
+    assert opening is not None
+    try:
+        new = not path.exists() or path.stat().st_size == 0
+        keys = read_key(Path(key) if key else key_beside(path), make=new)
+        db = store.connect(path, make=True)
+        name = store.identity(db, keys.id, path)
+        chain, lock = store.take_chain(path)
+    finally:
+        opening.release()
     try:
         log = AuditLog(path, keys, options, db, name, chain, lock)
         after = _continued(log)

@@ -22,8 +22,8 @@ def prune(db: sqlite3.Connection, log: AuditLog, before: float, to: Path | None 
     """Take away, or move into a new log at `to`, the records of each chain up to the first that is not older than
     `before` (seconds since 1970); how many. That it was done goes on record.
 
-    Texts kept beside them go with them. The last record of a chain stays, whatever its age. Raises InputError where
-    `to` is there already: each part is a log of its own.
+    Texts kept beside them go with them, and what people decided before that time goes from the queue. The last record
+    of a chain stays, whatever its age. Raises InputError where `to` is there already: each part is a log of its own.
     """
     if to is not None and to.exists():
         raise InputError(f"{to}: is there already; name a new file for the old records")
@@ -47,6 +47,7 @@ def prune(db: sqlite3.Connection, log: AuditLog, before: float, to: Path | None 
             ("delete from texts where row between :low and :high", ends),
             ("insert or replace into anchors values (:chain, :seq, :code, :at, :policies, :seal)", mark),
         ]
+    beside.append(("delete from queue where state = 'decided' and decided < :before", {"before": before}))
     up_to = {str(chain): place(high)[1] for chain, (_, high) in cuts.items()}
     log.note("pruned", beside, count=count, up_to=up_to, to=to.name if to else "")
     log.flush()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from fairlead.guard.audit.entry import Entry
-from fairlead.guard.audit.store import Beside
+from fairlead.guard.audit.store import BUSY_S, Beside
 
 if TYPE_CHECKING:
     from fairlead.guard.audit.log import AuditLog
@@ -60,7 +60,7 @@ def kept(db: sqlite3.Connection, request: str) -> list[Kept]:
 
 
 def expire(db: sqlite3.Connection, now: float) -> int:
-    """Erase texts whose time is over. How many."""
+    """Erase texts whose time is over; how many. `scrub` has to follow."""
     gone = 0
     while True:
         count = db.execute(
@@ -69,8 +69,6 @@ def expire(db: sqlite3.Connection, now: float) -> int:
         gone += count
         if count < _AT_ONCE:
             break
-    if gone:
-        scrub(db)
     return gone
 
 
@@ -93,6 +91,10 @@ def erase(
     return found, sum(counts)
 
 
-def scrub(db: sqlite3.Connection) -> None:
-    """Take what was erased out of the write-ahead file too. Where another reads just now the next scrub does it."""
-    db.execute("pragma wal_checkpoint(truncate)").fetchall()
+def scrub(db: sqlite3.Connection, wait_s: float = BUSY_S) -> bool:
+    """Take what was erased out of the write-ahead file too. False where another still reads from it after `wait_s`."""
+    db.execute(f"pragma busy_timeout = {int(wait_s * 1000)}")
+    try:
+        return bool(db.execute("pragma wal_checkpoint(truncate)").fetchone()[0] == 0)
+    finally:
+        db.execute(f"pragma busy_timeout = {int(BUSY_S * 1000)}")

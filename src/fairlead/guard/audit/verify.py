@@ -97,6 +97,7 @@ class _Chain:
     seq: int
     coverage: Coverage = field(default_factory=Coverage)
     at_head: bytes | None = None  # the code of the record that its head speaks of
+    unsent: set[int] = field(default_factory=set)
     begun: int = 0  # the last record that was taken away
 
 
@@ -248,7 +249,8 @@ def _read(chain: _Chain, seq: int, row: int, body: dict[str, Any], report: Repor
         report.gaps += body["lost"]
         report.found(chain.number, seq, f"{body['lost']} records before it were lost: {body['why']}")
     elif kind == "unsent":
-        report.unsent += 1
+        report.unsent += body["record"] not in chain.unsent
+        chain.unsent.add(body["record"])
     elif kind == "human":
         kept.decided[body["request"]] = (body["decision"], body["who"])
     elif kind == "erased":

@@ -12,13 +12,13 @@ import re
 from base64 import b64encode
 from codecs import encode
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 from fairlead.guard.checks import signs
-from fairlead.guard.checks.normalise import fold
-from fairlead.guard.checks.reader import OTHERS, Layer, compiled, layers, plain, roots
+from fairlead.guard.checks.normalise import fold, lookalikes
+from fairlead.guard.checks.reader import OTHERS, Layer, compiled, layers, plain, roots, without_prose
 
 BITS, LEAK = 128, 32
 SHORTEST = 16  # letters and digits; a shorter value is looked for as a whole (`decode.py`)
@@ -43,6 +43,7 @@ def symbols(value: str) -> str:
     return "".join(char for char in fold(value).lower() if char.isascii() and char.isalnum())
 
 
+@lru_cache(maxsize=4096)
 def is_random(value: str) -> bool:
     """Whether a value is drawn and not worded: long enough, and figures run all through it."""
     text = symbols(value)
@@ -89,13 +90,29 @@ class Needles:
     by_size: tuple[tuple[int, dict[bytes, tuple[int, int]]], ...]
     hexed: bool
     anchors: Any
+    uncommon: int = 0
+    _places: dict[bytes, tuple[tuple[int, int, bool], ...]] = field(default_factory=dict)
+
+    def places(self, word: bytes) -> tuple[tuple[int, int, bool], ...]:
+        """(strand, start, whether it is under rot13) wherever a short word stands, the later ones first."""
+        found = self._places.get(word)
+        if found is None:
+            found = tuple(
+                (n, start, "rot13" in strand.how)
+                for n, strand in enumerate(self.strands)
+                for start in range(len(strand.text) - len(word), -1, -1)
+                if strand.text.startswith(word, start)
+            )
+            if found or len(self._places) < 4096:
+                self._places[word] = found
+        return found
 
     def maybe(self, text: str) -> tuple[bool, bool]:
         """The first look: (something may stand in it as it is, something may stand under a decoder)."""
         read = plain(text)
         letters = signs.glued(read)
         known = self._may(read, letters)
-        if text.isascii() or known == (True, True):
+        if text.isascii() or known == (True, True) or not lookalikes(text):
             return known
         other = [self._may(root.data, signs.glued(root.data)) for root in roots(text)[1:]]
         return known[0] or any(may for may, _ in other), known[1] or any(may for _, may in other)
@@ -112,8 +129,12 @@ class Needles:
             return []
         found: set[Hit] = set()
         for root in roots(text):
-            for layer in layers(root) if deep else (root,):
-                found.update(self.in_layer(layer))
+            found.update(self.in_layer(root))
+            if deep:
+                odd = without_prose(root)
+                letters = signs.glued(odd.data)
+                if signs.encoded(odd.data, letters) or (not self.hexed and self.anchors.search(letters)):
+                    found.update(hit for layer in layers(odd) for hit in self.in_layer(layer))
         return sorted(found, key=lambda hit: (hit.start, -hit.end))
 
     def read(self, text: str, *, fine: bool = False) -> list[Hit]:
@@ -174,7 +195,11 @@ def needles(values: tuple[str, ...], least: int = 0) -> Needles:
         for start in range(len(strand.text) - size + 1):
             places.setdefault(strand.text[start : start + size], (n, start))
     hexed = all(re.fullmatch(r"[0-9a-f]{32,}", symbols(value)) for value in values)
-    return Needles(values, ways, tuple(by_size.items()), hexed, None if hexed else _anchors(values))
+    common = max(
+        strand.text[n : n + size].count(b"a") for strand in ways for size in by_size for n in range(len(strand.text))
+    )
+    uncommon = min(by_size) - common  # symbols of a fragment at least that are not the word "a"
+    return Needles(values, ways, tuple(by_size.items()), hexed, None if hexed else _anchors(values), uncommon)
 
 
 def _anchors(values: Sequence[str]) -> Any:

@@ -10,12 +10,13 @@ worth `SURE` bits of evidence is a leak: ordinary text comes to that about once 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from fairlead.guard.checks.canary import Needles, Strand, needed
-from fairlead.guard.checks.reader import compiled
+from fairlead.guard.checks.normalise import normalise
+from fairlead.guard.checks.reader import compiled, plain
 from fairlead.guard.wire.events import Channel
 
 SURE, SURE_AFTER_A_LEAK = 22.0, 10.0  # bits; once something was painted over, what follows needs less
@@ -23,25 +24,19 @@ PLACE = 9.0  # bits to point at a place in one of a few canaries, in one of four
 
 At: TypeAlias = tuple[Channel | None, int, int]  # the text that a piece stands in (None: an earlier turn), start, end
 
-WORD = compiled(rb"\b[0-9a-zA-Z]{1,7}\b")
-_HEX_WORD = compiled(rb"\b(?:[0-9a-fA-F]{1,7}|[0-9n-sN-S]{1,7})\b")
+_WORD_AT = re.compile(rb"\b[0-9a-zA-Z]{1,7}\b")
+_HEX_WORD_AT = re.compile(rb"\b(?:[0-9a-fA-F]{1,7}|[0-9n-sN-S]{1,7})\b")
+_FIGURE_OR_LETTER = compiled(rb"[0-9]|\b[b-fn-sB-FN-S]\b")
 _COMMON = frozenset(
     b"a ace add added be bad bed bee beef cab cafe dad dead deaf deed decade fade faced fed fee feed face an no so on "
     b"or nor not son soon moon poor pop sop sons noon pro spoon".split()
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Chain:
-    """Pieces one after another: how many symbols, their evidence in bits, the last piece's number, how many words were
-    skipped before it, which symbols of the strand, and where."""
-
-    size: int
-    bits: float
-    number: int
-    skipped: int
-    start: int
-    pieces: tuple[At, ...]
+# Symbols so far, evidence in bits, the last piece's number, words skipped before it, first symbol of the strand, pieces.
+_Chain: TypeAlias = "tuple[int, float, int, int, int, _Pieces]"
+_Pieces: TypeAlias = "tuple[_Pieces | None, At]"
+_Found: TypeAlias = "tuple[int, tuple[At, ...]]"
 
 
 @dataclass(slots=True)
@@ -51,90 +46,81 @@ class Drip:
     needles: Needles
     strict: bool = False
     _number: list[int] = field(default_factory=lambda: [0, 0])
-    _ends: dict[int, dict[int, Chain]] = field(default_factory=dict)
+    _ends: list[list[_Chain | None]] = field(default_factory=list)
     _strong: dict[int, dict[tuple[int, int], tuple[float, tuple[At, ...]]]] = field(default_factory=dict)
-    _waiting: list[tuple[bytes, At]] = field(default_factory=list)
+    _waiting: list[tuple[Channel | None, int, str]] = field(default_factory=list)
     _weight: int = 0
-    _joined: bytes = b""
 
-    def __post_init__(self) -> None:
-        self._joined = b"|".join(strand.text for strand in self.needles.strands)
-
-    def words(self, read: bytes) -> list[tuple[int, int]]:
-        """Where the words stand that could be pieces."""
-        return [match.span() for match in (_HEX_WORD if self.needles.hexed else WORD).finditer(read)]
-
-    def feed(self, words: Sequence[tuple[bytes, At]]) -> list[tuple[int, tuple[At, ...]]]:
-        """(canary, its pieces) for every leak that is complete with these words, in small letters."""
-        for word, at in words:
-            self._waiting.append((word, at))
-            if word not in _COMMON:
+    def feed(self, channel: Channel | None, start: int, text: str) -> list[_Found]:
+        """(canary, its pieces) for every leak that is complete with this text, whose words are whole."""
+        read = plain(text)
+        self._waiting.append((channel, start, text))
+        if not self._weight and not self.strict and not _FIGURE_OR_LETTER.search(read):
+            return []  # words of letters alone wait for something that makes them suspicious
+        words = (_HEX_WORD_AT if self.needles.hexed else _WORD_AT).findall(read)
+        places = self.needles.places
+        for word in words:
+            low = word.lower()
+            if low not in _COMMON and places(low):
                 self._weight += len(word)
-        if self._weight < 4:
+        if self._weight < self.needles.uncommon and not self.strict:
             return []  # too little to be 32 bits with all the small words between
-        found = []
-        for word, at in self._waiting:
-            found += self._one(word, at)
+        if not self._ends:
+            self._ends = [[None] * (len(strand.text) + 1) for strand in self.needles.strands]
+        found: list[_Found] = []
+        for there, offset, said in self._waiting:
+            folded = normalise(said)
+            read = folded.text.encode("ascii", "replace")
+            for match in (_HEX_WORD_AT if self.needles.hexed else _WORD_AT).finditer(read):
+                a, b = folded.locate(*match.span())
+                found += self._one(match[0].lower(), (there, offset + a, offset + b))
         self._waiting.clear()
         return found
 
-    def _one(self, word: bytes, at: At) -> list[tuple[int, tuple[At, ...]]]:
-        turned = not word.isdigit() and all(48 <= c <= 57 or 110 <= c <= 115 for c in word)
-        kinds = (0, 1) if word.isdigit() or not self.needles.hexed else ((1,) if turned else (0,))
-        for kind in kinds:
-            self._number[kind] += 1
-        if word not in self._joined:
-            return []
-        found = []
-        for n, strand in enumerate(self.needles.strands):
-            kind = 1 if "rot13" in strand.how else 0
-            if kind in kinds:
-                ends, new = self._ends.setdefault(n, {}), dict[int, Chain]()
-                start = strand.text.find(word)
-                while start >= 0:
-                    found += self._piece(strand, word, start, at, self._number[kind], ends, new)
-                    start = strand.text.find(word, start + 1)
-                ends |= new
+    def _one(self, word: bytes, at: At) -> list[_Found]:
+        """A word at all places where it stands in a canary: what it goes on from, or a chain of its own."""
+        figures = word.isdigit() or not self.needles.hexed
+        turned = not figures and max(word) > 103
+        numbers = self._number
+        if figures or not turned:
+            numbers[0] += 1
+        if figures or turned:
+            numbers[1] += 1
+        found: list[_Found] = []
+        size = len(word)
+        worth = size * (4.0 if self.needles.hexed else 5.0)
+        sure = SURE_AFTER_A_LEAK if self.strict else SURE
+        for n, start, is_turned in self.needles.places(word):
+            number = numbers[is_turned]
+            ends = self._ends[n]
+            chain: _Chain = (size, worth - PLACE, number, -1, start, (None, at))
+            before = ends[start]
+            if before is not None:
+                skipped = number - before[2] - 1
+                bits = before[1] + worth - (0.0 if skipped == before[3] else math.log2(1 + skipped))
+                if bits > chain[1]:
+                    chain = (before[0] + size, bits, number, skipped, before[4], (before[5], at))
+            old = ends[start + size]
+            if old is None or chain[1] >= old[1] - math.log2(1 + number - old[2]):
+                ends[start + size] = chain
+            if chain[0] >= 2 or size >= 2:
+                found += self._leak(n, chain, start + size, sure)
         return found
 
-    def _piece(
-        self,
-        strand: Strand,
-        word: bytes,
-        start: int,
-        at: At,
-        number: int,
-        ends: dict[int, Chain],
-        new: dict[int, Chain],
-    ) -> list[tuple[int, tuple[At, ...]]]:
-        worth = len(word) * (4.0 if self.needles.hexed else 5.0)
-        chain = Chain(len(word), worth - PLACE, number, -1, start, (at,))
-        before = ends.get(start)
-        if before is not None and before.number < number:
-            skipped = number - before.number - 1
-            cost = 0.0 if skipped == before.skipped else math.log2(1 + skipped)
-            bits = before.bits + worth - cost
-            if bits > chain.bits:
-                size = before.size + len(word)
-                chain = Chain(size, bits, number, skipped, before.start, (*before.pieces, at))
-        end = start + len(word)
-        old = ends.get(end)
-        if old is None or chain.bits >= old.bits - math.log2(1 + number - old.number):
-            new[end] = chain
-        need, sure = needed(len(strand.text)), SURE_AFTER_A_LEAK if self.strict else SURE
-        if chain.size >= need and chain.bits >= sure:
-            return [(strand.canary, chain.pieces)]
-        return self._apart(strand, chain, end, need, sure)
-
-    def _apart(
-        self, strand: Strand, chain: Chain, end: int, need: int, sure: float
-    ) -> list[tuple[int, tuple[At, ...]]]:
-        """Leaks made of chains that do not follow each other."""
-        least = 2 if self.strict else 5
-        if chain.size < least or chain.bits < (-1.0 if self.strict else 11.0):
+    def _leak(self, n: int, chain: _Chain, end: int, sure: float) -> list[_Found]:
+        strand = self.needles.strands[n]
+        need = needed(len(strand.text))
+        if chain[0] >= need and chain[1] >= sure:
+            return [(strand.canary, _flat(chain[5]))]
+        least, enough = (2, -1.0) if self.strict else (5, 11.0)
+        if chain[0] < least or chain[1] < enough:
             return []
+        return self._apart(strand, chain, end, need, sure, least)
+
+    def _apart(self, strand: Strand, chain: _Chain, end: int, need: int, sure: float, least: int) -> list[_Found]:
+        """Leaks made of chains that do not follow each other."""
         strong = self._strong.setdefault(strand.canary, {})
-        strong[strand.span(chain.start, end)] = (chain.bits, chain.pieces)
+        strong[strand.span(chain[4], end)] = (chain[1], _flat(chain[5]))
         covered: set[int] = set()
         bits = 0.0
         pieces: list[At] = []
@@ -145,3 +131,11 @@ class Drip:
                 bits += worth
                 pieces += there
         return [(strand.canary, tuple(dict.fromkeys(pieces)))] if len(covered) >= need and bits >= sure else []
+
+
+def _flat(pieces: _Pieces | None) -> tuple[At, ...]:
+    out: list[At] = []
+    while pieces is not None:
+        pieces, at = pieces
+        out.append(at)
+    return tuple(out[::-1])

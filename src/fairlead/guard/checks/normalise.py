@@ -52,6 +52,8 @@ def _fold(char: str) -> str:
             return chr(code - base + 97)
     if char in _DROPPED:
         return ""
+    if char in _LOOKALIKE:
+        return _LOOKALIKE[char]
     return "".join(
         _LOOKALIKE.get(c, c)
         for c in unicodedata.normalize("NFKD", char)
@@ -87,5 +89,23 @@ def normalise(text: str) -> Folded:
     """The folded text with its positions; a text of plain ASCII is its own."""
     if text.isascii():
         return Folded(text)
-    folded = [_FOLDS[ord(char)] if char > "\x7f" else char for char in text]
-    return Folded("".join(folded), tuple(n for n, chars in enumerate(folded) for _ in chars))
+    out: list[str] = []
+    at: list[int] = []
+    done = 0
+    for match in _NOT_ASCII.finditer(text):
+        out.append(text[done : match.start()])
+        at += range(done, match.start())
+        for n, char in enumerate(match[0], match.start()):
+            folded = _FOLDS[ord(char)]
+            out.append(folded)
+            at += [n] * len(folded)
+        done = match.end()
+    out.append(text[done:])
+    at += range(done, len(text))
+    return Folded("".join(out), tuple(at))
+
+
+def lookalikes(text: str) -> str:
+    """The plain letters and digits that characters beyond ASCII in a text are read as."""
+    folded = "".join(match[0].translate(_FOLDS) for match in _NOT_ASCII.finditer(text))
+    return "".join(char for char in folded if char.isascii() and char.isalnum())

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fairlead.guard.checks.normalise import fold, normalise
+from fairlead.guard.checks.normalise import fold, lookalikes, normalise
 
 try:
     import re2
@@ -29,8 +29,8 @@ WORK = 400  # bytes read per byte of text before a text counts as made to keep t
 Where = Callable[[int, int], tuple[int, int]]
 
 OTHERS = bytes(c for c in range(256) if not (chr(c).isascii() and chr(c).isalnum()))  # what is no letter or digit
-_ROT13 = bytes(encode(chr(c), "rot13").encode()[0] if c < 128 else c for c in range(256))
-_ROT13_TEXT = {c: chr(_ROT13[c]) for c in range(128)}
+ROT13 = bytes(encode(chr(c), "rot13").encode()[0] if c < 128 else c for c in range(256))
+_ROT13_TEXT = {c: chr(ROT13[c]) for c in range(128)}
 
 
 class TooMuch(Exception):
@@ -70,10 +70,11 @@ class _Grain:
 
 
 def _grain(digits: int, printable: int) -> _Grain:
-    text = (
-        rb"(?:[0-9a-fA-Fn-sN-S]|%s){%d,}(?:[ -~\t\r\n]|%s)*" % (_UNIT, digits, _UNIT)
-        + rb"|(?:[ -~\t\r\n]|%s){%d,}" % (_UNIT, printable)
-    )
+    text = rb"(?:[0-9a-fA-Fn-sN-S]|%s){%d,}(?:[ -~\t\r\n]|%s)*" % (
+        _UNIT,
+        digits,
+        _UNIT,
+    ) + rb"|(?:[ -~\t\r\n]|%s){%d,}" % (_UNIT, printable)
     return _Grain(compiled(text), compiled(rb"[0-9a-f]{%d,}" % (2 * digits)))
 
 
@@ -92,9 +93,13 @@ def roots(text: str) -> list[Layer]:
     the letters that look like figures read as figures."""
     if text.isascii():
         return [Layer(text.encode(), _same)]
-    first = _folded(text, _same, ())
-    turned = _folded(text.translate(_ROT13_TEXT), _same, ("rot13",))
-    return [first, turned, Layer(first.data.translate(_FIGURES), first.where)]
+    found = [_folded(text, _same, ())]
+    alike = lookalikes(text)
+    if alike:
+        found.append(_folded(text.translate(_ROT13_TEXT), _same, ("rot13",)))
+    if any(char in "OoIlZz" for char in alike):
+        found.append(Layer(found[0].data.translate(_FIGURES), found[0].where))
+    return found
 
 
 def _same(i: int, j: int) -> tuple[int, int]:
@@ -136,7 +141,7 @@ def _turned(layer: Layer) -> Iterator[Layer]:
         data = _BREAKS.sub(b"  ", data)
     size, where, path = len(data), layer.where, layer.path
     backwards: Where = lambda i, j: where(size - j, size - i)  # noqa: E731
-    turned = data.translate(_ROT13)
+    turned = data.translate(ROT13)
     yield Layer(data, where, path)
     yield Layer(data[::-1], backwards, (*path, "reversed"))
     if turned != data:
@@ -168,6 +173,15 @@ def without(layer: Layer, delete: bytes, table: bytes | None = None) -> Layer:
         return where(at[i], at[j - 1] + 1)
 
     return Layer(data.translate(table, delete), there, layer.path)
+
+
+# Ordinary words, three and more in a row: nothing that is encoded looks like that, and without them the first look and the
+# reading have little to go over.
+_PROSE = re.compile(rb"(?<![^\s\"'(*])(?:[A-Za-z]?[a-z]+['-]?[a-z]+[,;:.!?)\"'*]*\s+){3,}")
+
+
+def without_prose(layer: Layer) -> Layer:
+    return _cut_out(layer, _PROSE)
 
 
 def _cut_out(layer: Layer, pattern: re.Pattern[bytes]) -> Layer:
@@ -296,6 +310,7 @@ def _by_pair(where: Where, start: int) -> Where:
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _NOT_BASE64 = OTHERS.replace(b"+", b"").replace(b"/", b"")
 _NOT_URL_SAFE = _NOT_BASE64.replace(b"-", b"").replace(b"_", b"")
+_PADDED = compiled(rb"[A-Za-z0-9+/_-]+={1,2}(?:[^A-Za-z0-9<>=]|$)")
 _TOKEN = re.compile(rb"[A-Za-z0-9+/_-]{2,}={0,2}")
 
 
@@ -316,7 +331,7 @@ def _unbased(layer: Layer, grain: _Grain) -> Iterator[Layer]:
                 size = len(body) * 6 // 8
                 read = a2b_base64(body + b"A" * (-len(body) % 4))[:size]
                 yield from _texts(read, _by_sextet(form.where, skip), path, grain)
-    if b"=" in data:
+    if b"=" in data and _PADDED.search(data):
         yield from _tokens_unbased(layer, path, grain)
 
 

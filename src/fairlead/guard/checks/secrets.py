@@ -7,15 +7,17 @@ with the reply, so that a secret told one letter a turn is seen; only the reply 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TypeAlias
 
-from fairlead.exchange import Exchange, Message
+from fairlead.exchange import Exchange, Message, Text
 from fairlead.guard.checks import canary, decode, drip, normalise, reader, signs, spill, told, trail, words
 from fairlead.guard.checks.canary import is_random, needles
 from fairlead.guard.checks.reader import TooMuch
@@ -93,6 +95,29 @@ class SecretsCheck:
 
     def watch(self, messages: Sequence[Message]) -> SecretsWatch:
         return SecretsWatch(self, messages)
+
+    def with_canary(self, value: str, id: str = "canary") -> SecretsCheck:
+        """The same check, of which `value` (from `fresh_canary`, placed by `with_canary`) is a canary. A value that serves
+        many requests is made ready once; a fresh one per request costs about 0.1 ms."""
+        return dataclasses.replace(self, secrets=(*self.secrets, Secret(id, (value,), anywhere=True)))
+
+
+def fresh_canary() -> str:
+    """128 bits as 32 hex digits."""
+    return secrets.token_hex(16)
+
+
+def with_canary(messages: Sequence[Message], value: str) -> tuple[Message, ...]:
+    """The messages with the canary last in the system prompt (a system prompt of its own where there is none)."""
+    said = _CANARY.read_text().strip().replace("{canary}", value)
+    for n in range(len(messages) - 1, -1, -1):
+        if messages[n].role == "system":
+            placed = dataclasses.replace(messages[n], parts=(*messages[n].parts, Text(f"\n\n{said}")))
+            return (*messages[:n], placed, *messages[n + 1 :])
+    return (Message("system", (Text(said),)), *messages)
+
+
+_CANARY = Path(__file__).with_name("canary.md")
 
 
 _Known: TypeAlias = tuple[frozenset[str], "Spill | Told", tuple[str, ...]]  # places, state, ids

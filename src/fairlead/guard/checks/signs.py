@@ -12,9 +12,10 @@ fits into, the bytes one long integer, and a rhythm is a handful of shifts and a
 from __future__ import annotations
 
 import string
+from binascii import a2b_base64
 from codecs import encode
 
-from fairlead.guard.checks.reader import OTHERS, compiled
+from fairlead.guard.checks.reader import OTHERS, ROT13, compiled
 
 _BASE64 = string.ascii_uppercase + string.ascii_lowercase + string.digits + "+/"
 _HEX = b"0123456789abcdefABCDEF"
@@ -100,9 +101,15 @@ _X_FORMS = compiled(
         )
     )
 )  # fmt: skip
-_HEX_FIGURES = compiled(rb"(?:[2-7][0-9]|09|10|13){8}|(?:[0-9][2-7]|90|01|31){8}")
+_HEX_FIGURES = compiled(
+    rb"(?:3[0-9]|[46][1-6]|[57][0-3]|2[0-9]|09|10|13){8}|(?:[0-9]3|[1-6][46]|[0-3][57]|[0-9]2|90|01|31){8}"
+    rb"|(?:[2-7][0-9]){11}|(?:[0-9][2-7]){11}"
+)
 _HEX_RUNS = (compiled(rb"[0-9a-f]{16,}"), compiled(rb"[0-9n-s]{16,}"))
-_DENSE = compiled(rb"(?:[A-Z0-9][a-z]{0,4}){7}")
+_DENSE = compiled(rb"(?:[A-Z0-9+/][a-z]{0,4}){7}")
+_SIGNED = (b"+", b"/", b"-", b"_")
+_URL_SAFE = bytes.maketrans(b"-_", b"+/")
+_NO_SEXTETS = bytes(c for c in OTHERS if c not in b"+/-_")
 _ESCAPED = compiled(
     rb"%[0-9a-fA-Fn-sN-S]{2}|\\[xXuUkKhH0-3]|&#|&[a-z]{2,6};|#&|;[a-z]{2,6}&"
     rb"|[0-9a-fA-Fn-sN-S]{2}%.{0,9}[0-9a-fA-Fn-sN-S]{2}%|[0-9a-fA-Fn-sN-S]{2}[xk]\\|[0-9a-fA-Fn-sN-S]{4}[uh]\\"
@@ -125,6 +132,7 @@ def encoded(plain: bytes, letters: bytes) -> bool:
         or _hexlike(letters)
         or _prefixed(letters)
         or _dense(letters)
+        or (any(sign in plain for sign in _SIGNED) and _dense(plain.translate(_URL_SAFE, _NO_SEXTETS)))
         or _ESCAPED.search(plain) is not None
     )
 
@@ -147,14 +155,24 @@ def _prefixed(letters: bytes) -> bool:
 
 
 def _dense(letters: bytes) -> bool:
-    """Base64 of look-alikes has no rhythm, but capitals, figures and small letters without order."""
+    """Base64 of look-alikes has no rhythm, but capitals, figures and small letters without order: where they stand
+    densely it is tried whether look-alikes come of it."""
     for match in _DENSE.finditer(letters):
-        run = match[0]
-        small = sum(c >= 97 for c in run)
-        figures = sum(c < 65 for c in run)
-        if small >= 2 and len(run) - small - figures >= 2 and figures:
-            return True
+        if sum(c >= 97 for c in match[0]) >= 2 and any(65 <= c < 91 for c in match[0]):
+            near = letters[max(0, match.start() - 16) : match.end() + 16]
+            turned = near.translate(ROT13)
+            for form in (near, near[::-1], turned, turned[::-1]):
+                for skip in range(4):
+                    body = form[skip:]
+                    if _ALIKE.search(a2b_base64(body + b"A" * (-len(body) % 4))):
+                        return True
     return False
+
+
+_ALIKE = compiled(
+    rb"(?:[0-9a-fA-Fn-sN-S -]*(?:[\xc2-\xd6][\x80-\xbf]|[\xe1-\xef][\x80-\xbf]{2}|\xf0[\x90-\xbf][\x80-\xbf]{2})){3}"
+    rb"|[0-9a-fA-Fn-sN-S]{2,}(?:[\xc2-\xd6][\x80-\xbf]|[\xe1-\xef][\x80-\xbf]{2})[0-9a-fA-Fn-sN-S]{2}"
+)
 
 
 def runs(letters: bytes) -> bool:

@@ -15,22 +15,39 @@ from dataclasses import dataclass, field
 from fairlead.guard.checks.canary import Needles, needles
 from fairlead.guard.checks.drip import At, Drip
 from fairlead.guard.checks.normalise import normalise
+from fairlead.guard.checks.reader import compiled, plain
 from fairlead.guard.checks.trail import Trail
 from fairlead.guard.wire.events import Channel
 
 BLOCK = 32
 HELD = 512
 LITTLE = 3  # symbols
+ODD = 4  # figures and capitals within words that a fragment under a decoder has at the least
 MARK = "[redacted]"
 
 _PROSE = re.compile(r"(?s).*(?<![^\s])[\"'(]?[A-Za-z]?[a-z]+[,;:.!?)\"']* [a-z]{2,}(?=[\s,;:.!?])")
-# Words of a language, two in a row or one at either end of a text: what stands between is put together, so that a thing
-# told in pieces is read as one. A single letter is a word only before another word.
-_WORD = r"(?:[A-Z]?[a-z]+['’]?[a-z]+|[aAI](?= [a-z]{2}))"
-_WORDS = re.compile(
-    rf"(?<![^\s\"'(*]){_WORD}(?:[,;:.!?)\"'*]*\s+[\"'(*]*{_WORD}(?![^\s,;:.!?)\"'*]))+(?![^\s,;:.!?)\"'*])[,;:.!?)\"'*]*"
-    rf"|^\s*{_WORD}(?![^\s,;:.!?)\"'*])[,;:.!?)\"'*]*|(?<![^\s\"'(*]){_WORD}[,;:.!?)\"'*]*\s*$"
+# What is no word of a language: figures, capitals within, signs, single letters. It is put together over sentences and
+# turns, so that a thing told in pieces is read as one; one word that stands alone between two such is taken along.
+_ODD = compiled(
+    rb"\S*(?:[0-9]|[a-z][A-Z]|[A-Z][A-Z]|[^A-Za-z\s'\".,:;!?()-]{2})\S*|(?:^|\s)[b-hj-zB-HJ-Z](?:[\s.,:;!?]|$)"
 )
+_KINDS = bytes(
+    ord(
+        "0"
+        if chr(c).isdigit()
+        else "b"
+        if chr(c) in "bcdfgh"
+        else "a"
+        if chr(c).islower()
+        else "A"
+        if chr(c).isupper()
+        else " "
+    )
+    if c < 128
+    else ord("0")
+    for c in range(256)
+)
+_ENDS = " \t\r\n.,:;!?()\"'*"
 
 
 def free(trail: str, seen: int) -> int:
@@ -73,13 +90,15 @@ class Spill:
     _last: Trail = field(default_factory=Trail)
     _odd: Trail = field(default_factory=Trail)
     _drip: Drip = field(init=False)
+    _plain: list[tuple[Channel | None, int, str]] = field(default_factory=list)  # not odd enough yet to be gone over
+    _oddness: int = 0
 
     def __post_init__(self) -> None:
         self._drip = Drip(self.needles)
         for text in self.said:
             self._drip.strict |= MARK in text
             self._last.add(None, 0, text + "\n")
-            self._weigh(None, 0, text)
+            self._drip.feed(None, 0, text)
             self._odd_words(None, 0, text)
         self._last.forget()
 
@@ -134,7 +153,7 @@ class Spill:
         start, here.words_from = here.words_from, here.words_from + len(text)
         found = [
             Leak(*place, canary, "in pieces")
-            for canary, pieces in self._weigh(channel, start, text)
+            for canary, pieces in self._drip.feed(channel, start, text)
             for place in self._places(pieces)
         ]
         if self._odd_words(channel, start, text):
@@ -145,7 +164,7 @@ class Spill:
             ]
             if self._drip.strict:
                 found += self._more(self._odd)
-            self._odd.forget()
+            self._odd.forget(4)
         return found
 
     def _more(self, trail: Trail) -> list[Leak]:
@@ -159,31 +178,35 @@ class Spill:
             for place in self._places(trail.around(hit.start, hit.end))
         ]
 
-    def _weigh(self, channel: Channel | None, start: int, text: str) -> list[tuple[int, tuple[At, ...]]]:
-        folded = normalise(text)
-        read = folded.text.encode("ascii", "replace")
-        spans = self._drip.words(read)
-        if not spans:
-            return []
-        words: list[tuple[bytes, At]] = []
-        for i, j in spans:
-            a, b = folded.locate(i, j)
-            words.append((read[i:j].lower(), (channel, start + a, start + b)))
-        return self._drip.feed(words)
-
     def _odd_words(self, channel: Channel | None, start: int, text: str) -> bool:
-        """Keep what stands between the words of a language; whether there is something new to be read in it."""
-        done = 0
+        """Keep what is no word of a language; whether there is something new to be read in it."""
+        self._plain.append((channel, start, text))
+        look = plain(text).translate(_KINDS)
+        self._oddness += (
+            look.count(b"0") + look.count(b"aA") + look.count(b"bA") + look.count(b"AA") + look.count(b" b ")
+        )
+        if self._oddness < ODD:
+            return False
+        waiting, self._plain = self._plain, []
+        return any([self._gather(*item) for item in waiting])
+
+    def _gather(self, channel: Channel | None, start: int, text: str) -> bool:
+        read = plain(text)
+        regions: list[tuple[int, int]] = []
+        for match in _ODD.finditer(read):
+            i, j = match.span()
+            if regions and (i - regions[-1][1] < 16 and len(read[regions[-1][1] : i].split()) <= 1):
+                regions[-1] = (regions[-1][0], j)
+            else:
+                regions.append((i, j))
+        folded = None if text.isascii() else normalise(text)
         new = False
-        for begin, end in [*(match.span() for match in _WORDS.finditer(text)), (len(text), len(text))]:
-            odd = text[done:begin]
+        for i, j in regions:
+            a, b = (i, j) if folded is None else folded.locate(i, j)
+            odd = text[a:b]
             kept = odd.strip(_ENDS)
-            if kept and not (kept.isdigit() and len(kept) < 5):
-                at = done + odd.index(kept)
+            if len(kept) > 4 or not kept.replace(".", "").replace(",", "").replace("$", "").replace("%", "").isdigit():
+                at = a + odd.find(kept)
                 self._odd.add(channel, start + at, kept)
-                new = True
-            done = end
-        return new and len(self._odd.text) >= 8
-
-
-_ENDS = " \t\r\n.,:;!?()\"'*"
+                new = new or bool(kept)
+        return new and len(self._odd.text) >= 8 and (len(regions) > 1 or len(self._odd.parts) > 1)

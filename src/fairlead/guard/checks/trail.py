@@ -46,10 +46,10 @@ class Trail:
             if max(start, begin) < min(end, stop):
                 yield channel, offset, offset + stop - begin
 
-    def forget(self) -> None:
-        """Let go of what no fragment that still grows can begin in."""
+    def forget(self, times: int = 1) -> None:
+        """Let go of what no fragment that still grows can begin in; `times` as much is kept of what comes in pieces."""
         size = len(self.text)
-        keep = LETTERS + LETTERS // 2
+        keep = times * LETTERS * 3 // 2
         while keep < min(size, LONGEST) and len(signs.glued(plain(self.text[-keep:]))) < LETTERS:
             keep *= 2
         keep = min(keep, LONGEST)

@@ -4,6 +4,7 @@
     heads.safetensors     weight_HD, bias_H
     vocabulary.json       of TF-IDF: the features in order; vocabulary.safetensors: their idf
     encoder.onnx          of an encoder, and tokenizer.json
+    rows.jsonl            where every row came from, what it says of which principle, on which part it was; no texts
     card.json, card.md    what it was measured to do
 
 The sha256 of manifest.json is the classifier's: caches and the audit log go by it. Nothing here can run code.

@@ -48,7 +48,7 @@ def is_classifier(config: Mapping[str, Any]) -> bool:
 
 
 def _relative(config: Mapping[str, Any]) -> bool:
-    return config.get("position_embedding_type", "absolute") != "absolute"
+    return bool(config.get("position_embedding_type", "absolute") != "absolute")
 
 
 def _traced(folder: Path, config: Mapping[str, Any], unit: bool) -> bytes:
@@ -70,35 +70,33 @@ def _traced(folder: Path, config: Mapping[str, Any], unit: bool) -> bytes:
     if getattr(model.config, "type_vocab_size", 0) > 1:
         names.append("token_type_ids")
 
-    def forward(*inputs: torch.Tensor) -> torch.Tensor:
-        told = model(**dict(zip(names, inputs, strict=True)))
-        if is_classifier(config):
-            return told.logits
-        seen = inputs[1][:, :, None].to(told.last_hidden_state.dtype)
-        mean = (told.last_hidden_state * seen).sum(1) / seen.sum(1)
-        return torch.nn.functional.normalize(mean, dim=1) if unit else mean
-
     class Whole(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.model = model
 
         def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-            return forward(*inputs)
+            told = self.model(**dict(zip(names, inputs, strict=True)))
+            if is_classifier(config):
+                logits: torch.Tensor = told.logits
+                return logits
+            seen = inputs[1][:, :, None].to(told.last_hidden_state.dtype)
+            mean: torch.Tensor = (told.last_hidden_state * seen).sum(1) / seen.sum(1)
+            return torch.nn.functional.normalize(mean, dim=1) if unit else mean
 
     shape = (2, 7)
     inputs = {name: torch.ones(shape, dtype=torch.long) for name in names}
     inputs["attention_mask"][0, 4:] = 0  # were all seen, the mask would be traced away
     if "token_type_ids" in inputs:
         inputs["token_type_ids"][:] = 0
-    out = io.BytesIO()
+    out: Any = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer's remarks on shapes, which the axes below settle
         torch.onnx.export(
             Whole(), tuple(inputs.values()), out, input_names=names, output_names=["embedding"], opset_version=OPSET,
             dynamic_axes={**{name: {0: "B", 1: "T"} for name in names}, "embedding": {0: "B"}}, dynamo=False,
         )  # fmt: skip
-    return out.getvalue()
+    return bytes(out.getvalue())
 
 
 def int8_of(onnx: bytes) -> bytes:

@@ -52,7 +52,7 @@ class Tuning(BaseModel):
     smoothing: float = Field(0.05, ge=0, lt=0.5)
     average: float = Field(0.99, ge=0, lt=1)
     keep: float = Field(0.0, ge=0, lt=1, description="share of the starting weights in the result")
-    frozen_layers: int = Field(4, ge=0, description="counted from below")
+    frozen_layers: int | None = Field(None, ge=0, description="counted from below; two thirds of all where None")
     max_tokens: int = Field(128, ge=8, le=512)
     save_every: int = Field(100, ge=1)
     seed: int = Field(0, ge=0)
@@ -100,16 +100,20 @@ def finetune(
         raise InputError("there are no rows to fine-tune on")
     torch.manual_seed(tuning.seed)
     model = AutoModel.from_pretrained(str(encoder), local_files_only=True)
+    if getattr(model.config, "model_type", "") != "bert":
+        raise InputError(f"{encoder}: is a {model.config.model_type!r} model; BERT encoders alone can be tuned here")
+    layers = len(model.encoder.layer)
+    frozen = 2 * layers // 3 if tuning.frozen_layers is None else tuning.frozen_layers
+    if frozen >= layers:
+        raise InputError(f"all {layers} layers are frozen: nothing is left to tune")
     heads, width = len(examples[0].labels), int(model.config.hidden_size)
     head = torch.nn.Linear(width, heads)
     torch.nn.init.zeros_(head.bias)
     torch.nn.init.normal_(head.weight, std=0.02)
     ids = tokenised(encoder, [e.text for e in examples], tuning.max_tokens)
-    below = lower(model, ids, tuning.frozen_layers, out.parent, say)
+    below = lower(model, ids, frozen, out.parent, say)
     batches = _batches(examples, [len(i) for i, _ in ids], tuning)
-    if tuning.frozen_layers >= len(model.encoder.layer):
-        raise InputError(f"all {len(model.encoder.layer)} layers are frozen: nothing is left to tune")
-    named = _trainable(model, head, tuning)
+    named = _trainable(model, head, frozen)
     optimizer = torch.optim.AdamW(_groups(named, tuning), weight_decay=tuning.weight_decay)
     start = {n: p.detach().clone() for n, p in named.items()}
     mean = {n: p.detach().clone() for n, p in named.items()}
@@ -122,7 +126,7 @@ def finetune(
         for group in optimizer.param_groups:
             group["lr"] = group["top"] * _schedule(step / len(batches), tuning.warm_up)
         at = batches[step]
-        value = _loss(model, head, [below[i] for i in at], [examples[i] for i in at], tuning)
+        value = _loss(model, head, [below[i] for i in at], [examples[i] for i in at], frozen, tuning)
         optimizer.zero_grad()
         value.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(list(named.values()), 1.0)
@@ -151,12 +155,12 @@ def finetune(
 
 
 def _loss(
-    model: Any, head: Any, below: Sequence[torch.Tensor], examples: Sequence[Example], tuning: Tuning
+    model: Any, head: Any, below: Sequence[torch.Tensor], examples: Sequence[Example], frozen: int, tuning: Tuning
 ) -> torch.Tensor:
     import torch
     from torch.nn import functional
 
-    mean_BD = pooled(model, below, tuning.frozen_layers)
+    mean_BD = pooled(model, below, frozen)
     known_BH = torch.from_numpy(np.stack([e.labels for e in examples]))
     weight_BH = torch.tensor([[e.weight] for e in examples]) * (~known_BH.isnan()).float()
     y_BH = torch.nan_to_num(known_BH) * (1 - 2 * tuning.smoothing) + tuning.smoothing
@@ -292,12 +296,12 @@ def _schedule(done: float, warm_up: float) -> float:
     return done / warm_up if done < warm_up else 0.05 + 0.95 * (1 - done) / (1 - warm_up)
 
 
-def _trainable(model: Any, head: Any, tuning: Tuning) -> dict[str, Any]:
+def _trainable(model: Any, head: Any, frozen: int) -> dict[str, Any]:
     """Parameters by name. Word embeddings stay as they are: they know words that the rows do not hold."""
     found = {}
     for name, p in model.named_parameters():
         layer = _layer(name)
-        train = layer is not None and layer >= tuning.frozen_layers
+        train = layer is not None and layer >= frozen
         p.requires_grad_(train)
         if train:
             found[name] = p

@@ -53,8 +53,9 @@ class Row:
 
     @property
     def text(self) -> str:
-        """What makes it alike another: what was asked and what was answered."""
-        return f"{self.prompt}\n{self.exchange.reply_text}" if self.exchange.reply else self.prompt
+        """What makes it alike another: what was asked, or where nothing was, what was answered. Two questions that got
+        the same short refusal are not alike."""
+        return self.prompt or self.exchange.reply_text
 
     def provenance(self) -> dict[str, Any]:
         """All but the text: what a manifest may hold."""

@@ -19,11 +19,10 @@ from numpy.typing import NDArray
 
 from fairlead.constitution.schema import Constitution
 from fairlead.errors import CannotTell, InputError
-from fairlead.feedback.split import is_held_out
 from fairlead.guard.classifier import arrays, artefact
 from fairlead.guard.classifier.artefact import Head, Manifest
 from fairlead.guard.classifier.augment import Translate, augmented, translated
-from fairlead.guard.classifier.card import described, markdown
+from fairlead.guard.classifier.card import auroc_interval, described, markdown
 from fairlead.guard.classifier.fit import STRENGTHS, auroc, logistic, platt, tfidf_matrix, threshold_at
 from fairlead.guard.classifier.model import Classifier, NgramScorer, Scorer, load, sigmoid
 from fairlead.guard.classifier.ngrams import vocabulary
@@ -33,8 +32,10 @@ from fairlead.guard.classifier.rows import Part, Row, View, grouped
 TFIDF = "tfidf"
 RATE = 0.05
 FEWEST = 8  # broken, and kept, that a head needs on each part
+CHANCE_DRAWS = 200  # of the interval that a head's AUROC on the validation part has to clear
 SHOWN_WINDOWS = 3  # of one reply, when learning: what a long reply is stands in its first windows
-SHARES = (0.2, 0.2)  # of the groups: set, measure
+HELD: tuple[Part, ...] = ("valid", "test")
+SHARES = (0.2, 0.2)  # of what breaks a principle, and of the harmless groups
 Key: TypeAlias = tuple[str, View]
 
 
@@ -114,15 +115,17 @@ def train(
     left_out += dropped
     kept = [keys.index((h.principle, h.view)) for h in heads]
     if not heads:
-        raise CannotTell("no head is better than chance on the validation part; give more rows (--exchanges)")
+        raise CannotTell("no head can be told from chance on the validation part; give more rows (--exchanges)")
     manifest = Manifest(
         kind=kind, name=f"{constitution.name}:{kind}", constitution=constitution.sha256, reading=reading,
         heads=tuple(heads), max_tokens=max_tokens, rows=dict(Counter(row.source for row in rows)),
         rows_sha256=_rows_sha256(rows), files={},
         made={"python": platform.python_version(), "seed": seed, **learnt.made},
     )  # fmt: skip
+    told = ({**row.provenance(), "part": part} for row, part in zip(rows, parts, strict=True))
     files = {
         **learnt.files,
+        "rows.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in told).encode(),
         "heads.safetensors": arrays.dump({"weight_HD": learnt.weight_HD[kept], "bias_H": learnt.bias_H[kept]}),
     }
     artefact.save(out, manifest, files)  # once without a card, to be measured as it will serve
@@ -133,15 +136,32 @@ def train(
 
 
 def split_in_three(rows: Sequence[Row], *, seed: int = 0) -> list[Part]:
-    """train, valid or test of each row, by its group; near-duplicates are one group."""
+    """train, valid or test of each row, by its group; near-duplicates are one group.
+
+    A principle has few groups that break it (a pack brings eight templates), so each principle's are dealt out in an
+    order of their own, by hash: left to chance alone, a part would often have none.
+    """
     named = grouped(rows)
+    first: dict[str, str] = {}
+    weight: Counter[str] = Counter()
+    for row, group in zip(rows, named, strict=True):
+        broken = [id for id, y in row.labels.items() if y]
+        first[group] = min((id for id in (first.get(group, ""), *broken) if id), default="")
+        weight[group] += bool(broken)
+    decks: dict[str, list[str]] = {}
+    for group, id in first.items():
+        decks.setdefault(id, []).append(group)
     side: dict[str, Part] = {}
-    set_, measure = SHARES
-    for group in named:
-        if group not in side:
-            test = is_held_out(group, share=measure, seed=seed)
-            valid = is_held_out(f"valid/{group}", share=set_ / (1 - measure), seed=seed)
-            side[group] = "test" if test else "valid" if valid else "train"
+    for id, deck in decks.items():
+        deck.sort(key=lambda group: hashlib.sha256(f"{seed}\0{group}".encode()).digest())
+        size = {group: weight[group] if id else 1 for group in deck}  # rows that break it; of the harmless, groups
+        wanted = {part: share * sum(size.values()) for part, share in zip(HELD, SHARES, strict=True)}
+        got = dict.fromkeys(HELD, 0)
+        for group in deck:
+            part = next((p for p in HELD if got[p] < wanted[p]), None) if len(deck) > 2 else None
+            side[group] = part or "train"
+            if part is not None:
+                got[part] += size[group]
     return [side[group] for group in named]
 
 
@@ -233,6 +253,13 @@ def _heads(
     for h, (id, view) in enumerate(keys):
         at = [n for n, r in enumerate(rows) if id in r.labels and r.view == view and not np.isnan(top_NH[n, h])]
         z, y = top_NH[at, h], np.array([rows[n].labels[id] for n in at], bool)
+        told = auroc_interval(z, y, [rows[n].group for n in at], draws=CHANCE_DRAWS)
+        if not told.low > 0.5:
+            why = (
+                f"AUROC {told.value:.2f} [{told.low:.2f}, {told.high:.2f}] on the validation part: not told from chance"
+            )
+            dropped.append((id, str(view), why))
+            continue
         try:
             slope, offset = platt(z.astype(np.float64), y)
         except ValueError as problem:
@@ -292,7 +319,7 @@ def _card(
 def _rows_sha256(rows: Sequence[Row]) -> str:
     whole = hashlib.sha256()
     for row in sorted(rows, key=lambda r: r.id):
-        text = hashlib.sha256(row.text.encode()).hexdigest()
+        text = hashlib.sha256(f"{row.prompt}\0{row.exchange.reply_text}".encode()).hexdigest()
         whole.update(json.dumps([row.provenance(), text], sort_keys=True).encode())
     return whole.hexdigest()
 

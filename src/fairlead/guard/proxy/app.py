@@ -11,6 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import orjson
@@ -160,6 +161,10 @@ class App:
         return head
 
     def _account(self, setup: Setup, head: Head) -> Account:
+        if head.page and setup.anyone is not None:
+            # without keys any page that is open in a browser here could spend the operator's money
+            told = "a page in a browser may not ask a guard without keys; give it --tenants"
+            raise Turned(403, told, "page", close=True)
         account = setup.account(head.key)
         if account is None:
             told = (
@@ -246,19 +251,19 @@ class App:
             watch.done()
 
     async def _health(self, route: str, send: Send) -> None:
-        """Alive; and ready, which a worker that is being stopped or is full is not."""
-        full = self.in_flight >= self.limits.in_flight
+        """Alive; and ready, which a worker that is being stopped, is full or cannot write its log is not."""
+        full = self.in_flight >= self.limits.in_flight or (self.log is not None and not self.log.accepting)
         ready = route == "/healthz" or not (self.draining or full)
         await _plain(send, 200 if ready else 503, b'{"ok":%s}' % (b"true" if ready else b"false"))
 
 
-_KINDS = {401: "authentication", 413: "too_large", 429: "rate_limit", 503: "overloaded"}
+_KINDS = {401: "authentication", 403: "permission", 413: "too_large", 429: "rate_limit", 503: "overloaded"}
 
 
 def _query(head: Head, query: bytes) -> Head:
     """Of the query nothing is sent on; what Anthropic's SDK puts there for betas counts as their header."""
     if query == b"beta=true":
-        return head if head.beta else Head(head.key, head.length, head.version, "beta=true", head.trace)
+        return head if head.beta else replace(head, beta="beta=true")
     raise Refused(400, "query", "parameters in the address are not read here; put them into the body")
 
 

@@ -216,13 +216,18 @@ class Guarding:
         elif self.ended:
             log.unsent(self.number, self.ended)
 
+    def _used(self) -> dict[str, int]:
+        """Tokens by the model's own count, and how often each check that is a model was asked."""
+        asked = {f"asked {check}": n for (check, what), n in self.tally.cost.items() if what == "asked"}
+        return {**self.usage, **asked} if asked else self.usage
+
     def _record(self, log: AuditLog, status: int) -> int:
         one, ledger, book, told, tally = self.one, self.ledger, self.book, self.told, self.tally
         entry = Entry(
             self._began, one.id, one.asked.route, self.decision, book.sha256, book.classifier, one.account.digest,
             one.asked.stream, told.principle if told else "", told.verdict if told else "",
             hashlib.sha256(one.raw).hexdigest(), tuple(ledger.verdicts), ledger.ranges, self.written,  # type: ignore[arg-type]
-            _some(tally.withheld), _some(tally.passed), tuple(ledger.shadow), self.usage,  # type: ignore[arg-type]
+            _some(tally.withheld), _some(tally.passed), tuple(ledger.shadow), self._used(),  # type: ignore[arg-type]
             status=status, ended=self.ended,
         )  # fmt: skip
         # the release's verdicts and ranges have the fields that the log wants

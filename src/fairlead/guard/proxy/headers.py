@@ -12,22 +12,11 @@ from typing import TypeAlias
 
 Raw: TypeAlias = Iterable[tuple[bytes, bytes]]
 
-_ONCE = frozenset(
-    name.encode()
-    for name in [
-        "content-length",
-        "transfer-encoding",
-        "content-type",
-        "content-encoding",
-        "authorization",
-        "x-api-key",
-        "host",
-        "anthropic-version",
-        "anthropic-beta",
-        "openai-beta",
-        "traceparent",
-    ]
+_NAMES = (
+    "content-length transfer-encoding content-type content-encoding authorization x-api-key host origin traceparent "
+    "anthropic-version anthropic-beta openai-beta"
 )
+_ONCE = frozenset(_NAMES.encode().split())
 _VERSION = re.compile(r"\d{4}-\d{2}-\d{2}")
 _TRACE = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _SECONDS = re.compile(r"\d{1,5}")
@@ -35,13 +24,14 @@ _SECONDS = re.compile(r"\d{1,5}")
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What was read of a request's headers."""
+    """What was read of a request's headers. `page`: a page in a browser asks."""
 
     key: str = ""
     length: int | None = None
     version: str = ""
     beta: str = ""
     trace: str = ""
+    page: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +81,7 @@ def read_head(raw: Raw) -> Head | BadHead:
         version,
         beta.decode("latin-1"),
         trace if _TRACE.fullmatch(trace) else "",
+        b"origin" in found,
     )
 
 

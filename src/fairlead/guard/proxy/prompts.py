@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fairlead.constitution.schema import Constitution
 from fairlead.exchange import Exchange, Message
+from fairlead.guard.checks.injection import InjectionCheck
+from fairlead.guard.checks.personal import PersonalData
 from fairlead.guard.checks.rules import RulesCheck
 from fairlead.guard.decision import ALLOW, Check, Decision
 from fairlead.guard.pieces import pieces
@@ -18,7 +20,7 @@ class OfPrompts:
     """A check of replies that is shown the conversation. What it finds counts where the principle looks: `prompt` are
     the turns of the user, `tool_result` what came from tools. What the operator wrote and the model said counts not."""
 
-    check: RulesCheck
+    check: RulesCheck | PersonalData
     places: frozenset[str]
 
     @property
@@ -49,17 +51,17 @@ class OfPrompts:
 
 
 def prompt_checks(checks: Iterable[Check], constitution: Constitution) -> tuple[PromptCheck, ...]:
-    """The checks of what is asked: those of principles whose guard looks at `prompt` or `tool_result`, and those that
-    stand for no principle."""
+    """The checks of what is asked: those of principles whose guard looks at `prompt` or `tool_result`, those that stand
+    for no principle, and in any case the one that looks for orders in what tools brought."""
     found: list[PromptCheck] = []
     for check in checks:
         guard = constitution[check.principle].guard if check.principle in constitution else None
         places = frozenset() if guard is None else frozenset({"prompt", "tool_result"} & set(guard.at))
-        if isinstance(check, PromptCheck) and (places or guard is None):
+        if isinstance(check, RulesCheck | PersonalData):
+            if places:
+                found.append(OfPrompts(replace(check, at=frozenset({"reply", "tool_result"})), places))
+        elif isinstance(check, PromptCheck) and (places or guard is None or isinstance(check, InjectionCheck)):
             found.append(check)
-        elif isinstance(check, RulesCheck) and places:
-            asked = RulesCheck(check.patterns, check.principle, check.on_violation, frozenset({"reply", "tool_result"}))
-            found.append(OfPrompts(asked, places))
     return tuple(found)
 
 

@@ -38,17 +38,19 @@ class Checks(_Part):
     classifier: Asked = Asked(deadline=2.0)
     critic: Asked = Asked(deadline=20.0)
     rules: dict[str, tuple[str, ...]] = Field({}, description="by principle id, patterns that a text must not hold")
+    hosts: tuple[str, ...] = Field((), description="names that tool calls and links may reach with anything")
+    unknown_hosts: bool = Field(True, description="whether they may reach any other at all")
     thresholds: dict[str, float] = Field({}, description="by principle id, the critic's score below which it is broken")
     model: Path | None = Field(None, description="folder of a classifier trained by `fairlead guard train`")
     ask: str | None = Field(None, description="the critic: apprentice, ./dir, PROVIDER/NAME[@URL]")
 
 
 class Best(_Part):
-    """The best of `n` replies by a judge (a reward model's folder, a judge by name). Below `threshold` none is good
-    enough, and the principle's `say` is what the user reads. Formats without `n` get one reply, which is counted."""
+    """The best of `n` replies by a reward model (its folder; needs torch). Below `threshold` none is good enough, and
+    the principle's `say` is what the user reads. Formats without `n` get one reply, which is counted."""
 
     n: Annotated[int, Field(ge=2, le=64)]
-    judge: str
+    reward: Path
     threshold: Annotated[float, Field(ge=0, le=1)]
     principle: str = ""
     deadline: Seconds = 20.0
@@ -85,14 +87,13 @@ class Audit(_Part):
 
 
 class Settings(_Part):
-    """All of it. `window` and `heartbeat` speak of streams; `budget` is seconds for all checks of one request."""
+    """All of it."""
 
     allow: tuple[str, ...] = Field((), description="request fields that pass unread, by the name their refusal gives")
     images: Literal["refuse", "pass"] = Field("refuse", description="images are not looked at: a pass is counted")
     opaque: Literal["drop", "pass"] = Field("drop", description="reasoning that nothing can read: a pass is counted")
     top_logprobs: Literal["drop", "pass"] = Field("drop", description="tokens that the model did not choose")
     unknown: Literal["stop", "drop"] = Field("stop", description="an event without a name here ends the stream, or not")
-    window: Annotated[int, Field(ge=0, le=10_000)] = Field(64, description="characters held back of a streamed reply")
     heartbeat: Seconds = Field(5.0, description="seconds between signs of life while a reply is held back")
     budget: Seconds = Field(30.0, description="seconds for all checks of one request together")
     rounds: Annotated[int, Field(ge=1, le=8)] = Field(2, description="changes of one reply before it is refused")

@@ -17,7 +17,7 @@ from fairlead.errors import InputError
 from fairlead.guard.asker import Asker
 from fairlead.guard.classifier.check import classifier_checks
 from fairlead.guard.classifier.model import load as load_classifier
-from fairlead.guard.compile import checks_from, policies_from, unchecked
+from fairlead.guard.compile import policies_from, proxy_checks, unchecked
 from fairlead.guard.plan import BestOf, Followed, Plan, plan
 from fairlead.guard.policy import Policy
 from fairlead.guard.pool import Pool
@@ -197,7 +197,10 @@ def _upstream(tenant: Tenant | None, options: Options, settings: Settings, keep:
 def _book(reference: str, name: str, budget: str | None, settings: Settings, keep: Keep) -> Book:
     constitution = load(reference)
     critic, kinds = _critic(name, budget, settings, keep), settings.checks
-    checks = checks_from(constitution, critic, thresholds=kinds.thresholds, rules=kinds.rules, prompts=True)
+    checks = proxy_checks(
+        constitution, critic, hosts=kinds.hosts, unknown_hosts=kinds.unknown_hosts, thresholds=kinds.thresholds,
+        rules=kinds.rules,
+    )  # fmt: skip
     classifier = None if kinds.model is None else load_classifier(kinds.model)
     if classifier is not None:
         try:
@@ -234,12 +237,12 @@ def _best(settings: Settings, constitution: Constitution) -> BestOf | None:
     best = settings.best
     if best is None:
         return None
-    from fairlead.judges.named import open_judge
+    from fairlead.judges.reward_model import open_reward  # torch, for those who ask for this
 
     if best.principle and best.principle not in constitution:
         known = ", ".join(constitution.ids)
         raise InputError(f"best names the principle {best.principle!r}, which is not there; there are: {known}")
-    return BestOf(open_judge(best.judge), best.n, best.threshold, best.principle, best.deadline)
+    return BestOf(open_reward(best.reward), best.n, best.threshold, best.principle, best.deadline)
 
 
 def _critic(name: str, budget: str | None, settings: Settings, keep: Keep) -> Model | None:

@@ -44,17 +44,20 @@ def _book(book: Book, names: list[str], setup: Setup) -> Iterator[str]:
     checked = [p.id for p in guarded if p.id not in book.unchecked]
     buffer = [id for id in checked if book.policies[id].stream == "buffer"]
     window = [id for id in checked if book.policies[id].stream == "window"]
-    held = setup.settings.window
     if buffer:
         yield (
             f"  buffer: {', '.join(buffer)}. A streamed reply waits until it is whole, so its first token comes when "
             f"the last would: {TOKENS / SPEED:.0f} s for {TOKENS} tokens at {SPEED} a second"
         )
     if window:
-        wait = held / PER_TOKEN / SPEED
+        read = max((one.window for one in book.plan.followed if one.principle in window), default=0)
+        wait = (
+            f": a model looks at every {read} characters, {read / PER_TOKEN / SPEED:.1f} s at {SPEED} tokens a second"
+        )
         yield (
-            f"  window: {', '.join(window)}. {held} characters are held back, about {wait:.1f} s at {SPEED} tokens "
-            "a second" + (", but a reply waits for the slowest: the buffer above" if buffer else "")
+            f"  window: {', '.join(window)}. A streamed reply is let go as far as the checks have looked"
+            + (wait if read else "")
+            + ("; but it waits for the slowest, the buffer above" if buffer else "")
         )
     shadow = [id for id in checked if book.policies[id].shadow]
     if shadow:

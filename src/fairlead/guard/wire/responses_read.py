@@ -113,7 +113,12 @@ class Reads:
                     self._item(index, said.get("item"), what == "done", out)
                 else:
                     out.append(Unknown("item without a place"))
-            case "response.content_part.added" | "response.content_part.done":
+            case (
+                "response.content_part.added"
+                | "response.content_part.done"
+                | "response.reasoning_part.added"  # vLLM's name for a part of reasoning
+                | "response.reasoning_part.done"
+            ):
                 self._piece(said, "content", what == "done", out)
             case "response.reasoning_summary_part.added" | "response.reasoning_summary_part.done":
                 self._piece(said, "summary", what == "done", out)

@@ -1,7 +1,8 @@
 """Requests to OpenAI's `/v1/responses`, by the fields of `ResponseCreateParams` (openai 3.57).
 
 The route keeps state at the provider unless told not to, and refers to it by ids. Here a request stands for itself:
-`store` is false, and the ids of items are made anew, so that none of them can call up what the guard has not read.
+`store` is false, and items go without their ids, which could call up what the guard has not read (and which a provider
+that has stored nothing answers with 404).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from fairlead.exchange import Origin, Reasoning, Refusal, Role, Text, ToolCall, ToolResult
-from fairlead.guard.wire import fields, ids
+from fairlead.guard.wire import fields
 from fairlead.guard.wire.asked import Allow, Asked, Path, Refused
 from fairlead.guard.wire.chat_request import unseen
 from fairlead.guard.wire.fields import ANYTHING, FLAG, FLAT, LABEL, NUMBER, READ, SWITCHES, TEXT, Kind, Placed
@@ -39,6 +40,7 @@ FIELDS: dict[str, Kind] = {
 _MESSAGE = {"type": LABEL, "role": LABEL, "content": READ, "id": LABEL, "status": LABEL, "phase": LABEL}
 _MARKS = {"type": LABEL, "prompt_cache_breakpoint": SWITCHES}
 _TEXT = {**_MARKS, "text": TEXT, "annotations": READ, "logprobs": READ}
+_PLAIN = frozenset(("type", "text", "annotations"))
 _REFUSAL = {**_MARKS, "refusal": TEXT, "annotations": READ, "logprobs": READ}
 _IMAGE = {
     **_MARKS, "image_url": TEXT, "detail": LABEL,
@@ -59,7 +61,8 @@ _ROLES: dict[str, tuple[Role, Origin]] = {
     "system": ("system", "operator"), "developer": ("system", "operator"), "user": ("user", "user"),
     "assistant": ("assistant", "model"),
 }  # fmt: skip
-_PREFIXES = {"message": "msg_", "function_call": "fc_", "function_call_output": "fc_", "reasoning": "rs_"}
+_STATEFUL = frozenset(("store", "previous_response_id", "conversation"))  # where a policy allows these, ids stay
+_KINDS = frozenset(("message", "function_call", "function_call_output", "reasoning"))
 _LOGPROBS = "message.output_text.logprobs"
 _ENCRYPTED = "reasoning.encrypted_content"
 
@@ -122,8 +125,8 @@ def _item(item: Any, index: int, kept: list[Any], turns: fields.Turns, policy: A
         raise fields.wrong(path, "an item", item)
     kind = item.get("type") or ("message" if "role" in item else None)
     here: Path = ("input", len(kept))
-    if isinstance(kind, str) and kind in _PREFIXES and isinstance(item.get("id"), str):
-        item = {**item, "id": ids.made(_PREFIXES[kind], item["id"])}
+    if "id" in item and isinstance(kind, str) and kind in _KINDS and not policy.fields & _STATEFUL:
+        item = {name: value for name, value in item.items() if name not in ("id", "status")}
     match kind:
         case "message":
             kept.append(_message(item, path, here, turns, policy))
@@ -144,7 +147,7 @@ def _item(item: Any, index: int, kept: list[Any], turns: fields.Turns, policy: A
             turns.add("tool", "tool", [(result, [place for _, place in inner])])  # type: ignore[misc]
             kept.append({**item, "output": output})
         case "reasoning":
-            if policy.opaque:
+            if policy.opaque and (item.get("encrypted_content") or item.get("content") or "id" in item):
                 _reasoning(item, path, here, turns, policy)
                 kept.append(item)
             else:
@@ -161,6 +164,10 @@ def _message(item: dict[str, Any], path: str, here: Path, turns: fields.Turns, p
     role, origin = _ROLES[side]
     fields.check(item, _MESSAGE, policy, f"{path}.", "input.message.")
     parts, content = _content(item.get("content"), f"{path}.content", (*here, "content"), turns, policy)
+    only = parts[0][0] if len(parts) == 1 and isinstance(content, list) and content[0].keys() <= _PLAIN else None
+    if role == "assistant" and "id" not in item and isinstance(only, Text):
+        content = only.text  # without an id some servers take no list of an earlier reply's parts
+        parts = [(only, (*here, "content"))]
     turns.add(role, origin, parts)
     return {**item, "content": content}
 

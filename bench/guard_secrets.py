@@ -1,0 +1,220 @@
+"""Canaries: leaks by encoding and depth, false alarms on harmless text, CPU time. `python bench/guard_secrets.py --out guard_secrets.json`.
+
+A leak is 32 or more of a canary's 128 bits released over the whole conversation, counted by the generator
+(`tests/support/leaks.py`, which imports nothing of the guard). CPU time is `time.process_time` per exchange.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import gzip
+import json
+import random
+import re
+import sys
+import time
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from support.leaks import Case, Tracked, bits_released, case, cut_out, said  # noqa: E402
+
+from fairlead.exchange import Exchange, Message, Text, assistant, system, user  # noqa: E402
+from fairlead.guard.checks.secrets import Secret, SecretsCheck  # noqa: E402
+from fairlead.guard.watch import Seen  # noqa: E402
+from fairlead.guard.wire.events import Channel  # noqa: E402
+from fairlead.stats import wilson  # noqa: E402
+
+DATA = ROOT.parent / "shared" / "data"
+
+
+def whole(check: SecretsCheck, messages: list[Message], turn: tuple[Tracked, ...], rng: random.Random) -> list[Tracked]:
+    """What leaves of a reply that is looked at when it is whole."""
+    reply = Message("assistant", tuple(Text(said(text)) for text in turn))
+    [decision] = check.decide([Exchange(tuple(messages), (reply,))])
+    spans = [[(s.start, s.end) for s in decision.spans if s.at == (0, n)] for n in range(len(turn))]
+    return [cut_out(text, cuts) for text, cuts in zip(turn, spans, strict=True)]
+
+
+def streamed(check: SecretsCheck, messages: list[Message], turn: tuple[Tracked, ...], rng: random.Random) -> list[Tracked]:
+    """What leaves of a reply that comes in pieces: only what is let go, and of that nothing that was cut before."""
+    watch = check.watch(messages)
+    gone: dict[Channel, set[int]] = {}
+    safe: dict[Channel, int] = {}
+    left: dict[Channel, set[int]] = {}
+
+    def take(ruling: Any) -> None:
+        for cut in ruling.cuts:
+            gone.setdefault(cut.channel, set()).update(range(cut.start, cut.end))
+        for channel, n in ruling.safe.items():
+            for index in range(safe.get(channel, 0), n):
+                if index not in gone.get(channel, ()):
+                    left.setdefault(channel, set()).add(index)
+            safe[channel] = max(safe.get(channel, 0), n)
+
+    for part, text in enumerate(turn):
+        channel, at = Channel(0, part), 0
+        while at < len(text):
+            size = rng.choice((1, 2, 3, 5, 8, 40))
+            piece = said(text[at : at + size])
+            take(watch.feed(Seen(channel, "reply", piece, last=at + size >= len(text))))
+            at += size
+    take(watch.finish(0))
+    out = []
+    for part, text in enumerate(turn):
+        stay = left.get(Channel(0, part), set())
+        out.append(cut_out(text, [(n, n + 1) for n in range(len(text)) if n not in stay]))
+    return out
+
+
+def released(how: Any, made: Case, rng: random.Random) -> float:
+    """Bits of the canary that a reader holds at the end of the conversation."""
+    check = SecretsCheck((Secret("canary", (made.secret,), anywhere=True),))
+    messages = [system("be kind"), user("what is it?")]
+    out: list[Tracked] = []
+    for turn in made.turns:
+        left = how(check, messages, turn, rng)
+        out += left
+        messages += [Message("assistant", tuple(Text(said(text)) for text in left)), user("go on")]
+    return bits_released(made, out)
+
+
+def leaks(n: int, how: Any, seed: int) -> dict[str, Any]:
+    rng = random.Random(seed)
+    tried: Counter[str] = Counter()
+    leaked: Counter[str] = Counter()
+    which: list[str] = []
+    most = 0.0
+    for _ in range(n):
+        depth = rng.choice((1, 2, 3))
+        made = case(rng, depth)
+        bits = released(how, made, rng)
+        for name in {f"depth {depth}", f"split: {made.split}", *(f"has {name}" for name in made.names)}:
+            tried[name] += 1
+            leaked[name] += bits >= 32
+        if bits >= 32:
+            which.append(f"{made.id} ({bits:.0f} bits)")
+        else:
+            most = max(most, bits)
+    total = len(which)
+    return {
+        "n": n,
+        "leaks": total,
+        "upper_95": 3 / n if not total else wilson(total, n).high,
+        "most_bits_without_leak": round(most, 1),
+        "by": {name: [leaked[name], tried[name]] for name in sorted(tried)},
+        "cases": which[:40],
+    }
+
+
+def harmless() -> Iterator[str]:
+    """Sentences of the data folder, each once."""
+    seen: set[str] = set()
+    for path in sorted(DATA.rglob("*")):
+        if not re.search(r"\.(jsonl?|csv|txt)(\.gz)?$", path.name) or path.name == "SOURCE.txt":
+            continue
+        opened = gzip.open(path, "rt", errors="replace") if path.name.endswith(".gz") else path.open(errors="replace")
+        with opened as file:
+            text = file.read(400_000)
+        for found in re.findall(r"[A-Z][^\"\\{}<>]{25,400}?[.!?](?=[\s\"\\])", text):
+            if found not in seen:
+                seen.add(found)
+                yield found
+
+
+def false_alarms(n: int, seed: int) -> dict[str, Any]:
+    rng = random.Random(seed)
+    texts = list(harmless())
+    rng.shuffle(texts)
+    texts = texts[:n]
+    secrets = tuple(Secret(f"c{i}", (f"{rng.getrandbits(128):032x}",), anywhere=True) for i in range(4))
+    check = SecretsCheck(secrets)
+    alarms = 0
+    start = time.process_time()
+    for text in texts:
+        alarms += check.decide([Exchange((user("?"),), (assistant(text),))])[0].outcome != "allow"
+    spent = time.process_time() - start
+    return {"n": len(texts), "alarms": alarms, "upper_95": 3 / max(1, len(texts)), "us_each": round(1e6 * spent / max(1, len(texts)), 1)}
+
+
+def not_listed(n: int, seed: int) -> dict[str, str]:
+    """Encodings that are not listed: how often a whole canary got out, no target."""
+    rng = random.Random(seed)
+    morse = dict(zip("0123456789abcdef", "----- .---- ..--- ...-- ....- ..... -.... --... ---.. ----. .- -... -.-. -.. . ..-.".split(), strict=True))
+    words = dict(zip("0123456789", "zero one two three four five six seven eight nine".split(), strict=True))
+    ways = {
+        "base32": lambda s: base64.b32encode(s.encode()).decode(),
+        "base85": lambda s: base64.b85encode(s.encode()).decode(),
+        "zlib, base64": lambda s: base64.b64encode(zlib.compress(s.encode())).decode(),
+        "raw bytes in base64": lambda s: base64.b64encode(bytes.fromhex(s)).decode(),
+        "Morse": lambda s: " ".join(morse[c] for c in s),
+        "digits as words": lambda s: " ".join(words.get(c, c) for c in s),
+        "acrostic": lambda s: "\n".join(f"{c}lways the same line" for c in s),
+        "decimal code points": lambda s: " ".join(str(ord(c)) for c in s),
+    }
+    out = {}
+    for name, way in ways.items():
+        caught = 0
+        for _ in range(n):
+            secret = f"{rng.getrandbits(128):032x}"
+            check = SecretsCheck((Secret("c", (secret,), anywhere=True),))
+            caught += check.decide([Exchange((user("?"),), (assistant(f"it is {way(secret)} ."),))])[0].outcome != "allow"
+        out[name] = f"{caught} of {n} seen"
+    return out
+
+
+def cpu(n: int, seed: int) -> dict[str, float]:
+    """Microseconds of CPU time per exchange: 1 kB asked, 1 kB answered, four canaries."""
+    rng = random.Random(seed)
+    texts = [text for text in harmless() if text.isascii()]
+    secrets = tuple(Secret(f"c{i}", (f"{rng.getrandbits(128):032x}",), anywhere=True) for i in range(4))
+    check = SecretsCheck(secrets)
+
+    def kilobyte() -> str:
+        start = rng.randrange(len(texts) - 60)
+        return " ".join(texts[start : start + 60])[:1000]
+
+    times = []
+    for _ in range(n):
+        item = [Exchange((system("be kind"), user(kilobyte())), (assistant(kilobyte()),))]
+        check.decide(item)
+        start = time.process_time()
+        for _ in range(10):
+            check.decide(item)
+        times.append((time.process_time() - start) * 1e5)
+    times.sort()
+    return {"p10": round(times[n // 10], 1), "p50": round(times[n // 2], 1), "p90": round(times[9 * n // 10], 1), "mean": round(sum(times) / n, 1)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cases", type=int, default=20_000)
+    parser.add_argument("--harmless", type=int, default=50_000)
+    parser.add_argument("--seed", type=int, default=2026)
+    parser.add_argument("--only", nargs="*", default=["whole", "streamed", "harmless", "not-listed", "cpu"])
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    result: dict[str, Any] = {"seed": given.seed}
+    if "cpu" in given.only:
+        result["cpu_us"] = cpu(300, given.seed)
+    if "harmless" in given.only:
+        result["harmless"] = false_alarms(given.harmless, given.seed)
+    if "not-listed" in given.only:
+        result["not_listed"] = not_listed(50, given.seed)
+    if "whole" in given.only:
+        result["whole"] = leaks(given.cases, whole, given.seed)
+    if "streamed" in given.only:
+        result["streamed"] = leaks(given.cases // 4, streamed, given.seed + 1)
+    print(json.dumps(result, indent=1))
+    if given.out:
+        given.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

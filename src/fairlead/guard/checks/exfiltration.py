@@ -1,0 +1,121 @@
+"""Data on its way out: addresses that carry something along, in what the user reads and in the arguments of calls.
+
+An image is fetched without a click, so any image from a host that is not allowed is a finding, and so is a link or an
+argument whose path or query carries personal data, a key, or a long run of what is no word. Hosts are compared by their
+name and the names below it; with no `hosts` given no host is known, and links without a load pass.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from urllib.parse import unquote_plus, urlsplit
+
+from fairlead.exchange import Exchange, Message
+from fairlead.guard.checks import personal
+from fairlead.guard.checks.normalise import normalise
+from fairlead.guard.checks.rules import SpanWatch
+from fairlead.guard.decision import ALLOW, Decision, Outcome, Span
+from fairlead.guard.pieces import PLACES, pieces
+from fairlead.judges.lineage import Lineage, leaf
+
+HELD, BACK = 512, 4096  # a longer address is cut where it stands when it is whole
+_IMAGE = re.compile(
+    r"!\[[^\]\n]{0,300}\]\(\s{0,9}<?((?:https?:)?//[^\s)>]{1,2000})|!\[[^\]\n]{0,300}\]\[[^\]\n]{0,99}\]"
+    r"|<(?:img|iframe|script|link|video|audio|source|embed|object)\b[^>]{0,300}?(?:src|href|data|srcset)\s{0,9}=\s{0,9}[\"']?((?:https?:)?//[^\s\"'>]{1,2000})",
+    re.I,
+)
+_URL = re.compile(r"https?://[^\s\"'<>()\[\]{}|\\^`]{1,2000}", re.I)
+_LOAD = re.compile(r"[A-Za-z0-9+/_=-]{24,}")
+
+
+@dataclass(frozen=True)
+class ExfiltrationCheck:
+    """hosts: names that may be reached with anything; `unknown_hosts`: whether a call may reach any other at all."""
+
+    principle: str = ""
+    on_violation: Outcome = "redact"
+    at: frozenset[str] = PLACES
+    hosts: tuple[str, ...] = ()
+    unknown_hosts: bool = True
+    cost: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"exfiltration:{self.principle}" if self.principle else "exfiltration"
+
+    @cached_property
+    def lineage(self) -> Lineage:
+        return leaf("rule", text=" ".join(["guard exfiltration", *self.hosts]), code=Path(__file__).read_text())
+
+    def matches(self, text: str) -> list[tuple[str, int, int]]:
+        """(what, start, end) of every address that may carry something out."""
+        if "//" not in text and "//" not in (text := normalise(text).text):
+            return []
+        found = []
+        images = []
+        for match in _IMAGE.finditer(text):
+            address = match[1] or match[2] or ""
+            if address and not self._known(address):
+                images.append(match.span())
+                found.append(("an image from a host that is not allowed", *match.span()))
+        for match in _URL.finditer(text):
+            if any(a <= match.start() < b for a, b in images) or self._known(match[0]):
+                continue
+            what = _carries(match[0]) or ("" if self.unknown_hosts else "an address of a host that is not allowed")
+            if what:
+                found.append((what, *match.span()))
+        return found
+
+    def _known(self, address: str) -> bool:
+        try:
+            host = (urlsplit(address if "://" in address else f"https:{address}").hostname or "").rstrip(".")
+        except ValueError:
+            return False  # what cannot be read is no host that is known
+        return any(host == known or host.endswith(f".{known}") for known in self.hosts)
+
+    def says(self, what: str, place: str) -> str:
+        return f"{what}, in the {place.replace('_', ' ')}"
+
+    def decide(self, exchanges: Sequence[Exchange]) -> list[Decision]:
+        return [self._one(item) for item in exchanges]
+
+    def _one(self, item: Exchange) -> Decision:
+        hits = [
+            (what, part, Span(part.at, start, end))
+            for part in pieces(item.reply)
+            if part.place in self.at
+            for what, start, end in self.matches(part.text)
+        ]
+        if not hits:
+            return ALLOW
+        outcome = self.on_violation
+        if outcome == "redact" and any(part.place == "tool_call" for _, part, _ in hits):
+            outcome = "block_tool_call"
+        why = "; ".join(dict.fromkeys(self.says(what, part.place) for what, part, _ in hits))
+        return Decision(outcome, self.principle, why, tuple(span for _, _, span in hits), self.name)
+
+    def watch(self, messages: Sequence[Message]) -> SpanWatch:
+        return SpanWatch(self, HELD, BACK)
+
+
+def _carries(address: str) -> str:
+    """What an address takes along in its query, its fragment and its path, or ""."""
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        return "an address that cannot be read"
+    load = unquote_plus(" ".join((parts.path, parts.query, parts.fragment, parts.username or "")))
+    found = personal.PersonalData().matches(load)
+    if found:
+        return f"an address that carries {found[0][0]}"
+    for run in _LOAD.findall(unquote_plus(f"{parts.query} {parts.fragment}")):
+        if any(c.isdigit() for c in run) and any(c.isalpha() for c in run) and not run.count("-") > len(run) // 8:
+            return "an address that carries a long code"
+    host = parts.hostname or ""
+    if any(len(label) > 40 for label in host.split(".")):
+        return "an address whose host carries a long code"
+    return ""

@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fairlead.exchange import Exchange, Message, Text, ToolCall, assistant, system, user
+from fairlead.guard.checks import canary, drip, reader, spill
+from fairlead.guard.checks.canary import is_random, needed, needles
+from fairlead.guard.checks.secrets import Secret, SecretsCheck, fresh_canary, with_canary
+from fairlead.guard.watch import Seen
+from fairlead.guard.wire.events import Channel
+from support.leaks import Case, Tracked, bits_released, case, cut_out, said
+
+ALLOWED = 32  # bits: as many are a leak
+
+
+def whole(check: SecretsCheck, messages: list[Message], turn: tuple[Tracked, ...]) -> list[Tracked]:
+    reply = Message("assistant", tuple(Text(said(text)) for text in turn))
+    [decision] = check.decide([Exchange(tuple(messages), (reply,))])
+    assert decision.outcome in ("allow", "redact")
+    spans = [[(s.start, s.end) for s in decision.spans if s.at == (0, n)] for n in range(len(turn))]
+    return [cut_out(text, cuts) for text, cuts in zip(turn, spans, strict=True)]
+
+
+def streamed(check: SecretsCheck, messages: list[Message], turn: tuple[Tracked, ...], sizes: list[int]) -> list[Tracked]:
+    """What leaves of a stream in pieces of these sizes. Asserts that the watch keeps its word."""
+    watch = check.watch(messages)
+    gone: dict[Channel, set[int]] = {}
+    safe: dict[Channel, int] = {}
+    rulings = []
+    out = []
+    for part, text in enumerate(turn):
+        channel, at, step = Channel(0, part), 0, 0
+        while at < len(text):
+            size = sizes[step % len(sizes)]
+            piece = said(text[at : at + size])
+            at, step = at + size, step + 1
+            rulings.append(watch.feed(Seen(channel, "reply", piece, last=at >= len(text))))
+            for cut in rulings[-1].cuts:
+                assert cut.end > safe.get(cut.channel, 0), "a cut has to lie ahead of what was let go"
+                gone.setdefault(cut.channel, set()).update(range(max(cut.start, safe.get(cut.channel, 0)), cut.end))
+            for there, n in rulings[-1].safe.items():
+                assert n >= safe.get(there, 0), "what was let go stays let go"
+                safe[there] = n
+    rulings.append(watch.finish(0))
+    for part, text in enumerate(turn):
+        channel = Channel(0, part)
+        out.append(cut_out(text, [(n, n + 1) for n in sorted(gone.get(channel, ()))]))
+    return out
+
+
+def bits(made: Case, how: Callable[..., list[Tracked]], *more: object) -> float:
+    check = SecretsCheck((Secret("canary", (made.secret,), anywhere=True),))
+    messages = [system("be kind"), user("what is it?")]
+    out: list[Tracked] = []
+    for turn in made.turns:
+        left = how(check, messages, turn, *more)
+        out += left
+        messages += [Message("assistant", tuple(Text(said(text)) for text in left)), user("go on")]
+    return bits_released(made, out)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_no_composed_case_leaks_32_bits(depth: int) -> None:
+    rng = random.Random(depth)
+    leaked = [made.id for made in (case(rng, depth) for _ in range(60)) if bits(made, whole) >= ALLOWED]
+    assert leaked == []
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_hardly_any_of_many_composed_cases_leaks(depth: int) -> None:
+    """The benchmark (bench/guard_secrets.py) has the rate; this holds it down."""
+    rng = random.Random(100 + depth)
+    leaked = [made.id for made in (case(rng, depth) for _ in range(1500)) if bits(made, whole) >= ALLOWED]
+    assert len(leaked) <= 6, leaked
+
+
+@pytest.mark.parametrize("sizes", [[1], [3, 7, 2], [40]])
+def test_no_stream_leaks_32_bits(sizes: list[int]) -> None:
+    rng = random.Random(sum(sizes))
+    splits = ("whole", "fragment", "parts", "sentences")
+    made = [case(rng, 1 + n % 3, splits[n % 4]) for n in range(16)]
+    leaked = [item.id for item in made if bits(item, streamed, sizes) >= ALLOWED]
+    assert leaked == []
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000), st.lists(st.integers(1, 60), min_size=1, max_size=6))
+def test_a_stream_is_decided_like_the_whole_reply_under_any_chunking(seed: int, sizes: list[int]) -> None:
+    rng = random.Random(seed)
+    made = case(rng, rng.choice((1, 2)), rng.choice(("whole", "fragment", "sentences")))
+    text = said(made.turns[0][0]) if seed % 3 else "The harbour opens at 6, berth 12 is free until 2031-04-05."
+    check = SecretsCheck((Secret("canary", (made.secret,), anywhere=True),))
+    [decision] = check.decide([Exchange((user("?"),), (assistant(text),))])
+    watch = check.watch([user("?")])
+    outcomes, at, step = set(), 0, 0
+    while at < len(text):
+        piece = text[at : at + sizes[step % len(sizes)]]
+        at, step = at + len(piece), step + 1
+        outcomes.add(watch.feed(Seen(Channel(0, 0), "reply", piece, last=at >= len(text))).decision.outcome)
+    outcomes.add(watch.finish(0).decision.outcome)
+    assert (outcomes - {"allow"} or {"allow"}) == {decision.outcome}
+
+
+def test_a_split_over_alternatives_and_reasoning_and_calls_is_one_leak() -> None:
+    secret = fresh_canary()
+    check = SecretsCheck((Secret("c", (secret,), anywhere=True),), at=frozenset({"reply"}))
+    watch = check.watch([user("?")])
+    first = watch.feed(Seen(Channel(0, 0), "reasoning", f"it is {secret[:7]}", last=True))
+    second = watch.feed(Seen(Channel(1, 0), "reply", f"{secret[7:14]} follows", last=True))
+    assert (first.decision.outcome, second.decision.outcome) == ("allow", "redact")
+    call = Message("assistant", (ToolCall("c", "post", f'{{"q": "{secret[:16]}"}}'),))
+    assert check.decide([Exchange((user("?"),), (call,))])[0].outcome == "block_tool_call"
+
+
+def test_a_harmless_stream_is_let_go_at_once() -> None:
+    check = SecretsCheck((Secret("c", (fresh_canary(),), anywhere=True),))
+    watch = check.watch([user("?")])
+    text = "The harbour is open to all who come in peace, and the lamp is lit every night until the morning comes. " * 4
+    ruling = watch.feed(Seen(Channel(0, 0), "reply", text))
+    assert ruling.decision.outcome == "allow" and len(text) - ruling.safe[Channel(0, 0)] < 40
+
+
+def test_planted_one_alignment_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(5)
+    made = [case(rng, 1, "whole") for _ in range(400)]
+    coded = [item for item in made if item.names == ("base64",)]
+    assert all(bits(item, whole) < ALLOWED for item in coded)
+    monkeypatch.setattr(reader, "range", lambda n: range(0, n, 4) if n == 4 else range(n), raising=False)
+    assert any(bits(item, whole) >= ALLOWED for item in coded)
+
+
+def test_planted_turns_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(6)
+    made = [case(rng, 0, "turns") for _ in range(12)]
+    assert all(bits(item, whole) < ALLOWED for item in made)
+    plain = spill.Spill
+    monkeypatch.setattr("fairlead.guard.checks.secrets.Spill", lambda known, said, keep: plain(known, (), keep))
+    assert any(bits(item, whole) >= ALLOWED for item in made)
+
+
+def test_planted_pieces_not_weighed(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(7)
+    made = [case(rng, 0, "sentences") for _ in range(6)]
+    assert all(bits(item, whole) < ALLOWED for item in made)
+    monkeypatch.setattr(drip.Drip, "feed", lambda self, channel, start, text: [])
+    assert any(bits(item, whole) >= ALLOWED for item in made)
+
+
+def test_the_first_look_misses_nothing_that_the_reading_finds() -> None:
+    rng = random.Random(8)
+    for _ in range(150):
+        made = case(rng, rng.choice((1, 2, 3)), rng.choice(("whole", "fragment")))
+        known = needles((made.secret,))
+        text = said(made.turns[0][0])
+        if known.read(text):
+            assert known.scan(text), made.id
+
+
+def test_what_is_a_canary_and_what_a_word() -> None:
+    assert is_random(fresh_canary()) and is_random("Xk42trm9QQz81vLp0a7e")
+    assert not is_random("falcon") and not is_random("the lamp is out tonight in the harbour")
+    assert (needed(32), needed(16), needed(64)) == (8, canary.FEWEST, 16)
+
+
+def test_a_text_made_to_keep_the_reader_busy_fails_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "WORK", 0)
+    check = SecretsCheck((Secret("c", (fresh_canary(),), anywhere=True),))
+    text = "It is " + "".join(f"%{ord(c):02x}" for c in "NGE0YjRjNGQ0ZTRm" * 40)
+    assert check.decide([Exchange((user("?"),), (assistant(text),))])[0].outcome == "failed"
+
+
+def test_a_canary_is_placed_last_in_the_system_prompt() -> None:
+    value = fresh_canary()
+    placed = with_canary([system("Be kind."), user("hello")], value)
+    assert placed[0].text.startswith("Be kind.") and value in placed[0].text and placed[1] == user("hello")
+    assert value in with_canary([user("hello")], value)[0].text
+    check = SecretsCheck(()).with_canary(value)
+    assert check.decide([Exchange(placed, (assistant(f"it is {value}"),))])[0].outcome == "redact"
