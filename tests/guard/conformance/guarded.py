@@ -146,9 +146,9 @@ def _made(
     shadow: bool = False,
 ) -> Proxy:  # fmt: skip
     folder.mkdir()
-    real = setup.checks_from
+    real = setup.proxy_checks
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(setup, "checks_from", lambda c, critic, **how: (*real(c, None, **how), *more))
+        patch.setattr(setup, "proxy_checks", lambda c, critic, **how: (*real(c, None, **how), *more))
         if revises:  # a critic that only revises
             patch.setattr(setup, "_critic", lambda *_: object())
             patch.setattr(setup, "reviser", lambda _: _revise)
