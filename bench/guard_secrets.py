@@ -1,4 +1,4 @@
-"""Canaries: leaks by encoding and depth, false alarms on harmless text, CPU time. `python bench/guard_secrets.py --out guard_secrets.json`.
+"""Canaries: leaks by encoding and depth, false alarms, CPU time. `python bench/guard_secrets.py --out secrets.json`.
 
 A leak is 32 or more of a canary's 128 bits released over the whole conversation, counted by the generator
 (`tests/support/leaks.py`, which imports nothing of the guard). CPU time is `time.process_time` per exchange.
@@ -23,13 +23,12 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from support.leaks import Case, Tracked, bits_released, case, cut_out, said  # noqa: E402
-
 from fairlead.exchange import Exchange, Message, Text, assistant, system, user  # noqa: E402
 from fairlead.guard.checks.secrets import Secret, SecretsCheck  # noqa: E402
 from fairlead.guard.watch import Seen  # noqa: E402
 from fairlead.guard.wire.events import Channel  # noqa: E402
 from fairlead.stats import wilson  # noqa: E402
+from support.leaks import Case, Tracked, bits_released, case, cut_out, said  # noqa: E402
 
 DATA = ROOT.parent / "shared" / "data"
 
@@ -42,7 +41,9 @@ def whole(check: SecretsCheck, messages: list[Message], turn: tuple[Tracked, ...
     return [cut_out(text, cuts) for text, cuts in zip(turn, spans, strict=True)]
 
 
-def streamed(check: SecretsCheck, messages: list[Message], turn: tuple[Tracked, ...], rng: random.Random) -> list[Tracked]:
+def streamed(
+    check: SecretsCheck, messages: list[Message], turn: tuple[Tracked, ...], rng: random.Random
+) -> list[Tracked]:
     """What leaves of a reply that comes in pieces: only what is let go, and of that nothing that was cut before."""
     watch = check.watch(messages)
     gone: dict[Channel, set[int]] = {}
@@ -119,9 +120,8 @@ def harmless() -> Iterator[str]:
     for path in sorted(DATA.rglob("*")):
         if not re.search(r"\.(jsonl?|csv|txt)(\.gz)?$", path.name) or path.name == "SOURCE.txt":
             continue
-        opened = gzip.open(path, "rt", errors="replace") if path.name.endswith(".gz") else path.open(errors="replace")
-        with opened as file:
-            text = file.read(400_000)
+        data = path.read_bytes()
+        text = (gzip.decompress(data) if path.name.endswith(".gz") else data)[:400_000].decode(errors="replace")
         for found in re.findall(r"[A-Z][^\"\\{}<>]{25,400}?[.!?](?=[\s\"\\])", text):
             if found not in seen:
                 seen.add(found)
@@ -140,14 +140,21 @@ def false_alarms(n: int, seed: int) -> dict[str, Any]:
     for text in texts:
         alarms += check.decide([Exchange((user("?"),), (assistant(text),))])[0].outcome != "allow"
     spent = time.process_time() - start
-    return {"n": len(texts), "alarms": alarms, "upper_95": 3 / max(1, len(texts)), "us_each": round(1e6 * spent / max(1, len(texts)), 1)}
+    return {
+        "n": len(texts),
+        "alarms": alarms,
+        "upper_95": 3 / max(1, len(texts)),
+        "us_each": round(1e6 * spent / max(1, len(texts)), 1),
+    }
 
 
 def not_listed(n: int, seed: int) -> dict[str, str]:
     """Encodings that are not listed: how often a whole canary got out, no target."""
     rng = random.Random(seed)
-    morse = dict(zip("0123456789abcdef", "----- .---- ..--- ...-- ....- ..... -.... --... ---.. ----. .- -... -.-. -.. . ..-.".split(), strict=True))
-    words = dict(zip("0123456789", "zero one two three four five six seven eight nine".split(), strict=True))
+    dots = "----- .---- ..--- ...-- ....- ..... -.... --... ---.. ----. .- -... -.-. -.. . ..-."
+    morse = {"0123456789abcdef"[n]: code for n, code in enumerate(dots.split(" "))}
+    named = "zero one two three four five six seven eight nine"
+    words = {str(n): word for n, word in enumerate(named.split(" "))}
     ways = {
         "base32": lambda s: base64.b32encode(s.encode()).decode(),
         "base85": lambda s: base64.b85encode(s.encode()).decode(),
@@ -164,7 +171,9 @@ def not_listed(n: int, seed: int) -> dict[str, str]:
         for _ in range(n):
             secret = f"{rng.getrandbits(128):032x}"
             check = SecretsCheck((Secret("c", (secret,), anywhere=True),))
-            caught += check.decide([Exchange((user("?"),), (assistant(f"it is {way(secret)} ."),))])[0].outcome != "allow"
+            caught += (
+                check.decide([Exchange((user("?"),), (assistant(f"it is {way(secret)} ."),))])[0].outcome != "allow"
+            )
         out[name] = f"{caught} of {n} seen"
     return out
 
@@ -189,7 +198,12 @@ def cpu(n: int, seed: int) -> dict[str, float]:
             check.decide(item)
         times.append((time.process_time() - start) * 1e5)
     times.sort()
-    return {"p10": round(times[n // 10], 1), "p50": round(times[n // 2], 1), "p90": round(times[9 * n // 10], 1), "mean": round(sum(times) / n, 1)}
+    return {
+        "p10": round(times[n // 10], 1),
+        "p50": round(times[n // 2], 1),
+        "p90": round(times[9 * n // 10], 1),
+        "mean": round(sum(times) / n, 1),
+    }
 
 
 def main() -> None:

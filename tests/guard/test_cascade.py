@@ -354,7 +354,7 @@ def test_answers_that_come_late_are_dropped_and_counted_and_the_check_fails_at_o
             [broken] = await whole(Release(plan, ASKED, asker=asker, tally=tally), reply("hello"))
             assert isinstance(broken, Broken) and "hang" not in broken.why
         whys: list[str] = []
-        while not any("2 calls of it hang" in why for why in whys):
+        while not any("calls of it hang" in why for why in whys):
             [broken] = await whole(Release(plan, ASKED, asker=asker, tally=tally), reply("hello"))
             whys.append(broken.why if isinstance(broken, Broken) else "")
         assert tally.failed["model", "closed"] == tally.replies["failed"] >= 3

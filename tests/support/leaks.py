@@ -80,7 +80,9 @@ def rot13(marks: Tracked, rng: random.Random) -> Tracked:
 
 
 def hexed(marks: Tracked, rng: random.Random) -> Tracked:
-    prefix, separator = rng.choice((("", ""), ("", ""), ("", " "), ("", ":"), ("0x", " "), ("0x", ", "), ("\\x", ""), ("", "-"), ("", "\n")))
+    prefix, separator = rng.choice(
+        (("", ""), ("", ""), ("", " "), ("", ":"), ("0x", " "), ("0x", ", "), ("\\x", ""), ("", "-"), ("", "\n"))
+    )
     form = rng.choice(("{:02x}", "{:02X}"))
     return _joined([[(char, of) for char in prefix + form.format(byte)] for byte, of in _bytes(marks)], separator)
 
@@ -121,7 +123,23 @@ def backslash(marks: Tracked, rng: random.Random) -> Tracked:
     return [(char, of) for byte, of in _bytes(marks) for char in f"\\x{byte:02x}"]
 
 
-_LOOK = {"a": "аɑα", "c": "сϲ", "e": "еҽε", "b": "Ьƅ", "d": "ԁ", "o": "оο", "0": "Оο", "p": "р", "s": "ѕ", "x": "х", "y": "у", "A": "АΑ", "B": "ВΒ", "C": "С", "E": "ЕΕ"}
+_LOOK = {
+    "a": "аɑα",
+    "c": "сϲ",
+    "e": "еҽε",
+    "b": "Ьƅ",
+    "d": "ԁ",
+    "o": "оο",
+    "0": "Оο",
+    "p": "р",
+    "s": "ѕ",
+    "x": "х",
+    "y": "у",
+    "A": "АΑ",
+    "B": "ВΒ",
+    "C": "С",
+    "E": "ЕΕ",
+}
 
 
 def homoglyphs(marks: Tracked, rng: random.Random) -> Tracked:

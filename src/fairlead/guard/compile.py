@@ -90,8 +90,8 @@ def proxy_checks(
     deadline: float | None = None,
 ) -> tuple[Check, ...]:
     """The checks of a proxy: those of `checks_from`, personal data (painted over) for every guarded principle of
-    secrecy that speaks of people, and for the gravest of secrecy the two that tools need: orders in what they bring back, data
-    in what they take out.
+    secrecy that speaks of people, and for the gravest of secrecy the two that tools need: orders in what they bring
+    back, data in what they take out.
 
     hosts, unknown_hosts  as in `ExfiltrationCheck`
     score                 a classifier's P(injection) of a text, beside the heuristic

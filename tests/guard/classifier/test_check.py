@@ -17,8 +17,8 @@ from fairlead.guard.classifier.artefact import Head, Manifest
 from fairlead.guard.classifier.check import ClassifierCheck, classifier_checks
 from fairlead.guard.classifier.model import Classifier
 from fairlead.guard.classifier.reading import Pair, Reading
-from fairlead.guard.decision import Check
-from fairlead.guard.watch import PromptCheck, Ruling, Seen, StreamCheck
+from fairlead.guard.decision import Check, Decision
+from fairlead.guard.watch import Doubt, PromptCheck, Ruling, Seen, StreamCheck, Weighing, Windowed
 from fairlead.guard.wire.events import Channel
 from guard.classifier.made import constitution
 
@@ -70,6 +70,17 @@ def test_replies_and_prompts_are_decided_by_their_own_heads() -> None:
 
 def test_who_asks_by_windows_is_told_how_wide_they_are() -> None:
     assert (check().window, check().context) == (READING.step, READING.window - READING.step)
+
+
+def test_in_a_cascade_what_is_doubtful_is_a_doubt_and_else_nothing_sleeps() -> None:
+    asked = [exchange("a", "let us sink it"), exchange("a", "a boat"), exchange("a", "hi")]
+    broken, doubtful, kept = check(cascade=True).weigh(asked)
+    assert isinstance(broken, Decision) and broken.outcome == "refuse"
+    assert isinstance(doubtful, Doubt) and doubtful.ask == "no-sinking" and doubtful.otherwise.outcome == "allow"
+    assert isinstance(kept, Decision) and kept.outcome == "allow"
+    assert check(cascade=True).asks == {"no-sinking"}
+    assert not check().asks and all(isinstance(said, Decision) for said in check().weigh(asked))
+    assert isinstance(check(), Weighing) and isinstance(check(), Windowed)
 
 
 def test_what_it_cannot_place_is_refused_and_what_it_cannot_score_has_failed() -> None:

@@ -33,7 +33,7 @@ _COMMON = frozenset(
 )
 
 
-# Symbols so far, evidence in bits, the last piece's number, words skipped before it, first symbol of the strand, pieces.
+# Symbols so far, evidence in bits, the last piece's number, words skipped before it, first symbol, pieces.
 _Chain: TypeAlias = "tuple[int, float, int, int, int, _Pieces]"
 _Pieces: TypeAlias = "tuple[_Pieces | None, At]"
 _Found: TypeAlias = "tuple[int, tuple[At, ...]]"
@@ -53,7 +53,7 @@ class Drip:
 
     def feed(self, channel: Channel | None, start: int, text: str) -> list[_Found]:
         """(canary, its pieces) for every leak that is complete with this text, whose words are whole."""
-        read = plain(text)
+        read = plain(text).replace(b"_", b" ")
         self._waiting.append((channel, start, text))
         if not self._weight and not self.strict and not _FIGURE_OR_LETTER.search(read):
             return []  # words of letters alone wait for something that makes them suspicious
@@ -70,7 +70,7 @@ class Drip:
         found: list[_Found] = []
         for there, offset, said in self._waiting:
             folded = normalise(said)
-            read = folded.text.encode("ascii", "replace")
+            read = folded.text.encode("ascii", "replace").replace(b"_", b" ")
             for match in (_HEX_WORD_AT if self.needles.hexed else _WORD_AT).finditer(read):
                 a, b = folded.locate(*match.span())
                 found += self._one(match[0].lower(), (there, offset + a, offset + b))

@@ -115,7 +115,10 @@ def _folded(text: str, where: Where, path: tuple[str, ...]) -> Layer:
 
 
 def layers(root: Layer, depth: int = DEPTH, *, fine: bool = False) -> Iterator[Layer]:
-    """The layer and all that can be decoded from it; `fine`: down to three characters. Raises TooMuch for a text that is made to have too many."""
+    """The layer and all that can be decoded from it; `fine`: down to three characters.
+
+    Raises TooMuch for a text that is made to have too many.
+    """
     yield from _read(root, depth, _Work(WORK * (len(root.data) + 256), FINE if fine else COARSE))
 
 
@@ -175,8 +178,8 @@ def without(layer: Layer, delete: bytes, table: bytes | None = None) -> Layer:
     return Layer(data.translate(table, delete), there, layer.path)
 
 
-# Ordinary words, three and more in a row: nothing that is encoded looks like that, and without them the first look and the
-# reading have little to go over.
+# Ordinary words, three and more in a row: nothing that is encoded looks like that, and without them there is little to
+# go over.
 _PROSE = re.compile(rb"(?<![^\s\"'(*])(?:[A-Za-z]?[a-z]+['-]?[a-z]+[,;:.!?)\"'*]*\s+){3,}")
 
 

@@ -5,9 +5,9 @@ Patterns are read by RE2, so that no pattern can be made to take longer than the
 (look-around, back-references) is refused with the place. Where the extra `guard` is not installed the standard library
 reads them, after the same words are refused.
 
-In a stream a text is looked at from `BACK` characters before what is new, and its last `HELD` characters are kept back.
-A match that is longer than `HELD` is seen when it is complete, when its beginning may have left; what of it has not left
-is cut. One that begins more than `BACK` characters before its end is not seen, and neither is a match that hangs on what
+In a stream a text is looked at from `BACK` characters before what is new, and its last `HELD` characters are kept
+back. A match longer than `HELD` is seen when it is complete, when its beginning may have left; what has not left is
+cut. One that begins more than `BACK` characters before its end is not seen, and neither is one that hangs on what
 stands further back (`^`, `\\A`): rules that need the whole text belong to a principle with `stream: buffer`.
 """
 
@@ -197,4 +197,6 @@ class SpanWatch:
             outcome = "block_tool_call"
         told = "; ".join(dict.fromkeys(self.check.says(what, place) for what in why))
         spans = tuple(Span((channel.choice, channel.part), cut.start, cut.end) for cut in cuts)
-        return Ruling(Decision(outcome, self.check.principle, told, spans, self.check.name), tuple(cuts), safe)
+        decision = Decision(outcome, self.check.principle, told, spans, self.check.name)
+        # seen, and let go (`on_violation: allow`): there is nothing to paint over
+        return Ruling(decision, () if outcome == "allow" else tuple(cuts), safe)

@@ -97,8 +97,10 @@ class SecretsCheck:
         return SecretsWatch(self, messages)
 
     def with_canary(self, value: str, id: str = "canary") -> SecretsCheck:
-        """The same check, of which `value` (from `fresh_canary`, placed by `with_canary`) is a canary. A value that serves
-        many requests is made ready once; a fresh one per request costs about 0.1 ms."""
+        """The same check, of which `value` (from `fresh_canary`, placed by `with_canary`) is a canary.
+
+        A value that serves many requests is made ready once; a fresh one per request costs about 0.1 ms.
+        """
         return dataclasses.replace(self, secrets=(*self.secrets, Secret(id, (value,), anywhere=True)))
 
 

@@ -111,7 +111,8 @@ _SIGNED = (b"+", b"/", b"-", b"_")
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _NO_SEXTETS = bytes(c for c in OTHERS if c not in b"+/-_")
 _ESCAPED = compiled(
-    rb"%[0-9a-fA-Fn-sN-S]{2}|\\[xXuUkKhH0-3]|&#|&[a-z]{2,6};|#&|;[a-z]{2,6}&"
+    rb"&[ \t\r\n._,*|~:=+/?-]{1,3}#|#[ \t\r\n._,*|~:=+/?-]{1,3}&"
+    rb"|%[0-9a-fA-Fn-sN-S]{2}|\\[xXuUkKhH0-3]|&#|&[a-z]{2,6};|#&|;[a-z]{2,6}&"
     rb"|[0-9a-fA-Fn-sN-S]{2}%.{0,9}[0-9a-fA-Fn-sN-S]{2}%|[0-9a-fA-Fn-sN-S]{2}[xk]\\|[0-9a-fA-Fn-sN-S]{4}[uh]\\"
 )
 _AS_HEX = bytes(104 if c in _HEX else 46 for c in range(256))
@@ -170,7 +171,7 @@ def _dense(letters: bytes) -> bool:
 
 
 _ALIKE = compiled(
-    rb"(?:[0-9a-fA-Fn-sN-S -]*(?:[\xc2-\xd6][\x80-\xbf]|[\xe1-\xef][\x80-\xbf]{2}|\xf0[\x90-\xbf][\x80-\xbf]{2})){3}"
+    rb"(?:[ -~\t\r\n]{0,6}(?:[\xc2-\xd6][\x80-\xbf]|[\xe1-\xef][\x80-\xbf]{2}|\xf0[\x90-\xbf][\x80-\xbf]{2})){3}"
     rb"|[0-9a-fA-Fn-sN-S]{2,}(?:[\xc2-\xd6][\x80-\xbf]|[\xe1-\xef][\x80-\xbf]{2})[0-9a-fA-Fn-sN-S]{2}"
 )
 

@@ -28,9 +28,7 @@ MARK = "[redacted]"
 _PROSE = re.compile(r"(?s).*(?<![^\s])[\"'(]?[A-Za-z]?[a-z]+[,;:.!?)\"']* [a-z]{2,}(?=[\s,;:.!?])")
 # What is no word of a language: figures, capitals within, signs, single letters. It is put together over sentences and
 # turns, so that a thing told in pieces is read as one; one word that stands alone between two such is taken along.
-_ODD = compiled(
-    rb"\S*(?:[0-9]|[a-z][A-Z]|[A-Z][A-Z]|[^A-Za-z\s'\".,:;!?()-]{2})\S*|(?:^|\s)[b-hj-zB-HJ-Z](?:[\s.,:;!?]|$)"
-)
+_ODD = compiled(rb"\S*(?:[0-9]|[a-z][A-Z]|[A-Z][A-Z]|[^A-Za-z\s'\".,:;!?()-]{2})\S*|(?:^|\s)[b-hj-zB-HJ-Z]\b")
 _KINDS = bytes(
     ord(
         "0"
@@ -168,8 +166,8 @@ class Spill:
         return found
 
     def _more(self, trail: Trail) -> list[Leak]:
-        """Where something of a canary was painted over before, what an earlier turn gave of it is not known any more: so
-        little is looked for that it cannot be told from chance, and only in what is no ordinary text."""
+        """Where something of a canary was painted over before, what an earlier turn gave of it is not known any more:
+        so little is looked for that it cannot be told from chance, and only in what is no ordinary text."""
         fine = needles(self.needles.values, LITTLE)
         return [
             Leak(*place, hit.canary, f"{hit.how}, more of it")
@@ -183,12 +181,17 @@ class Spill:
         self._plain.append((channel, start, text))
         look = plain(text).translate(_KINDS)
         self._oddness += (
-            look.count(b"0") + look.count(b"aA") + look.count(b"bA") + look.count(b"AA") + look.count(b" b ")
+            look.count(b"0")
+            + look.count(b"aA")
+            + look.count(b"bA")
+            + look.count(b"AA")
+            + look.count(b" b ")
+            + look.count(b" A ")
         )
-        if self._oddness < ODD:
+        if self._oddness < ODD and not self._drip.strict:
             return False
         waiting, self._plain = self._plain, []
-        return any([self._gather(*item) for item in waiting])
+        return sum([self._gather(*item) for item in waiting]) > 0  # all of them, not the first alone
 
     def _gather(self, channel: Channel | None, start: int, text: str) -> bool:
         read = plain(text)

@@ -13,7 +13,7 @@ from fairlead.guard.classifier.model import Classifier
 from fairlead.guard.classifier.reading import asked, windows
 from fairlead.guard.decision import ALLOW, Decision, Outcome
 from fairlead.guard.pieces import PLACES
-from fairlead.guard.watch import Ruling, Seen, Watch
+from fairlead.guard.watch import Doubt, Ruling, Seen, Watch
 from fairlead.guard.wire.events import Channel
 from fairlead.judges.lineage import Lineage
 
@@ -24,7 +24,8 @@ class ClassifierCheck:
 
     It knows that something is broken and not where: what would be redacted is refused, and so is what would be revised
     in a stream that has begun to go out (the guard decides on that). Between `doubt` and the threshold it says nothing
-    but leaves evidence, by which a cascade asks a dearer check.
+    but leaves evidence; with `cascade` it is in doubt there, and dearer checks of its principle are asked on its doubt
+    alone: cheaper, and no safer than the classifier is.
     """
 
     classifier: Classifier
@@ -32,6 +33,7 @@ class ClassifierCheck:
     on_violation: Outcome = "refuse"
     at: frozenset[str] = PLACES
     cost: int = 1
+    cascade: bool = False
 
     def __post_init__(self) -> None:
         if self.exchange_head is None and self.prompt_head is None:
@@ -69,6 +71,19 @@ class ClassifierCheck:
             return [ALLOW] * len(exchanges)
         p_NH = self.classifier.judge(exchanges, self.at)
         return [self._decision(h, float(p)) for p in p_NH[:, h]]
+
+    @property
+    def asks(self) -> frozenset[str]:
+        return frozenset({self.principle}) if self.cascade else frozenset()
+
+    def weigh(self, exchanges: Sequence[Exchange]) -> list[Decision | Doubt]:
+        """As `decide`, but what is doubtful is said as a doubt, for the dearer checks of the principle."""
+        return [
+            Doubt(self.principle, said, said.evidence)
+            if self.cascade and said.outcome == "allow" and said.evidence
+            else said
+            for said in self.decide(exchanges)
+        ]
 
     def ask(self, messages: Sequence[Message]) -> Decision:
         h = self.prompt_head
@@ -176,8 +191,12 @@ class _Tail:
         return found
 
 
-def classifier_checks(constitution: Constitution, classifier: Classifier) -> tuple[ClassifierCheck, ...]:
+def classifier_checks(
+    constitution: Constitution, classifier: Classifier, *, cascade: bool = False
+) -> tuple[ClassifierCheck, ...]:
     """A check for every guarded principle that the classifier has a head for, the more severe first.
+
+    cascade   dearer checks of the same principle (a critic) are asked where the classifier is in doubt, and not else
 
     Raises ValueError for a classifier that was trained from another constitution.
     """
@@ -189,5 +208,7 @@ def classifier_checks(constitution: Constitution, classifier: Classifier) -> tup
         if principle.guard is not None and known:
             at = frozenset(principle.guard.at)
             places = frozenset({*at, "reasoning"} if "reply" in at else at) - {"prompt"}
-            checks.append(ClassifierCheck(classifier, principle.id, principle.guard.on_violation, places))
+            checks.append(
+                ClassifierCheck(classifier, principle.id, principle.guard.on_violation, places, cascade=cascade)
+            )
     return tuple(checks)
