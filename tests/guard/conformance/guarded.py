@@ -1,7 +1,7 @@
 """The proxies of the matrix: one for each way to hold a reply back, each over the same mock server.
 
-Real rules and the real check of secrets stand in all of them. Rules read whole replies, so that behind a window their
-principles are held by `Words`, a check that follows a stream. `Breaks` is a check that raises at its word.
+All that a proxy checks by itself stands in all of them, with rules for the words that decide. `Breaks` is a check that
+raises at its word.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from fairlead.exchange import Exchange, Message
-from fairlead.guard.decision import ALLOW, Decision, Outcome, Span
+from fairlead.guard.decision import ALLOW, Decision
 from fairlead.guard.proxy import setup
 from fairlead.guard.watch import Ruling, Seen
 from fairlead.guard.wire.events import Channel
@@ -64,52 +64,39 @@ KIND_RULES = f"    speak-kindly: [{WORDS['revise']}]\n"
 
 
 @dataclass(frozen=True)
-class Words:
-    """One word that a text must not hold. A stream waits for as much of it as could still become the word."""
+class Breaks:
+    """A check that raises at one word. A stream waits for as much as could still become the word."""
 
     word: str
     principle: str
-    outcome: Outcome
     cost: int = 0
-
-    @property
-    def name(self) -> str:
-        return f"word:{self.principle}"
-
-    @property
-    def lineage(self) -> Lineage:
-        return leaf("rule", text="a word", code=self.word)
-
-    def decide(self, exchanges: Sequence[Exchange]) -> list[Decision]:
-        return [self.found() if self.word in item.reply_text else ALLOW for item in exchanges]
-
-    def found(self) -> Decision:
-        return Decision(self.outcome, self.principle, "the word", (Span((0, 0), 0, 1),), self.name)
-
-    def watch(self, messages: Sequence[Message]) -> Any:
-        return _Follows(self)
-
-
-class Breaks(Words):
-    """Raises at its word."""
 
     @property
     def name(self) -> str:
         return f"breaks:{self.principle}"
 
-    def found(self) -> Decision:
-        raise RuntimeError(f"the check broke at {self.word}")
+    @property
+    def lineage(self) -> Lineage:
+        return leaf("rule", text="breaks", code=self.word)
+
+    def decide(self, exchanges: Sequence[Exchange]) -> list[Decision]:
+        if any(self.word in item.reply_text for item in exchanges):
+            raise RuntimeError(f"the check broke at {self.word}")
+        return [ALLOW for _ in exchanges]
+
+    def watch(self, messages: Sequence[Message]) -> Any:
+        return _Follows(self)
 
 
 @dataclass
 class _Follows:
-    check: Words
+    check: Breaks
     texts: dict[Channel, str] = field(default_factory=dict)
 
     def feed(self, seen: Seen) -> Ruling:
         text = self.texts[seen.channel] = self.texts.get(seen.channel, "") + seen.text
         if self.check.word in text:
-            return Ruling(self.check.found())
+            raise RuntimeError(f"the check broke at {self.check.word}")
         waits = next((k for k in range(len(self.check.word) - 1, 0, -1) if text.endswith(self.check.word[:k])), 0)
         return Ruling(safe={seen.channel: len(text) if seen.last else len(text) - waits})
 
@@ -125,15 +112,12 @@ def _revise(broken: Sequence[tuple[str, Exchange]]) -> list[tuple[Message, ...] 
 def proxies(folder: Path, upstream: str) -> Iterator[dict[str, Proxy]]:
     """By name: `window` and `buffer` hold streams in that way, `shadow` does nothing, `strict` ends a reply at what
     it has no name for; replies in one body go through `buffer`."""
-    breaks = Breaks(WORDS["failed"], "stay-sober", "refuse")
-    follows = (
-        Words(WORDS["refuse"], "no-poison", "refuse"), Words(WORDS["escalate"], "ask-a-person", "escalate"), breaks
-    )  # fmt: skip
+    breaks, rules = Breaks(WORDS["failed"], "stay-sober"), COMMON + RULES
     made = {
-        "window": _made(folder / "window", upstream, WINDOW, COMMON, follows),
-        "buffer": _made(folder / "buffer", upstream, HELD, COMMON + RULES + KIND_RULES, (breaks,), revises=True),
-        "shadow": _made(folder / "shadow", upstream, WINDOW, COMMON + RULES, (), shadow=True),
-        "strict": _made(folder / "strict", upstream, WINDOW, COMMON.replace("drop", "stop"), follows),
+        "window": _made(folder / "window", upstream, WINDOW, rules, (breaks,)),
+        "buffer": _made(folder / "buffer", upstream, HELD, rules + KIND_RULES, (breaks,), revises=True),
+        "shadow": _made(folder / "shadow", upstream, WINDOW, rules, (), shadow=True),
+        "strict": _made(folder / "strict", upstream, WINDOW, rules.replace("drop", "stop"), (breaks,)),
     }
     with ExitStack() as stack:
         for proxy in made.values():

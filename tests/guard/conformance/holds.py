@@ -101,7 +101,7 @@ def allowed(cell: Cell, want: Expected, heard: Heard) -> Iterator[str]:
             continue
         for name in ("text", "reasoning", "refusal"):
             read = getattr(one, name).replace("[redacted]=", "[redacted]")  # base64's padding says nothing
-            if read != getattr(said, name):
+            if read != getattr(said, name) and not (want.decision == "redact" and too_much(read, getattr(said, name))):
                 yield f"{name} of {index} is {getattr(one, name)!r}, not {getattr(said, name)!r}"
         if tuple(one.calls) != said.calls:
             yield f"calls of {index} are {one.calls}, not {said.calls}"
@@ -112,6 +112,18 @@ def allowed(cell: Cell, want: Expected, heard: Heard) -> Iterator[str]:
             yield f"the tokens of {index} spell {one.tokens!r}"
         if cell.logprobs == "on" and want.decision == "" and one.tokens != said.text:
             yield f"log-probs of {index} are missing: they spell {one.tokens!r}"
+
+
+def too_much(read: str, said: str) -> bool:
+    """Whether a text is the one that was expected with one stretch more painted over: a false alarm, no leak. After a
+    leak the check of secrets takes little for more of it, and this depends on the canary's form."""
+    at = 0
+    for piece in read.split("[redacted]"):
+        at = said.find(piece, at)
+        if at < 0:
+            return False
+        at += len(piece)
+    return read.count("[redacted]") == said.count("[redacted]") + 1 and len(said) - len(read) < 64
 
 
 def _stopped(cell: Cell, index: int, said: Said, one: Alternative) -> Iterator[str]:

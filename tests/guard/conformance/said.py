@@ -8,10 +8,14 @@ from dataclasses import dataclass, field, replace
 from guard.conformance.cells import Cell
 from guard.conformance.markers import CANARY, FORMS
 
-BEFORE = (
+BEFORE = (  # longer than any check holds back of a stream: 512 characters, for an address
     "The harbour opens at six and the ferry leaves on the hour ☀ and the keeper writes the weather into the log before "
     "breakfast, as he has done on every day since the tower was built. The boats come in one by one, with fish for the "
-    "market, and the gulls wait on the wall until the boxes are set down in the shade of the shed. "
+    "market, and the gulls wait on the wall until the boxes are set down in the shade of the shed. Who comes by the "
+    "road has to wait at the bridge until the boats are through, and most people use the time to buy bread at the mill, "
+    "which stands to the left of the road under two old trees. The miller knows all of them by name, and asks how the "
+    "children are, and whether the roof has been mended since the storm. In the winter the mill is closed, and then the "
+    "bread comes over the water with the mail, wrapped in cloth and still warm, if the sea is not too rough. "
 )
 AFTER = " After that the street is quiet again, and the children of the island walk to school along the shore."
 REASONING = "They ask about the harbour, so the hours of the ferry come first. "
