@@ -185,7 +185,7 @@ def test_the_installation_names_a_torch_index_only_where_one_is_given() -> None:
         command = ["make", "-n", "-W", "pyproject.toml", "align", *more]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
-    assert "pip install -q -e '.[train,report,dev]'" in plan()
+    assert "pip install -q -e '.[train,report,guard,dev]'" in plan()
     assert '[ -n "" ]' in plan()
     assert '--index-url "file:///wheels"' in plan("TORCH_INDEX=file:///wheels")
     assert ".venv/bin/fairlead align --seed 1" in plan("ARGS=--seed 1")

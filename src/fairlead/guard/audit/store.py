@@ -62,7 +62,7 @@ def connect(path: Path, *, make: bool = False, readonly: bool = False) -> sqlite
             # FULL: a commit is on the disk when it returns. secure_delete: what is erased is overwritten.
             db.execute("pragma synchronous = full")
             db.execute("pragma secure_delete = on")
-    except sqlite3.DatabaseError as problem:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as problem:  # the latter: a damaged name of a table
         if "database" in str(problem) and "not a database" in str(problem):
             raise InputError(f"{path}: this is no audit log") from None
         raise MissingResource(f"{path}: the audit log cannot be opened ({problem})") from None
