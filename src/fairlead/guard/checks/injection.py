@@ -18,6 +18,7 @@ from fairlead.exchange import Exchange, Message
 from fairlead.guard.checks.normalise import normalise
 from fairlead.guard.decision import ALLOW, Decision, Outcome, Span
 from fairlead.guard.pieces import Piece, pieces
+from fairlead.guard.watch import Ruling, Seen
 from fairlead.judges.lineage import Lineage, leaf
 
 UNTRUSTED = frozenset({"tool", "retrieved"})
@@ -81,6 +82,10 @@ class InjectionCheck:
     def decide(self, exchanges: Sequence[Exchange]) -> list[Decision]:
         return [self._one(item.reply) for item in exchanges]
 
+    def watch(self, messages: Sequence[Message]) -> _NothingToRead:
+        """A reply on the wire has no turns of tools: nothing of it waits for this check."""
+        return _NothingToRead()
+
     def _one(self, messages: Sequence[Message]) -> Decision:
         spans: list[Span] = []
         why: list[str] = []
@@ -100,3 +105,13 @@ class InjectionCheck:
         if self.score is not None and self.score(part.text) >= self.score_threshold:
             return [(Span(part.at, 0, len(part.text)), "an order in a tool's text, by the classifier")]
         return []
+
+
+class _NothingToRead:
+    """Lets everything go."""
+
+    def feed(self, seen: Seen) -> Ruling:
+        return Ruling(safe={seen.channel: 1 << 62})
+
+    def finish(self, choice: int) -> Ruling:
+        return Ruling()

@@ -75,6 +75,7 @@ async def exchange(one: Exchange) -> None:
         raise
     except Broken as broken:
         guard.ended = "upstream failed" if broken.kind != "check_failed" else "check failed"
+        guard.status = broken.status
         raise
     except BaseException:
         guard.ended = guard.ended or "fault inside"

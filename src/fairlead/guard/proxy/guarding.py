@@ -63,6 +63,7 @@ class Guarding:
         self.writer: Writer | None = None  # of a stream that may have begun
         self.whole = 0  # alternatives that the server has ended
         self.ended = ""  # how it ended, where not as it should
+        self.status = 0  # of the answer that follows where nothing was sent
         self.escalated: Talk | None = None
         self._began = time.time()
 
@@ -211,7 +212,7 @@ class Guarding:
         if log is None:
             return
         if self.number is None:
-            self._record(log, one.out.status)
+            self._record(log, one.out.status or self.status)
         elif self.ended:
             log.unsent(self.number, self.ended)
 

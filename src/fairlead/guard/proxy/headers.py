@@ -19,13 +19,7 @@ _NAMES = (
 _ONCE = frozenset(_NAMES.encode().split())
 _VERSION = re.compile(r"\d{4}-\d{2}-\d{2}")
 _TRACE = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
-_TOKEN = re.compile(r"[\x21-\x7e]{1,200}")
-# what of the server's answer a client may see, and under which name
-_BACK = {
-    "retry-after": b"retry-after",
-    "x-request-id": b"x-upstream-request-id",
-    "request-id": b"x-upstream-request-id",
-}
+_SECONDS = re.compile(r"\d{1,5}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +107,9 @@ def to_upstream(route: str, key: str, head: Head) -> dict[str, str]:
 
 
 def from_upstream(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
-    """What of the server's headers a client may see."""
-    return [
-        (told, value.encode("latin-1"))
-        for name, told in _BACK.items()
-        if (value := headers.get(name)) is not None and _TOKEN.fullmatch(value)
-    ]
+    """What of the server's headers a client may see: how long to wait. Its ids are text that no check has read."""
+    after = headers.get("retry-after", "")
+    return [(b"retry-after", after.encode())] if _SECONDS.fullmatch(after) and after.isascii() else []
 
 
 def too_many(raw: Sequence[tuple[bytes, bytes]], most: int, size: int) -> BadHead | None:

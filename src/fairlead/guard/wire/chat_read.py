@@ -148,6 +148,7 @@ class Reads:
             if not isinstance(name, str) or not name:
                 out.append(Unknown("tool call without a name"))
                 return
+            self._thought(index, out)
             channel = self._open[index, "tool_call", number] = self._new(index)
             out.append(Open(channel, "tool_call", given if isinstance(given, str) else "", name))
         arguments = called.get("arguments")
@@ -160,9 +161,17 @@ class Reads:
     def _channel(self, index: int, place: Place, number: int, out: list[Event]) -> Channel:
         channel = self._open.get((index, place, number))
         if channel is None:
+            if place != "reasoning":
+                self._thought(index, out)
             channel = self._open[index, place, number] = self._new(index)
             out.append(Open(channel, place))
         return channel
+
+    def _thought(self, index: int, out: list[Event]) -> None:
+        """The reply begins, so the reasoning before it is whole: nothing of the reply has to wait for its end."""
+        channel = self._open.pop((index, "reasoning", 0), None)
+        if channel is not None:
+            out.append(Close(channel))
 
     def _new(self, index: int) -> Channel:
         part = self._parts.get(index, 0)
