@@ -3,7 +3,7 @@
 A heuristic: signs of an order (to forget what was said, to do something instead, to keep it from the user, to send
 something somewhere) are weighed; `threshold` of them is a finding. It reads messages and parts of origin `tool` and
 `retrieved` alone. A score of a classifier can stand beside it (`score`, P(injection) of a text): the larger counts. What
-it misses is most of what is worded like the text around it; `docs/guard/checks.md` has the numbers.
+it misses is most of what is worded like the text around it; `docs/guard-checks.md` has the numbers.
 """
 
 from __future__ import annotations
