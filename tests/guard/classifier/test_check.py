@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,13 +14,19 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fairlead.exchange import Exchange, assistant, exchange, user
+from fairlead.guard.cascade import Asker
 from fairlead.guard.classifier.artefact import Head, Manifest
 from fairlead.guard.classifier.check import ClassifierCheck, classifier_checks
 from fairlead.guard.classifier.model import Classifier
 from fairlead.guard.classifier.reading import Pair, Reading
 from fairlead.guard.decision import Check, Decision
-from fairlead.guard.watch import Doubt, PromptCheck, Ruling, Seen, StreamCheck, Weighing, Windowed
+from fairlead.guard.follow import whole
+from fairlead.guard.plan import plan
+from fairlead.guard.pool import Pool
+from fairlead.guard.release import Release
+from fairlead.guard.watch import Doubt, PromptCheck, Ruling, Seen, Sharing, StreamCheck, Weighing, Windowed
 from fairlead.guard.wire.events import Channel
+from guard import streams
 from guard.classifier.made import constitution
 
 READING = Reading(asked=40, window=20, step=8)
@@ -153,3 +160,30 @@ def test_checks_are_made_for_guarded_principles_with_a_head_and_for_this_constit
         classifier_checks(constitution().without("be-kind"), classifier)
     with pytest.raises(ValueError, match="no head"):
         ClassifierCheck(classifier, "be-kind")
+
+
+def test_an_exchange_is_read_once_for_all_principles() -> None:
+    """Through the guard's own asker: two principles over one classifier put its scorer one question, not two."""
+    heads = tuple(Head(name, "exchange", 1.0, 0.0, 0.9, 0.4, 0.05) for name in ("no-sinking", "be-kind"))
+    about = Manifest("tfidf", "small", constitution().sha256, READING, heads, 128, {}, "0" * 64, {}, {})
+    scorer = Words()
+    classifier = Classifier(about, scorer, "f" * 64)
+    both = [ClassifierCheck(classifier, name) for name in ("no-sinking", "be-kind")]
+    assert all(isinstance(one, Sharing) for one in both) and both[0].model == both[1].model
+    assert both[0].model != ClassifierCheck(classifier, "be-kind", at=frozenset({"tool_call"})).model
+
+    async def work(text: str) -> tuple[str, int]:
+        laid = plan(both, {}, sha256="c" * 64)
+        asked_before = len(scorer.asked)
+        release = Release(laid, (user("please"),), asker=Asker(laid, Pool()))
+        out = await whole(release, streams.reply(text))
+        return streams.said(out), len(scorer.asked) - asked_before
+
+    assert asyncio.run(work("a fine day")) == ("a fine day", 1)
+    assert asyncio.run(work("sink it"))[0] != "sink it"
+
+
+def test_what_is_said_of_a_reading_is_what_is_decided() -> None:
+    one = check(cascade=True)
+    items = [exchange("please", text) for text in ("a fine day", "a boat", "sink it")]
+    assert [one.said(row) for row in one.read(items)] == one.weigh(items)

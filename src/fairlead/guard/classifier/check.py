@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 from fairlead.constitution.schema import Constitution
@@ -20,7 +20,8 @@ from fairlead.judges.lineage import Lineage
 
 @dataclass(frozen=True)
 class ClassifierCheck:
-    """One principle of a classifier as a check. A `Check`, a `PromptCheck` and a `StreamCheck`.
+    """One principle of a classifier as a check. A `Check`, a `PromptCheck` and a `StreamCheck`; and a `Sharing` one, so
+    that an exchange is read once for all principles.
 
     It knows that something is broken and not where: what would be redacted is refused, and so is what would be revised
     in a stream that has begun to go out (the guard decides on that). Between `doubt` and the threshold it says nothing
@@ -78,12 +79,23 @@ class ClassifierCheck:
 
     def weigh(self, exchanges: Sequence[Exchange]) -> list[Decision | Doubt]:
         """As `decide`, but what is doubtful is said as a doubt, for the dearer checks of the principle."""
-        return [
-            Doubt(self.principle, said, said.evidence)
-            if self.cascade and said.outcome == "allow" and said.evidence
-            else said
-            for said in self.decide(exchanges)
-        ]
+        return [self._weighed(said) for said in self.decide(exchanges)]
+
+    @property
+    def model(self) -> Hashable:
+        return (self.classifier.sha256, self.at)
+
+    def read(self, exchanges: Sequence[Exchange]) -> list[Sequence[float]]:
+        """P(broken) by head, of each exchange."""
+        return list(self.classifier.judge(exchanges, self.at))
+
+    def said(self, reading: Sequence[float]) -> Decision | Doubt:
+        h = self.exchange_head
+        return ALLOW if h is None else self._weighed(self._decision(h, float(reading[h])))
+
+    def _weighed(self, said: Decision) -> Decision | Doubt:
+        doubtful = self.cascade and said.outcome == "allow" and bool(said.evidence)
+        return Doubt(self.principle, said, said.evidence) if doubtful else said
 
     def ask(self, messages: Sequence[Message]) -> Decision:
         h = self.prompt_head
