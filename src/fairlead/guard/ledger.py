@@ -41,7 +41,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Characters [start, end) of one text as the client reads it.
+    """Characters [start, end) of one text as the client reads it, the guard's own words in it included.
 
     choice, part  the alternative, and the number of the part within it
     place         place of the part, or "guard" for words of the guard itself (a mark, what a principle says)

@@ -13,51 +13,12 @@ from typing import Any
 
 import orjson
 
+from fairlead.guard.ledger import Range, Verdict
+
+__all__ = ["EVIDENCE", "NOTHING", "Entry", "Range", "Verdict", "dumped", "encode", "keyed"]
+
 EVIDENCE = 500  # characters of one evidence that are kept; what is cut off is counted in its place
 NOTHING: Mapping[str, int] = {}
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What one check said.
-
-    id         "v-" and 12 hex digits, unique
-    check      name of the check
-    principle  id of the principle ("" for none)
-    outcome    an `Outcome` of guard/decision.py; "failed" is a check that broke or was late
-    evidence   what was seen and where, never the secret itself
-    ms         what it cost, in milliseconds
-    """
-
-    id: str
-    check: str
-    principle: str = ""
-    outcome: str = "allow"
-    evidence: str = ""
-    ms: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """Characters [start, end) of one text that left the guard, counted in the text as the client reads it, so the
-    guard's own words in it (marks of redaction, a refusal) included. Ranges of a text lie end to end from 0.
-
-    choice    index of the alternative
-    part      running number of the part within it
-    place     reply, reasoning, tool_call, refusal, citation, or guard for words of the guard alone
-    bytes     its length in UTF-8
-    sha256    digest of those bytes, 64 hex digits
-    verdicts  ids of all verdicts that let it go
-    """
-
-    choice: int
-    part: int
-    place: str
-    start: int
-    end: int
-    bytes: int
-    sha256: str
-    verdicts: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -226,8 +226,8 @@ class Guarding:
         entry = Entry(
             self._began, one.id, one.asked.route, self.decision, book.sha256, book.classifier, one.account.digest,
             one.asked.stream, told.principle if told else "", told.verdict if told else "",
-            hashlib.sha256(one.raw).hexdigest(), tuple(ledger.verdicts), ledger.ranges, self.written,  # type: ignore[arg-type]
-            _some(tally.withheld), _some(tally.passed), tuple(ledger.shadow), self._used(),  # type: ignore[arg-type]
+            hashlib.sha256(one.raw).hexdigest(), tuple(ledger.verdicts), ledger.ranges, self.written,
+            _some(tally.withheld), _some(tally.passed), tuple(ledger.shadow), self._used(),
             status=status, ended=self.ended,
         )  # fmt: skip
         # the release's verdicts and ranges have the fields that the log wants
