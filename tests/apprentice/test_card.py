@@ -15,7 +15,7 @@ from fairlead.constitution import load
 from fairlead.models import open_model
 
 pytest.importorskip("torch")
-sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
+sys.path.append(str(Path(__file__).parents[2] / "bench"))
 
 from apprentice_card import behave
 

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from engine import helpers
 from engine.helpers import MODELS, V, close, forest, gradients, make, naive
-from fairlead.engine import attention, cascade, forward, layout, logprobs, whole
+from fairlead.engine import attention, blocks, cascade, forward, layout, logprobs, whole
 from fairlead.engine.dense import spare
 from fairlead.engine.layout import Shape, Tree, pack
 from fairlead.engine.logprobs import reply_logprobs, score, score_positions, token_logprobs
@@ -323,8 +323,8 @@ def trees_see_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def branches_see_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen, flash = attention._seen, cascade._flash
-    monkeypatch.setattr(attention, "_seen", lambda *args: torch.ones_like(seen(*args)))
+    seen, flash = blocks._seen, cascade._flash
+    monkeypatch.setattr(blocks, "_seen", lambda *args: torch.ones_like(seen(*args)))
     monkeypatch.setattr(cascade, "_flash", lambda q, k, v, p, causal, **more: flash(q, k, v, p, False, **more))
     groups = whole.groups
     monkeypatch.setattr(

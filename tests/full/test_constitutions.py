@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("torch")
-sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
+sys.path.append(str(Path(__file__).parents[2] / "bench"))
 
 from constitutions import GOLD, GUARDED, REVERSED_VOICE, REWORDED, aligned, effect, shares, spread, values
 
