@@ -17,9 +17,9 @@ from urllib.parse import unquote_plus, urlsplit
 from fairlead.exchange import Exchange, Message
 from fairlead.guard.checks import personal
 from fairlead.guard.checks.normalise import normalise
-from fairlead.guard.checks.rules import SpanWatch
-from fairlead.guard.decision import ALLOW, Decision, Outcome, Span
-from fairlead.guard.pieces import PLACES, pieces
+from fairlead.guard.checks.spans import SpanWatch, decided
+from fairlead.guard.decision import Decision, Outcome
+from fairlead.guard.pieces import PLACES
 from fairlead.judges.lineage import Lineage, leaf
 
 HELD, BACK = 512, 4096  # a longer address is cut where it stands when it is whole
@@ -81,22 +81,7 @@ class ExfiltrationCheck:
         return f"{what}, in the {place.replace('_', ' ')}"
 
     def decide(self, exchanges: Sequence[Exchange]) -> list[Decision]:
-        return [self._one(item) for item in exchanges]
-
-    def _one(self, item: Exchange) -> Decision:
-        hits = [
-            (what, part, Span(part.at, start, end))
-            for part in pieces(item.reply)
-            if part.place in self.at
-            for what, start, end in self.matches(part.text)
-        ]
-        if not hits:
-            return ALLOW
-        outcome = self.on_violation
-        if outcome == "redact" and any(part.place == "tool_call" for _, part, _ in hits):
-            outcome = "block_tool_call"
-        why = "; ".join(dict.fromkeys(self.says(what, part.place) for what, part, _ in hits))
-        return Decision(outcome, self.principle, why, tuple(span for _, _, span in hits), self.name)
+        return [decided(self, item.reply) for item in exchanges]
 
     def watch(self, messages: Sequence[Message]) -> SpanWatch:
         return SpanWatch(self, HELD, BACK)

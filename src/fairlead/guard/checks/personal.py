@@ -22,9 +22,9 @@ from typing import Any
 from fairlead.errors import InputError
 from fairlead.exchange import Exchange, Message
 from fairlead.guard.checks.normalise import normalise
-from fairlead.guard.checks.rules import SpanWatch
-from fairlead.guard.decision import ALLOW, Decision, Outcome, Span
-from fairlead.guard.pieces import PLACES, pieces
+from fairlead.guard.checks.spans import SpanWatch, decided
+from fairlead.guard.decision import Decision, Outcome
+from fairlead.guard.pieces import PLACES
 from fairlead.judges.lineage import Lineage, leaf
 
 HELD, BACK = 96, 512  # no entity here is longer than 90 characters, private keys aside
@@ -214,26 +214,11 @@ class PersonalData:
         return f"{entity} in the {place.replace('_', ' ')}"
 
     def decide(self, exchanges: Sequence[Exchange]) -> list[Decision]:
-        return [self._one(item.reply) for item in exchanges]
+        return [decided(self, item.reply) for item in exchanges]
 
     def ask(self, messages: Sequence[Message]) -> Decision:
         """The same over what is asked."""
-        return self._one(messages)
-
-    def _one(self, messages: Sequence[Message]) -> Decision:
-        hits = [
-            (entity, part, Span(part.at, start, end))
-            for part in pieces(messages)
-            if part.place in self.at
-            for entity, start, end in self.matches(part.text)
-        ]
-        if not hits:
-            return ALLOW
-        outcome = self.on_violation
-        if outcome == "redact" and any(part.place == "tool_call" for _, part, _ in hits):
-            outcome = "block_tool_call"
-        why = "; ".join(dict.fromkeys(self.says(entity, part.place) for entity, part, _ in hits))
-        return Decision(outcome, self.principle, why, tuple(span for _, _, span in hits), self.name)
+        return decided(self, messages)
 
     def watch(self, messages: Sequence[Message]) -> SpanWatch:
         return SpanWatch(self, HELD, BACK)

@@ -5,26 +5,22 @@ Patterns are read by RE2, so that no pattern can be made to take longer than the
 (look-around, back-references) is refused with the place. Where the extra `guard` is not installed the standard library
 reads them, after the same words are refused.
 
-In a stream a text is looked at from `BACK` characters before what is new, and its last `HELD` characters are kept
-back. A match longer than `HELD` is seen when it is complete, when its beginning may have left; what has not left is
-cut. One that begins more than `BACK` characters before its end is not seen, and neither is one that hangs on what
-stands further back (`^`, `\\A`): rules that need the whole text belong to a principle with `stream: buffer`.
+How matches over the border of what a stream holds back are treated is told in `spans.py`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
 from fairlead.errors import InputError
 from fairlead.exchange import Exchange, Message
-from fairlead.guard.decision import ALLOW, Decision, Outcome, Span
-from fairlead.guard.pieces import PLACES, pieces
-from fairlead.guard.watch import Cut, Ruling, Seen
-from fairlead.guard.wire.events import Channel
+from fairlead.guard.checks.spans import SpanWatch, decided
+from fairlead.guard.decision import Decision, Outcome
+from fairlead.guard.pieces import PLACES
 from fairlead.judges.lineage import Lineage, leaf
 
 try:
@@ -102,101 +98,10 @@ class RulesCheck:
         ]
 
     def decide(self, exchanges: Sequence[Exchange]) -> list[Decision]:
-        return [self._one(item) for item in exchanges]
-
-    def _one(self, item: Exchange) -> Decision:
-        hits = [
-            (pattern, part, Span(part.at, start, end))
-            for part in pieces(item.reply)
-            if part.place in self.at
-            for pattern, start, end in self.matches(part.text)
-        ]
-        if not hits:
-            return ALLOW
-        evidence = "; ".join(dict.fromkeys(self.says(pattern, part.place) for pattern, part, _ in hits))
-        outcome = self.on_violation
-        if outcome == "redact" and any(part.place == "tool_call" for _, part, _ in hits):
-            outcome = "block_tool_call"  # a call with a hole in it is another call
-        return Decision(outcome, self.principle, evidence, tuple(span for _, _, span in hits), self.name)
+        return [decided(self, item.reply) for item in exchanges]
 
     def says(self, pattern: str, place: str) -> str:
         return f"matches /{pattern}/ in the {place.replace('_', ' ')}"
 
     def watch(self, messages: Sequence[Message]) -> SpanWatch:
         return SpanWatch(self, HELD, BACK)
-
-
-@dataclass(slots=True)
-class _Text:
-    text: str = ""  # its end, from `begins` on
-    begins: int = 0
-    seen: int = 0
-    go: int = 0
-
-
-@dataclass(slots=True)
-class SpanWatch:
-    """A stream under a check that finds stretches of text: `check.matches(text)` gives (what, start, end)."""
-
-    check: Any
-    held: int
-    back: int
-    _texts: dict[Channel, _Text] = field(default_factory=dict)
-    _open: dict[Channel, Seen] = field(default_factory=dict)
-    _done: set[tuple[Channel, int, int]] = field(default_factory=set)
-
-    def feed(self, seen: Seen) -> Ruling:
-        place = seen.place if seen.place in ("tool_call", "reasoning") else "reply"
-        if place not in self.check.at:
-            return Ruling(safe={seen.channel: 1 << 62})
-        self._open[seen.channel] = seen
-        return self._look(seen, seen.text, place, seen.last)
-
-    def finish(self, choice: int) -> Ruling:
-        rulings = [
-            self._look(seen, "", seen.place, True)
-            for channel, seen in self._open.items()
-            if channel.choice == choice and not seen.last
-        ]
-        told = [ruling for ruling in rulings if ruling.decision.outcome != "allow"]
-        return Ruling(
-            told[0].decision if told else ALLOW,
-            tuple(cut for ruling in rulings for cut in ruling.cuts),
-            {channel: n for ruling in rulings for channel, n in ruling.safe.items()},
-        )
-
-    def _look(self, seen: Seen, new: str, place: str, last: bool) -> Ruling:
-        channel = seen.channel
-        here = self._texts.setdefault(channel, _Text())
-        if not here.text and place == "tool_call":  # read as in a whole reply: its name, then its arguments
-            here.text, here.begins = f"{seen.name}\n", -len(seen.name) - 1
-        here.text += new
-        here.seen += len(new)
-        cuts, why = [], []
-        ends = here.seen if last else here.seen - self.held
-        for what, start, end in self.check.matches(here.text):
-            a, b = max(here.begins + start, 0 if place == "tool_call" else here.go), max(1, here.begins + end)
-            known = (channel, here.begins + start, here.begins + end)
-            # a match at the very end may grow, or not be one, with what comes next
-            if b <= here.go or (not last and b == here.seen and b - a < self.held) or known in self._done:
-                if not last and b == here.seen:
-                    ends = min(ends, max(a, here.seen - self.held))
-                continue
-            self._done.add(known)
-            cuts.append(Cut(channel, a, b))
-            why.append(what)
-        here.go = max(here.go, ends)
-        if len(here.text) > 2 * self.back:
-            here.begins += len(here.text) - self.back
-            here.text = here.text[-self.back :]
-        safe = {channel: max(0, here.go)}
-        if not cuts:
-            return Ruling(safe=safe)
-        outcome = self.check.on_violation
-        if outcome == "redact" and place == "tool_call":
-            outcome = "block_tool_call"
-        told = "; ".join(dict.fromkeys(self.check.says(what, place) for what in why))
-        spans = tuple(Span((channel.choice, channel.part), cut.start, cut.end) for cut in cuts)
-        decision = Decision(outcome, self.check.principle, told, spans, self.check.name)
-        # seen, and let go (`on_violation: allow`): there is nothing to paint over
-        return Ruling(decision, () if outcome == "allow" else tuple(cuts), safe)

@@ -206,24 +206,12 @@ def _called(given: Any, path: str, policy: Allow) -> tuple[str, str]:
 
 def tool_names(given: Any, policy: Allow) -> list[str]:
     """The names of the functions that the model may call; other tools are refused."""
-    if given is None:
-        return []
-    if not isinstance(given, list):
-        raise fields.wrong("tools", "a list of tools", given)
-    names: list[str] = []
-    for i, tool in enumerate(given):
-        path = f"tools[{i}]"
-        kind = tool.get("type") if isinstance(tool, dict) else None
-        if kind != "function":
-            word = kind[:64] if isinstance(kind, str) else "without a type"
-            fields.refuse(
-                path, f"tools.{word}", f"a tool of the type {word!r} is not one that the guard can follow", policy
-            )
-            fields.shallow(tool, path)
-            continue
+
+    def name_of(tool: dict[str, Any], path: str) -> str:
         fields.check(tool, _TOOL, policy, f"{path}.", "tools.")
-        names.append(_function(tool.get("function"), f"{path}.function", policy))
-    return names
+        return _function(tool.get("function"), f"{path}.function", policy)
+
+    return fields.tools_of(given, policy, "function", name_of)
 
 
 def _functions(given: Any, policy: Allow) -> list[str]:

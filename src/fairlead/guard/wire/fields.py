@@ -189,6 +189,31 @@ def count_of(body: Mapping[str, Any], name: str, most: int = 128) -> int:
     return value
 
 
+def tools_of(
+    given: Any, policy: Allow, kind: str, name_of: Callable[[dict[str, Any], str], str], unsaid: str | None = None
+) -> list[str]:
+    """The names of the tools of one kind, which the client runs. What a provider runs is refused.
+
+    name_of   the name of a tool of that kind, from it and its path; refuses what else it may not hold
+    unsaid    the kind of a tool that names none
+    """
+    if given is None:
+        return []
+    if not isinstance(given, list):
+        raise wrong("tools", "a list of tools", given)
+    names: list[str] = []
+    for i, tool in enumerate(given):
+        path = f"tools[{i}]"
+        its = (tool.get("type") or unsaid) if isinstance(tool, dict) else None
+        if its == kind:
+            names.append(name_of(tool, path))
+            continue
+        word = its[:64] if isinstance(its, str) else "without a type"
+        refuse(path, f"tools.{word}", f"a tool of the type {word!r} is not one that the guard can follow", policy)
+        shallow(tool, path)
+    return names
+
+
 def digest(value: Any) -> str:
     return sha256(value.encode() if isinstance(value, str) else orjson.dumps(value)).hexdigest()
 

@@ -233,23 +233,12 @@ def _reasoning(item: dict[str, Any], path: str, here: Path, turns: fields.Turns,
 
 def _tools(given: Any, policy: Allow) -> tuple[str, ...]:
     """The names of the functions that the client runs; what the provider runs is refused."""
-    if given is None:
-        return ()
-    if not isinstance(given, list):
-        raise fields.wrong("tools", "a list of tools", given)
-    names: list[str] = []
-    for i, tool in enumerate(given):
-        path = f"tools[{i}]"
-        kind = tool.get("type") if isinstance(tool, dict) else None
-        if kind != "function":
-            word = kind[:64] if isinstance(kind, str) else "without a type"
-            fields.refuse(
-                path, f"tools.{word}", f"a tool of the type {word!r} is not one that the guard can follow", policy
-            )
-            fields.shallow(tool, path)
-        elif not isinstance(tool.get("name"), str):
-            raise fields.wrong(f"{path}.name", "the name of a function", tool.get("name"))
-        else:
-            fields.check(tool, _TOOL, policy, f"{path}.", "tools.")
-            names.append(tool["name"])
-    return tuple(names)
+
+    def name_of(tool: dict[str, Any], path: str) -> str:
+        name = tool.get("name")
+        if not isinstance(name, str):
+            raise fields.wrong(f"{path}.name", "the name of a function", name)
+        fields.check(tool, _TOOL, policy, f"{path}.", "tools.")
+        return name
+
+    return tuple(fields.tools_of(given, policy, "function", name_of))
