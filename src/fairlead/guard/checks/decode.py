@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from fairlead.guard.checks.normalise import normalise
+from fairlead.guard.checks.normalise import characters, normalise
 
 DEPTH = 3
 SHORTEST = 3  # a shorter secret would be found in every second sentence
@@ -95,7 +95,7 @@ def _read_escape(escape: str, at: int) -> Iterator[tuple[str, int, int]]:
     if escape[0] == "%" or escape[1] == "x":
         width = 3 if escape[0] == "%" else 4
         data = bytes(int(escape[i + width - 2 : i + width], 16) for i in range(0, len(escape), width))
-        text, offsets = _characters(data)
+        text, offsets = characters(data)
         for n, char in enumerate(text):
             yield char, at + width * offsets[n], at + width * offsets[n + 1]
         return
@@ -103,17 +103,6 @@ def _read_escape(escape: str, at: int) -> Iterator[tuple[str, int, int]]:
     code = int(digits, 16 if escape[0] == "\\" or escape[2] in "xX" else 10)
     if code < 0x110000:
         yield chr(code), at, at + len(escape)
-
-
-def _characters(data: bytes) -> tuple[str, list[int]]:
-    """Bytes as text (what is no UTF-8 stays one odd character per byte) and the byte offset of each character."""
-    text = data.decode("utf-8", "surrogateescape")
-    offsets = [0]
-    for char in text:
-        code = ord(char)
-        wide = 1 if code < 0x80 or 0xDC80 <= code <= 0xDCFF else 2 if code < 0x800 else 3 if code < 0x10000 else 4
-        offsets.append(offsets[-1] + wide)
-    return text, offsets
 
 
 _HEX_RUN = re.compile(r"[0-9a-fA-FxX\W_]{6,}")
@@ -138,7 +127,7 @@ def _hex_bytes(view: View, at: list[int]) -> Iterator[View]:
     for skip in (0, 1):
         even = at[skip : len(at) - (len(at) - skip) % 2]
         if len(even) >= 2 * SHORTEST:
-            text, offsets = _characters(bytes.fromhex("".join(view.text[i] for i in even)))
+            text, offsets = characters(bytes.fromhex("".join(view.text[i] for i in even)))
             yield View(text, (*view.path, "hex"), _located(view, offsets, even, 2))
 
 
@@ -190,7 +179,7 @@ def _base64_view(view: View, source: str, start: int, skip: int, data: bytes, *,
     def locate(i: int, j: int) -> tuple[int, int]:
         # worked out only for a hit: most readings are noise and have none
         at = [start + n for n, char in enumerate(source) if not _NOT_BASE64.match(char)][skip:]
-        offsets = _characters(data)[1]
+        offsets = characters(data)[1]
         first, last = offsets[i], offsets[j] - 1  # bytes; byte b is written by characters 8b // 6 to (8b + 7) // 6
         return view.locate(at[8 * first // 6], at[(8 * last + 7) // 6] + 1)
 

@@ -109,3 +109,14 @@ def lookalikes(text: str) -> str:
     """The plain letters and digits that characters beyond ASCII in a text are read as."""
     folded = "".join(match[0].translate(_FOLDS) for match in _NOT_ASCII.finditer(text))
     return "".join(char for char in folded if char.isascii() and char.isalnum())
+
+
+def characters(data: bytes) -> tuple[str, list[int]]:
+    """Bytes as text (what is no UTF-8 stays one odd character per byte) and the byte offset of each character."""
+    text = data.decode("utf-8", "surrogateescape")
+    offsets = [0]
+    for char in text:
+        code = ord(char)
+        wide = 1 if code < 0x80 or 0xDC80 <= code <= 0xDCFF else 2 if code < 0x800 else 3 if code < 0x10000 else 4
+        offsets.append(offsets[-1] + wide)
+    return text, offsets

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fairlead.guard.checks.normalise import fold, lookalikes, normalise
+from fairlead.guard.checks.normalise import characters, fold, lookalikes, normalise
 
 try:
     import re2
@@ -209,12 +209,7 @@ def _texts(data: bytes, where: Where, path: tuple[str, ...], grain: _Grain) -> I
         if run.isascii():
             yield Layer(run, _moved(where, start), path)
             continue
-        text = run.decode("utf-8", "surrogateescape")
-        offsets = [0]
-        for char in text:
-            code = ord(char)
-            wide = 1 if code < 0x80 or 0xDC80 <= code <= 0xDCFF else 2 if code < 0x800 else 3 if code < 0x10000 else 4
-            offsets.append(offsets[-1] + wide)
+        text, offsets = characters(run)
         for said in (text, text.translate(_ROT13_TEXT)):
             yield _folded(said, _by_byte(where, start, offsets), path)
 
