@@ -84,7 +84,7 @@ def test_a_misspelt_key_says_so(tmp_path: Path) -> None:
         ("severity: 4", "severity: high", ":15: principle 'truth-over-agreement': severity: must be a whole number"),
         ("on_violation: revise", "on_violaton: revise", ":12: principle 'no-harm': guard: unknown key 'on_violaton'. Did you"),
         ("on_violation: revise", "on_violation: revize", ":12: principle 'no-harm': guard: on_violation: 'revize' is not one of"),
-        ("at: [reply],", "at: [],", ":12: principle 'no-harm': guard: at: Tuple should have at least 1 item"),
+        ("at: [reply],", "at: [],", ":12: principle 'no-harm': guard: at: needs at least 1"),
         ("at: [reply],", "at: [reply, reply],", ":12: principle 'no-harm': guard: at: 'reply' is given twice"),
         ("at: [reply], on_violation: revise", "at: [prompt], on_violation: revise", ":12: principle 'no-harm': guard: on_violation is revise"),
         ("audit: [known-secret]", "audit: [knwon-secret]", ":21: principle 'keep-secrets': judges: audit: unknown judge 'knwon-secret'. Did you mean 'known-secret'?"),

@@ -16,6 +16,7 @@ KeyOption: TypeAlias = Annotated[
     Path | None, typer.Option("--key", metavar="FILE", help="Its key.", show_default="LOG with .key")
 ]
 LOG = Path("audit.db")
+MOST = 10_000  # listed at once
 
 
 @app.command("list")
@@ -36,7 +37,7 @@ def list_(
     if state not in ("open", "claimed", "decided", "all"):
         raise InputError(f"--state is {state!r}: say open, claimed, decided or all")
     with contextlib.closing(connect(log, readonly=True)) as db:
-        items = queue.waiting(db, None if state == "all" else state, limit=10_000)  # type: ignore[arg-type]
+        items = queue.waiting(db, None if state == "all" else state, limit=MOST)  # type: ignore[arg-type]
         counts = queue.count(db)
     if as_json:
         print_json(to_json(items))
@@ -45,6 +46,8 @@ def list_(
         by = f", {item.decision} by {item.who}" if item.decision else f", claimed by {item.who}" if item.who else ""
         typer.echo(f"{item.id}  {item.request}  {item.principle or '–'}: {item.evidence}{by}")
     typer.echo(", ".join(f"{n:,} {name}" for name, n in counts.items()))
+    if len(items) == MOST:
+        typer.echo(f"the oldest {MOST:,} are listed")
 
 
 @app.command("show")

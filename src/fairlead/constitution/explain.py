@@ -32,12 +32,16 @@ _WANTED = {
 def explain(error: ValidationError, model: type[BaseModel], data: Any) -> list[tuple[KeyPath, str]]:
     """(path in the data, sentence) for each problem. The path is the part of pydantic's location the data holds.
 
-    A missing key is not told where an unknown key beside it is plainly that key misspelt.
+    A missing key is not told where an unknown key beside it is plainly that key misspelt, nor a list that is too short
+    where something in it is wrong.
     """
     told: list[tuple[KeyPath, str]] = []
     misspelt: set[tuple[KeyPath, str]] = set()
     absent: list[tuple[KeyPath, str]] = []
-    for item in error.errors(include_url=False):
+    items = error.errors(include_url=False)
+    for item in items:
+        if item["type"] == "too_short" and any(_inside(other["loc"], item["loc"]) for other in items):
+            continue  # it is short of what is told to be wrong
         path, found = _held(item["loc"], data)
         key = str(item["loc"][-1]) if item["loc"] else ""
         if item["type"] == "missing":
@@ -50,6 +54,10 @@ def explain(error: ValidationError, model: type[BaseModel], data: Any) -> list[t
             told.append((path, _say(path, data, _complaint(item, found))))
     told += [(path, _say(path, data, f"missing key {key!r}")) for path, key in absent if (path, key) not in misspelt]
     return told
+
+
+def _inside(loc: tuple[int | str, ...], of: tuple[int | str, ...]) -> bool:
+    return len(loc) > len(of) and loc[: len(of)] == of
 
 
 def _complaint(item: ErrorDetails, found: Any) -> str:
@@ -65,6 +73,8 @@ def _complaint(item: ErrorDetails, found: Any) -> str:
         return f"{_WANTED[kind]}, not {_shown(found)}"
     if kind in ("value_error", "assertion_error"):
         return re.sub(r"^(Value|Assertion) error, ", "", item["msg"])
+    if kind == "too_short":
+        return f"needs at least {item['ctx']['min_length']}"
     message = item["msg"].replace("Input should", "should", 1)
     return message if isinstance(found, dict | list) else f"{message}, not {_shown(found)}"
 

@@ -108,7 +108,7 @@ def test_heads_printed_now_are_those_that_verify_compares_later(tmp_path: Path, 
 
 def test_what_is_wrong_with_the_files_is_said(tmp_path: Path, capsys: Out) -> None:
     assert run("audit", "verify", tmp_path / "audit.db") == 2
-    assert "there is no such" in capsys.readouterr().err
+    assert "audit.db: there is no such log" in capsys.readouterr().err
     path = log_of(tmp_path)
     assert run("audit", "verify", path, "--heads", tmp_path / "none") == 2
     assert "the heads cannot be read" in capsys.readouterr().err

@@ -78,6 +78,12 @@ def test_a_drawn_key_opens_its_tenant_and_no_other(tmp_path: Path) -> None:
     assert tenant_of("", by_key) is None
 
 
+def test_a_wrong_key_is_told_once_and_not_as_a_short_list_too(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as error:
+        read_tenants(_written(tmp_path, "tenants:\n  - name: shop\n    keys: [secret]\n"))
+    assert len(str(error.value).splitlines()) == 1
+
+
 def test_a_key_that_somebody_made_up_is_nobodys(tmp_path: Path) -> None:
     digest = hashlib.sha256(b"hunter2").hexdigest()
     by_key = read_tenants(_written(tmp_path, f'tenants:\n  - name: shop\n    keys: ["sha256:{digest}"]\n')).by_key()

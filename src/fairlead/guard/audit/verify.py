@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 
-from fairlead.errors import MissingResource
+from fairlead.errors import InputError, MissingResource
 from fairlead.guard.audit.chain import Keys, anchor_seal, genesis, link, place, read_key, same
 from fairlead.guard.audit.coverage import Coverage
 from fairlead.guard.audit.heads import Head, read_heads
@@ -125,6 +125,8 @@ def verify(
 
     Raises InputError where the log, key or heads cannot be read at all.
     """
+    if not path.exists():
+        raise InputError(f"{path}: there is no such log")
     report, keys = Report(str(path)), read_key(key)
     known = read_heads(heads, keys) if heads is not None else {}  # before the log: it goes on while this runs
     try:
