@@ -40,7 +40,7 @@ def explain(error: ValidationError, model: type[BaseModel], data: Any) -> list[t
     absent: list[tuple[KeyPath, str]] = []
     items = error.errors(include_url=False)
     for item in items:
-        if item["type"] == "too_short" and any(_inside(other["loc"], item["loc"]) for other in items):
+        if item["type"] == "too_short" and any(_within(other["loc"], item["loc"]) for other in items):
             continue  # it is short of what is told to be wrong
         path, found = _held(item["loc"], data)
         key = str(item["loc"][-1]) if item["loc"] else ""
@@ -56,7 +56,7 @@ def explain(error: ValidationError, model: type[BaseModel], data: Any) -> list[t
     return told
 
 
-def _inside(loc: tuple[int | str, ...], of: tuple[int | str, ...]) -> bool:
+def _within(loc: tuple[int | str, ...], of: tuple[int | str, ...]) -> bool:
     return len(loc) > len(of) and loc[: len(of)] == of
 
 
