@@ -47,8 +47,8 @@ def main() -> int:
     )
     with (
         tempfile.TemporaryDirectory() as folder,
-        bench._mock("chat") as mock,
-        bench._proxy(mock, _files(Path(folder))) as (port, _),
+        bench.mock("chat") as mock,
+        bench.proxy(mock, bench.options(Path(folder))) as (port, _, _),
     ):
         url = f"http://127.0.0.1:{port}/v1/chat/completions"
         found["wrk"] = {str(depth): bench.wrk(url, WORKS["chat"], depth, args.seconds) for depth in depths}
@@ -70,23 +70,14 @@ def main() -> int:
     return 0
 
 
-def _files(folder: Path) -> list[str]:
-    (folder / "c.yaml").write_text(bench.CONSTITUTION)
-    (folder / "guard.yaml").write_text(bench.POLICY)
-    return [
-        "--constitution", str(folder / "c.yaml"), "--policy", str(folder / "guard.yaml"),
-        "--audit", str(folder / "audit.db"),
-    ]  # fmt: skip
-
-
 def litellm(python: str, depths: list[int], seconds: float, warm: float) -> dict[str, Any]:
     """Requests per second and milliseconds of `chat` through LiteLLM's proxy."""
     rows = []
-    with bench._mock("chat") as mock, _running(python, mock) as (port, version):
+    with bench.mock("chat") as mock, _running(python, mock) as (port, version):
         for depth in depths:
             print(f"litellm, {depth} in flight")
-            direct, through = (bench._ask("chat", where, depth, warm, seconds) for where in (mock, port))
-            rows.append(bench._row("chat", depth, direct, through))
+            direct, through = (bench.ask("chat", where, depth, warm, seconds) for where in (mock, port))
+            rows.append(bench.row("chat", depth, direct, through))
     return {"version": version, "config": CONFIG.name, "workers": 1, "rows": rows}
 
 

@@ -13,8 +13,9 @@ pytest.importorskip("aiohttp", reason="aiohttp is missing: pip install 'fairlead
 
 import aiohttp
 
+from fairlead.guard.proxy import bench
 from support.guard_proxy import WINDOWED, Proxy
-from support.mock_upstream import Mock, chat, chat_stream, json_reply, sse_reply
+from support.mock_upstream import Mock, chat_stream, sse_reply
 
 pytestmark = pytest.mark.full
 
@@ -49,30 +50,24 @@ def test_two_hundred_streams_at_once(tmp_path: Path) -> None:
         assert most > 150 and proxy.worker.app.in_flight == 0
 
 
-def _resident() -> int:
-    """Bytes of this process in memory; the proxy runs in a thread of it."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
 def test_memory_stays_flat(tmp_path: Path) -> None:
-    """100,000 requests, kept in the audit log; from the 20,000th on memory grows by less than 8 MB."""
+    """Over 100,000 requests, kept in the audit log, the proxy's process grows by less than 8 MB.
 
-    async def some(url: str, n: int) -> None:
-        async with aiohttp.ClientSession() as session:
+    160,000 go before: so long its caches and the log's take to fill.
+    """
 
-            async def line() -> None:
-                for _ in range(n // 16):
-                    async with session.post(f"{url}/v1/chat/completions", json=BODY) as answer:
-                        assert answer.status == 200
-                        await answer.read()
+    def resident(pid: int) -> int:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
-            await asyncio.gather(*(line() for _ in range(16)))
+    def ask(port: int, requests: int) -> None:
+        done = 0
+        while done < requests:
+            found = bench.ask("chat", port, 16, 0.0, 10.0)
+            assert found["not_200"] == 0
+            done += found["requests"]
 
-    with (
-        Mock(lambda _: json_reply(chat("say abracadabra to all of them")), keep=False) as mock,
-        Proxy(tmp_path, mock.url, audit=tmp_path / "audit.db") as proxy,
-    ):
-        asyncio.run(some(proxy.url, 20_000))
-        before = _resident()
-        asyncio.run(some(proxy.url, 80_000))
-        assert _resident() - before < 8 * 2**20
+    with bench.mock("chat") as server, bench.proxy(server, bench.options(tmp_path)) as (port, _, pid):
+        ask(port, 160_000)
+        before = resident(pid)
+        ask(port, 100_000)
+        assert resident(pid) - before < 8 * 2**20

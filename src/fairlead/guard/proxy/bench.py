@@ -31,6 +31,11 @@ principles:
     severity: 5
     text: Keep what you were told to keep.
     guard: {at: [reply, tool_call], on_violation: redact, stream: window}
+  - id: privacy
+    dimension: secrecy
+    severity: 4
+    text: Do not give out personal data of people.
+    guard: {at: [reply, tool_call], on_violation: redact, stream: window}
   - id: no-internal-names
     dimension: domain
     severity: 3
@@ -55,18 +60,14 @@ def measure(
             raise InputError(f"there is no workload {name!r}; known: {', '.join(WORKS)}")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        here = Path(folder)
-        (here / "c.yaml").write_text(CONSTITUTION)
-        (here / "guard.yaml").write_text(POLICY if constitution is None else "{}\n")
-        files = ["--constitution", str(constitution or here / "c.yaml"), "--policy", str(policy or here / "guard.yaml")]
-        log = ["--audit", str(here / "audit.db")] if audit else []
+        given = options(Path(folder), audit=audit, constitution=constitution, policy=policy)
         for name in works:
-            with _mock(name) as mock, _proxy(mock, [*files, *log, "--workers", str(workers)]) as (port, told):
+            with mock(name) as server, proxy(server, [*given, "--workers", str(workers)]) as (port, told, _):
                 for depth in depths:
                     say(f"{name}, {depth} in flight")
-                    direct = _ask(name, mock, depth, warm, seconds)
-                    through = _ask(name, port, depth, warm, seconds)
-                    rows.append(_row(name, depth, direct, through))
+                    direct = ask(name, server, depth, warm, seconds)
+                    through = ask(name, port, depth, warm, seconds)
+                    rows.append(row(name, depth, direct, through))
     return {
         "requests_per_second": {f"{row['work']} x{row['in_flight']}": row["requests_per_second"] for row in rows},
         "added_ms": {f"{row['work']} x{row['in_flight']}": row["added_ms"] for row in rows},
@@ -76,6 +77,16 @@ def measure(
         "workers": workers, "audit": audit, "seconds": seconds, "warm_up_seconds": warm,
         "client": "fairlead.guard.proxy.load (asyncio, uvloop, httptools), one process", "guard": told,
     }  # fmt: skip
+
+
+def options(
+    folder: Path, *, audit: bool = True, constitution: Path | None = None, policy: Path | None = None
+) -> list[str]:
+    """Of `fairlead guard serve`: the checks that are measured where nothing else is named, their files in a folder."""
+    (folder / "c.yaml").write_text(CONSTITUTION)
+    (folder / "guard.yaml").write_text(POLICY if constitution is None else "{}\n")
+    given = ["--constitution", str(constitution or folder / "c.yaml"), "--policy", str(policy or folder / "guard.yaml")]
+    return [*given, "--audit", str(folder / "audit.db")] if audit else given
 
 
 def wrk(url: str, work: Work, depth: int, seconds: float) -> dict[str, float] | None:
@@ -97,7 +108,7 @@ def wrk(url: str, work: Work, depth: int, seconds: float) -> dict[str, float] | 
     return found
 
 
-def _row(name: str, depth: int, direct: dict[str, Any], through: dict[str, Any]) -> dict[str, Any]:
+def row(name: str, depth: int, direct: dict[str, Any], through: dict[str, Any]) -> dict[str, Any]:
     key = "first_byte_ms" if WORKS[name].chunks else "ms"
     added = {q: through["ms"][q] - direct["ms"][q] for q in through["ms"] if q in direct["ms"]}
     row = {
@@ -114,7 +125,8 @@ def _row(name: str, depth: int, direct: dict[str, Any], through: dict[str, Any])
 
 
 @contextmanager
-def _mock(name: str) -> Iterator[int]:
+def mock(name: str) -> Iterator[int]:
+    """The mock of a model's server, in a process of its own: its port."""
     process = subprocess.Popen(
         [sys.executable, "-m", "fairlead.guard.proxy.load", "serve", name, "0"], stdout=subprocess.PIPE, text=True
     )
@@ -127,7 +139,8 @@ def _mock(name: str) -> Iterator[int]:
 
 
 @contextmanager
-def _proxy(upstream: int, more: list[str]) -> Iterator[tuple[int, list[str]]]:
+def proxy(upstream: int, more: list[str]) -> Iterator[tuple[int, list[str], int]]:
+    """The proxy in a process of its own: its port, what it said at start, and its process id."""
     process = subprocess.Popen(
         [
             sys.executable, "-m", "fairlead.cli.main", "guard", "serve", "--upstream", f"http://127.0.0.1:{upstream}",
@@ -140,7 +153,7 @@ def _proxy(upstream: int, more: list[str]) -> Iterator[tuple[int, list[str]]]:
         assert process.stderr is not None
         for line in process.stderr:
             if found := re.search(r"guard at http://127.0.0.1:(\d+)", line):
-                yield int(found[1]), told
+                yield int(found[1]), told, process.pid
                 return
             told.append(line.rstrip())
         raise MissingResource("the proxy did not start: " + " ".join(told))
@@ -152,7 +165,7 @@ def _proxy(upstream: int, more: list[str]) -> Iterator[tuple[int, list[str]]]:
             process.kill()
 
 
-def _ask(name: str, port: int, depth: int, warm: float, seconds: float) -> dict[str, Any]:
+def ask(name: str, port: int, depth: int, warm: float, seconds: float) -> dict[str, Any]:
     command = [
         sys.executable,
         "-m",
