@@ -84,6 +84,9 @@ def serve(
     )
     place = Place(host, port, None if admin_port < 0 else admin_port)
     code = serve(options, place, lambda line: typer.echo(line, err=True))
+    if code == 130:
+        typer.echo("stopped; what was in flight has ended", err=True)
+        raise SystemExit(code)  # and not as an interrupted command, which would go on where it was
     if code:
         raise typer.Exit(code)
 

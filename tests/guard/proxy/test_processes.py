@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -142,6 +143,21 @@ def test_what_is_in_flight_ends_before_the_process_does(tmp_path: Path) -> None:
         assert running.process.wait(WAIT) == 0
 
 
+def test_ctrl_c_ends_it_in_words_of_a_server(tmp_path: Path) -> None:
+    with (
+        Mock(lambda _: json_reply(chat("hello"))) as mock,
+        serving("--upstream", mock.url, *_files(tmp_path)) as (
+            running,
+            _,
+            _,
+        ),
+    ):
+        running.process.send_signal(signal.SIGINT)
+        assert running.until("stopped; what was in flight has ended")
+        assert running.process.wait(WAIT) == 130
+        assert not [line for line in running.lines if "the same command goes on" in line]
+
+
 def test_a_model_in_the_process_serves_the_same_routes(tmp_path: Path) -> None:
     with serving("--model", "apprentice", "--constitution", "harbour", PYTHONHASHSEED="0") as (running, url, _):
         assert "NOT CHECKED" in "".join(running.lines)
@@ -257,6 +273,17 @@ def test_wrong_options_are_told_before_anything_listens(
 ) -> None:
     assert main(["guard", "serve", "--port", "0", "--admin-port", "-1", *arguments]) == 2
     assert told in " ".join(capfd.readouterr().err.split())
+
+
+@pytest.mark.parametrize("option", ["--port", "--admin-port"])
+def test_a_port_that_is_taken_is_told_with_its_option(option: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        ports = {"--port": "0", "--admin-port": "0", option: str(taken.getsockname()[1])}
+        given = [word for pair in ports.items() for word in pair]
+        assert main(["guard", "serve", "--upstream", "http://127.0.0.1:1", "--upstream-key", "PATH", *given]) == 4
+    assert f"choose another {option}" in " ".join(capfd.readouterr().err.split())
 
 
 def test_a_missing_key_ends_with_exit_4(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -74,8 +74,8 @@ def _may_listen(options: Options, place: Place) -> None:
         )
 
 
-def bind(host: str, port: int, *, share: bool = False) -> socket.socket:
-    """A socket on a port; `share` lets several processes listen on it."""
+def bind(host: str, port: int, *, share: bool = False, option: str = "--port") -> socket.socket:
+    """A socket on a port, chosen by `option`; `share` lets several processes listen on it."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -85,7 +85,7 @@ def bind(host: str, port: int, *, share: bool = False) -> socket.socket:
         sock.bind((host, port))
     except OSError as error:
         sock.close()
-        raise MissingResource(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from None
+        raise MissingResource(f"cannot listen on {host}:{port}: {error.strerror}; choose another {option}") from None
     sock.set_inheritable(True)
     return sock
 
@@ -117,7 +117,7 @@ async def _alone(options: Options, place: Place, say: Say) -> int:
         return [await worker.command(name)]
 
     admin = Admin(ask, 1)
-    door = None if place.admin is None else bind("127.0.0.1", place.admin)
+    door = None if place.admin is None else bind("127.0.0.1", place.admin, option="--admin-port")
     back = None if door is None else http_server(admin, worker.app.limits)
     stopped = _signals(worker.stop, lambda: _reload(admin, say))
     for line in told(worker.app.setup):
@@ -196,7 +196,7 @@ def _several(options: Options, place: Place, workers: int, drain: float, say: Sa
     """Forks the workers before any loop or thread is there, then watches over them."""
     held = bind(place.host, place.port, share=True)  # keeps the port; it does not listen
     port = held.getsockname()[1]
-    door = None if place.admin is None else bind("127.0.0.1", place.admin)
+    door = None if place.admin is None else bind("127.0.0.1", place.admin, option="--admin-port")
     keep = [s.fileno() for s in (held, door) if s is not None]
     children = [_fork(options, place.host, port, number, keep) for number in range(workers)]
     return _run(_watch_over(options, place.host, held, door, children, drain, say))
