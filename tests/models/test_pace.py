@@ -154,6 +154,14 @@ def test_the_deadline_bounds_a_call_with_all_its_tries() -> None:
     assert reply.finish == "error" and "500" in reply.error and time.monotonic() - started < 10
 
 
+def test_a_last_try_that_the_deadline_cuts_short_does_not_hide_what_was_wrong() -> None:
+    with Faulty(Echo(), lambda i, _: Fault(500 if i == 0 else 0, kind="" if i == 0 else "hang")) as server:
+        limits = Limits(backoff=0.01, backoff_cap=0.01, attempts=2, timeout=60.0, deadline=1.5)
+        ((reply,),) = opened("openai", server, limits).generate([[user("hi")]])
+    assert reply.error is not None and "no answer" in reply.error and "; before: " in reply.error
+    assert "500" in reply.error and "2 tries" in reply.error
+
+
 @pytest.mark.parametrize("provider", ["openai", "openai-responses", "anthropic"])
 def test_a_hundred_calls_with_faults_none_lost_none_twice_the_budget_kept(provider: str) -> None:
     ask_with_faults(provider, 100)

@@ -284,11 +284,14 @@ class RemoteModel:
     async def call(self, ask: Callable[[float], Awaitable[T]], usage: Callable[[T], Usage | None], worst: Spend) -> T:
         """One call with its tries. Raises Transient with the last reason when they are used up."""
         started: float | None = None  # the deadline runs from the first try on, not while the call stands in line
+        before: Transient | None = None
         for attempt in range(self.limits.attempts):
             sent = await self.pace.enter(again=attempt > 0)
             try:
                 started = sent if started is None else started
                 left = self.limits.deadline - (time.monotonic() - started)
+                if before is not None and left <= 0:  # it stood in line until then: nothing is sent
+                    raise Transient(f"{before} (after {attempt} tries in {self.limits.deadline:g} s)")
                 failure = await self._tried(ask, usage, worst, left)
                 if not isinstance(failure, Transient):
                     self.pace.answered()
@@ -304,7 +307,11 @@ class RemoteModel:
                 )
             wait = self.pause(attempt, failure)
             if attempt + 1 == self.limits.attempts or time.monotonic() - started + wait >= self.limits.deadline:
-                raise Transient(f"{failure} (after {attempt + 1} tries)")
+                # a last try that the deadline cut short says nothing of what is wrong: the one before it does
+                cut_short = before is not None and left < self.limits.timeout and str(before) != str(failure)
+                why = f"{failure}; before: {before}" if cut_short else failure
+                raise Transient(f"{why} (after {attempt + 1} tries)")
+            before = failure
             await asyncio.sleep(wait)
         raise AssertionError("unreachable: the last try returns or raises")
 

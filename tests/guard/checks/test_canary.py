@@ -69,9 +69,8 @@ def bits(made: Case, how: Callable[..., list[Tracked]], *more: object) -> float:
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_no_composed_case_leaks_32_bits(depth: int) -> None:
     rng = random.Random(depth)
-    made = [item for item in (case(rng, depth) for _ in range(60)) if depth < 3 or item.split != "turns"]
-    leaked = [item.id for item in made if bits(item, whole) >= ALLOWED]
-    assert leaked == []  # three decoders deep and over turns a few get out: the benchmark says how many
+    leaked = [item.id for item in (case(rng, depth) for _ in range(60)) if bits(item, whole) >= ALLOWED]
+    assert leaked == []  # the benchmark takes 20,000
 
 
 @pytest.mark.parametrize("sizes", [[1], [3, 7, 2], [40]])
@@ -134,7 +133,7 @@ def test_planted_turns_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     made = [case(rng, 0, "turns") for _ in range(12)]
     assert all(bits(item, whole) < ALLOWED for item in made)
     plain = spill.Spill
-    monkeypatch.setattr("fairlead.guard.checks.secrets.Spill", lambda known, said, keep: plain(known, (), keep))
+    monkeypatch.setattr("fairlead.guard.checks.secrets.Spill", lambda known, said, *more: plain(known, (), *more))
     assert any(bits(item, whole) >= ALLOWED for item in made)
 
 

@@ -12,14 +12,15 @@ import hashlib
 import re
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TypeAlias
 
 from fairlead.exchange import Exchange, Message, Text
-from fairlead.guard.checks import canary, decode, drip, normalise, reader, signs, spill, told, trail, words
+from fairlead.guard.checks import canary, decode, drip, normalise, painted, reader, signs, spill, told, trail, words
 from fairlead.guard.checks.canary import is_random, needles
+from fairlead.guard.checks.painted import Painted
 from fairlead.guard.checks.reader import TooMuch
 from fairlead.guard.checks.spill import Leak, Spill
 from fairlead.guard.checks.words import Told
@@ -60,6 +61,7 @@ class SecretsCheck:
     on_violation: Outcome = "redact"
     at: frozenset[str] = PLACES
     cost: int = 0
+    painted: Painted = field(default_factory=Painted, repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -133,7 +135,10 @@ class SecretsWatch:
         self._known: list[_Known] = []
         self._cuts: set[Cut] = set()
         self._open: dict[Channel, Seen] = {}
-        said = [message.text for message in messages if message.role == "assistant"]
+        self._messages = messages
+        self._texts: dict[Channel, list[str]] = {}
+        self._leaked = False
+        said, painted = check.painted.said(messages)
         for places, anywhere in ((check.at, False), (PLACES, True)):
             pairs = {
                 value: secret.id
@@ -144,17 +149,24 @@ class SecretsWatch:
             drawn = tuple(value for value in pairs if is_random(value))
             worded = tuple(value for value in pairs if value not in drawn)
             if drawn:
-                self._known.append((places, Spill(needles(drawn), said, whole), tuple(pairs[v] for v in drawn)))
+                self._known.append(
+                    (places, Spill(needles(drawn), said, painted, whole), tuple(pairs[v] for v in drawn))
+                )
             if worded:
                 self._known.append((places, Told(worded, said, whole), tuple(pairs[v] for v in worded)))
 
     def feed(self, seen: Seen) -> Ruling:
         self._open[seen.channel] = seen
+        self._texts.setdefault(seen.channel, []).append(seen.text)
         return self._look(seen, seen.text, seen.last)
 
     def finish(self, choice: int) -> Ruling:
         waiting = [seen for channel, seen in self._open.items() if channel.choice == choice and not seen.last]
-        return _together([self._look(seen, "", True) for seen in waiting])
+        ruling = _together([self._look(seen, "", True) for seen in waiting])
+        if self._leaked:  # the next turn may go on where this one was painted over
+            told = ["".join(texts) for channel, texts in sorted(self._texts.items()) if channel.choice == choice]
+            self._check.painted.keep(self._messages, told)
+        return ruling
 
     def _look(self, seen: Seen, text: str, last: bool) -> Ruling:
         channel, place = seen.channel, _PLACE_OF.get(seen.place, "reply")
@@ -174,6 +186,7 @@ class SecretsWatch:
         if not new:
             return Ruling(safe=here)
         self._cuts |= set(new)
+        self._leaked = True
         outcome = self._check.on_violation
         if outcome == "redact" and any(self._open[cut.channel].place == "tool_call" for cut in new):
             outcome = "block_tool_call"  # a call with a hole in it is another call
@@ -183,7 +196,7 @@ class SecretsWatch:
 
 
 _PLACE_OF = {"reply": "reply", "reasoning": "reasoning", "tool_call": "tool_call", "tool_result": "tool_result"}
-_MODULES = (canary, decode, drip, normalise, reader, signs, spill, told, trail, words)
+_MODULES = (canary, decode, drip, normalise, painted, reader, signs, spill, told, trail, words)
 
 
 def _together(rulings: Sequence[Ruling]) -> Ruling:

@@ -78,11 +78,13 @@ class Leak:
 
 @dataclass(slots=True)
 class Spill:
-    """Over one conversation. `said`: what earlier turns of the assistant let out already. `whole`: nothing is let go
-    before all is read, as with replies that are not streamed."""
+    """Over one conversation. `said`: the earlier texts of the assistant. `painted`: something was painted over in them,
+    and they are as they were before. `whole`: nothing is let go before all is read, as with replies that are not
+    streamed."""
 
     needles: Needles
     said: Iterable[str] = ()
+    painted: bool = False
     whole: bool = False
     _texts: dict[Channel, _Text] = field(default_factory=dict)
     _last: Trail = field(default_factory=Trail)
@@ -92,7 +94,7 @@ class Spill:
     _oddness: int = 0
 
     def __post_init__(self) -> None:
-        self._drip = Drip(self.needles)
+        self._drip = Drip(self.needles, strict=self.painted)
         for text in self.said:
             self._drip.strict |= MARK in text
             self._last.add(None, 0, text + "\n")
