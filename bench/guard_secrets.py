@@ -86,7 +86,7 @@ def released(how: Any, made: Case, rng: random.Random) -> float:
     return bits_released(made, out)
 
 
-def leaks(n: int, how: Any, seed: int) -> dict[str, Any]:
+def leaks(n: int, how: Any, seed: int, split: str | None) -> dict[str, Any]:
     rng = random.Random(seed)
     tried: Counter[str] = Counter()
     leaked: Counter[str] = Counter()
@@ -94,7 +94,7 @@ def leaks(n: int, how: Any, seed: int) -> dict[str, Any]:
     most = 0.0
     for _ in range(n):
         depth = rng.choice((1, 2, 3))
-        made = case(rng, depth)
+        made = case(rng, depth, split)
         bits = released(how, made, rng)
         for name in {f"depth {depth}", f"split: {made.split}", *(f"has {name}" for name in made.names)}:
             tried[name] += 1
@@ -210,6 +210,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=20_000)
     parser.add_argument("--harmless", type=int, default=50_000)
+    parser.add_argument("--split", help="cases split in this way alone (turns, sentences, …); by default any")
     parser.add_argument("--seed", type=int, default=2026)
     parser.add_argument("--only", nargs="*", default=["whole", "streamed", "harmless", "not-listed", "cpu"])
     parser.add_argument("--out", type=Path)
@@ -222,9 +223,9 @@ def main() -> None:
     if "not-listed" in given.only:
         result["not_listed"] = not_listed(50, given.seed)
     if "whole" in given.only:
-        result["whole"] = leaks(given.cases, whole, given.seed)
+        result["whole"] = leaks(given.cases, whole, given.seed, given.split)
     if "streamed" in given.only:
-        result["streamed"] = leaks(given.cases // 4, streamed, given.seed + 1)
+        result["streamed"] = leaks(given.cases // 4, streamed, given.seed + 1, given.split)
     print(json.dumps(result, indent=1))
     if given.out:
         given.out.write_text(json.dumps(result, indent=1) + "\n")

@@ -124,6 +124,7 @@ def test_planted_one_alignment_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     made = [case(rng, 1, "whole") for _ in range(400)]
     coded = [item for item in made if item.names == ("base64",)]
     assert all(bits(item, whole) < ALLOWED for item in coded)
+    monkeypatch.setattr("fairlead.guard.checks.odd.Odd.add", lambda *_, **__: False)  # it begins where the letters do
     monkeypatch.setattr(reader, "range", lambda *to: range(1) if to == (4,) else range(*to), raising=False)
     assert any(bits(item, whole) >= ALLOWED for item in coded)
 
@@ -155,8 +156,42 @@ def test_the_first_look_misses_nothing_that_the_reading_finds() -> None:
             assert known.scan(text), made.id
 
 
+def test_the_finer_first_look_misses_nothing_either() -> None:
+    rng = random.Random(9)
+    tried = 0
+    for _ in range(400):
+        made = case(rng, rng.choice((1, 2, 3)), "turns")
+        few = needles((made.secret,), few=True)
+        text = said(rng.choice(made.turns)[0])
+        if any(hit.decoded for hit in few.read(text)):
+            tried += 1
+            assert any(hit.decoded for hit in few.scan(text)), made.id
+    assert tried > 50
+
+
+def test_planted_symbols_that_are_cut_through_are_not_reckoned_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eleven characters of base64 hold six digits whole and parts of three: 34 of 128 bits, as the generator counts."""
+    made = [
+        item
+        for item in (case(random.Random(seed), 2, "turns") for seed in range(1500))
+        if 32 <= bits_released(item, list(item.turns[0])) < 36 and "base64" in item.names
+    ]
+    assert all(bits(item, whole) < ALLOWED for item in made)
+    plain = canary.needles
+    monkeypatch.setattr(spill, "needles", lambda values, least=0, few=False: plain(values, least))
+    assert any(bits(item, whole) >= ALLOWED for item in made)
+
+
+def test_a_group_that_looks_like_a_word_is_read_with_the_others() -> None:
+    secret = "9e03fcb7820d32a9c6e5673dc6217dcf"
+    check = SecretsCheck((Secret("c", (secret,), anywhere=True),))
+    text = "The value reads ef bc 99 ef bd 85 ef bc 90 ef bc 93 ef bd 86 ef bd 83 ef bd 82 ef bc 97 ."
+    assert check.decide([Exchange((user("?"),), (assistant(text),))])[0].outcome == "redact"
+
+
 def test_what_is_a_canary_and_what_a_word() -> None:
     assert is_random(fresh_canary()) and is_random("Xk42trm9QQz81vLp0a7e")
+    assert is_random("0a9aaa74f22b43ef201f7eaedfcccfde") and not is_random("deadbeefcafebabe")
     assert not is_random("falcon") and not is_random("the lamp is out tonight in the harbour")
     assert (needed(32), needed(16), needed(64)) == (8, canary.FEWEST, 16)
 

@@ -45,8 +45,10 @@ def symbols(value: str) -> str:
 
 @lru_cache(maxsize=4096)
 def is_random(value: str) -> bool:
-    """Whether a value is drawn and not worded: long enough, and figures run all through it."""
+    """Whether a value is drawn and not worded: long enough, and figures run all through it, or hex digits with some."""
     text = symbols(value)
+    if len(text) >= SHORTEST and sum(map(str.isdigit, text)) >= 4 and not set(text) - set("0123456789abcdef"):
+        return True  # of 32 drawn ones one in 3,000 has eleven letters in a row
     longest = max(map(len, re.findall(r"[a-z]+", text)), default=0)
     return len(text) >= SHORTEST and longest <= len(text) // 3
 
@@ -83,7 +85,9 @@ def strands(values: Sequence[str]) -> tuple[Strand, ...]:
 @dataclass(frozen=True, slots=True)
 class Needles:
     """What is looked for, ready made. `by_size`: for each size of fragment where each of them stands in which strand.
-    `hexed`: the values are hex digits, which `signs.py` knows by their look; the others are known by `anchors`."""
+    `hexed`: the values are hex digits, which `signs.py` knows by their look; the others are known by `anchors`.
+    `few`: two symbols
+    less than 32 bits are looked for."""
 
     values: tuple[str, ...]
     strands: tuple[Strand, ...]
@@ -91,7 +95,13 @@ class Needles:
     hexed: bool
     anchors: Any
     uncommon: int = 0
+    few: bool = False
     _places: dict[bytes, tuple[tuple[int, int, bool], ...]] = field(default_factory=dict)
+
+    @property
+    def least(self) -> int:
+        """Symbols of the shortest fragment."""
+        return min(size for size, _ in self.by_size)
 
     def places(self, word: bytes) -> tuple[tuple[int, int, bool], ...]:
         """(strand, start, whether it is under rot13) wherever a short word stands, the later ones first."""
@@ -120,7 +130,7 @@ class Needles:
     def _may(self, read: bytes, letters: bytes) -> tuple[bool, bool]:
         if not self.hexed and self.anchors.search(letters):
             return True, True
-        return signs.runs(letters), signs.encoded(read, letters)
+        return signs.runs(letters), signs.encoded(read, letters, self.few)
 
     def scan(self, text: str) -> list[Hit]:
         """All fragments in a text, outermost first. Raises TooMuch for a text made to keep the reader busy."""
@@ -131,9 +141,9 @@ class Needles:
         for root in roots(text):
             found.update(self.in_layer(root))
             if deep:
-                odd = without_prose(root)
+                odd = root if self.few else without_prose(root)
                 letters = signs.glued(odd.data)
-                if signs.encoded(odd.data, letters) or (not self.hexed and self.anchors.search(letters)):
+                if signs.encoded(odd.data, letters, self.few) or (not self.hexed and self.anchors.search(letters)):
                     found.update(hit for layer in layers(odd) for hit in self.in_layer(layer))
         return sorted(found, key=lambda hit: (hit.start, -hit.end))
 
@@ -185,12 +195,13 @@ def _stretches(letters: bytes, size: int) -> Iterable[tuple[int, int]]:
 
 
 @lru_cache(maxsize=1024)
-def needles(values: tuple[str, ...], least: int = 0) -> Needles:
-    """The needles of some values, each `is_random`; `least`: symbols of a fragment, where not those of 32 bits."""
+def needles(values: tuple[str, ...], least: int = 0, *, few: bool = False) -> Needles:
+    """The needles of some values, each `is_random`; `least`: symbols of a fragment, where not those of 32 bits; `few`:
+    two symbols less, for 32 bits under a decoder may be two symbols cut through and six whole ones."""
     ways = strands(values)
     by_size: dict[int, dict[bytes, tuple[int, int]]] = {}
     for n, strand in enumerate(ways):
-        size = least or needed(len(strand.text))
+        size = least or max(FEWEST, needed(len(strand.text)) - 2 * few)
         places = by_size.setdefault(size, {})
         for start in range(len(strand.text) - size + 1):
             places.setdefault(strand.text[start : start + size], (n, start))
@@ -199,15 +210,15 @@ def needles(values: tuple[str, ...], least: int = 0) -> Needles:
         strand.text[n : n + size].count(b"a") for strand in ways for size in by_size for n in range(len(strand.text))
     )
     uncommon = min(by_size) - common  # symbols of a fragment at least that are not the word "a"
-    return Needles(values, ways, tuple(by_size.items()), hexed, None if hexed else _anchors(values), uncommon)
+    return Needles(values, ways, tuple(by_size.items()), hexed, None if hexed else _anchors(values, few), uncommon, few)
 
 
-def _anchors(values: Sequence[str]) -> Any:
+def _anchors(values: Sequence[str], few: bool) -> Any:
     """A pattern of short pieces, one of which stands in every fragment, as it is, in hex and in base64."""
     pieces: set[str] = set()
     for value in values:
         text = symbols(value)
-        least = needed(len(text))
+        least = max(FEWEST, needed(len(text)) - 2 * few)
         forms = [(text, least), (text.encode().hex(), 2 * least)]
         for spelled in dict.fromkeys((fold(value), text, text.upper())):
             joined = "".join(char for char in spelled if char.isascii() and char.isalnum())

@@ -49,20 +49,21 @@ class Drip:
     _ends: list[list[_Chain | None]] = field(default_factory=list)
     _strong: dict[int, dict[tuple[int, int], tuple[float, tuple[At, ...]]]] = field(default_factory=dict)
     _waiting: list[tuple[Channel | None, int, str]] = field(default_factory=list)
+    _unweighed: list[bytes] = field(default_factory=list)
     _weight: int = 0
 
     def feed(self, channel: Channel | None, start: int, text: str) -> list[_Found]:
         """(canary, its pieces) for every leak that is complete with this text, whose words are whole."""
         read = plain(text).replace(b"_", b" ")
         self._waiting.append((channel, start, text))
+        self._unweighed.append(read)
         if not self._weight and not self.strict and not _FIGURE_OR_LETTER.search(read):
             return []  # words of letters alone wait for something that makes them suspicious
-        words = (_HEX_WORD_AT if self.needles.hexed else _WORD_AT).findall(read)
-        places = self.needles.places
-        for word in words:
+        for word in (_HEX_WORD_AT if self.needles.hexed else _WORD_AT).findall(b"\n".join(self._unweighed)):
             low = word.lower()
-            if low not in _COMMON and places(low):
+            if low not in _COMMON and self.needles.places(low):
                 self._weight += len(word)
+        self._unweighed.clear()
         if self._weight < self.needles.uncommon and not self.strict:
             return []  # too little to be 32 bits with all the small words between
         if not self._ends:

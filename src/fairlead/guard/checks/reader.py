@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from binascii import a2b_base64
 from codecs import encode
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -178,28 +178,38 @@ def without(layer: Layer, delete: bytes, table: bytes | None = None) -> Layer:
     return Layer(data.translate(table, delete), there, layer.path)
 
 
-# Ordinary words, three and more in a row: nothing that is encoded looks like that, and without them there is little to
-# go over.
-_PROSE = re.compile(rb"(?<![^\s\"'(*])(?:[A-Za-z]?[a-z]+['-]?[a-z]+[,;:.!?)\"'*]*\s+){3,}")
+# Ordinary words in a row: nothing that is encoded looks like that, and without them there is little to go over. The
+# first and the last two of them stay: a group of what is encoded may look like a word ("ef bc 99").
+_PROSE = re.compile(rb"(?<![^\s\"'(*])(?:[A-Za-z]?[a-z]+['-]?[a-z]+[,;:.!?)\"'*]*\s+){4,}")
 
 
 def without_prose(layer: Layer) -> Layer:
-    return _cut_out(layer, _PROSE)
+    inner = []
+    for match in _PROSE.finditer(layer.data):
+        run = match[0]
+        inner.append((match.end() - len(run.split(None, 1)[1]), match.start() + len(run.rsplit(None, 2)[0])))
+    return _cut_out(layer, inner)
 
 
-def _cut_out(layer: Layer, pattern: re.Pattern[bytes]) -> Layer:
+def _cut_out(layer: Layer, stretches: Iterable[tuple[int, int]]) -> Layer:
+    """The layer without some stretches of it, given in order."""
     data, where = layer.data, layer.where
+    kept: list[tuple[int, int]] = []
+    done = 0
+    for start, end in stretches:
+        kept.append((done, start))
+        done = end
+    kept.append((done, len(data)))
 
     def there(i: int, j: int) -> tuple[int, int]:
-        at: list[int] = []
-        done = 0
-        for match in pattern.finditer(data):
-            at += range(done, match.start())
-            done = match.end()
-        at += range(done, len(data))
+        at = [n for a, b in kept for n in range(a, b)]
         return where(at[i], at[j - 1] + 1)
 
-    return Layer(pattern.sub(b"", data), there, layer.path)
+    return Layer(b"".join(data[a:b] for a, b in kept), there, layer.path)
+
+
+def _without(layer: Layer, pattern: re.Pattern[bytes]) -> Layer:
+    return _cut_out(layer, (match.span() for match in pattern.finditer(layer.data)))
 
 
 def _texts(data: bytes, where: Where, path: tuple[str, ...], grain: _Grain) -> Iterator[Layer]:
@@ -231,8 +241,10 @@ _ESCAPE = re.compile(
 _NAMED = {b"amp": b"&", b"lt": b"<", b"gt": b">", b"quot": b'"', b"apos": b"'", b"num": b"#", b"percnt": b"%"}
 _GAPS = b" \t\r\n-._,*|~:=+/?"
 _DROPPED_BY_UNESCAPE = re.compile(
-    rb"%[ \t\r\n\-._,*|~:=+/?]+[0-9a-fA-F]|%[0-9a-fA-F][ \t\r\n\-._,*|~:=+/?]+[0-9a-fA-F]"
-    rb"|&[ \t\r\n\-._,*|~:=+/?]+#|[&\\][ \t\r\n\-._,*|~:=+/?]*#?[ \t\r\n\-._,*|~:=+/?]*[xXu0-9][ \t\r\n\-._,*|~:=+/?]"
+    rb"%G+[0-9a-fA-F]|%[0-9a-fA-F]G+[0-9a-fA-F]|&G+#|[&\\]G*#?G*[xXu0-9]G"
+    rb"|&G*#G*[xX]?G*[0-9a-fA-F]{0,6}G+[0-9a-fA-FxX;]|\\G*[xXuU]G*[0-9a-fA-F]{1,7}G+[0-9a-fA-F]".replace(
+        b"G", rb"[ \t\r\n\-._,*|~:=+/?]"
+    )
 )
 
 
@@ -289,9 +301,9 @@ def _unhexed(layer: Layer, grain: _Grain) -> Iterator[Layer]:
     glued = Layer(glued.data.lower(), glued.where, (*layer.path, "hex"))
     forms = [glued]
     if b"x" in glued.data:
-        forms += [_cut_out(_cut_out(glued, _PREFIXES[0]), _PREFIXES[1]), _cut_out(glued, _PREFIXES[1])]
+        forms += [_without(_without(glued, _PREFIXES[0]), _PREFIXES[1]), _without(glued, _PREFIXES[1])]
     if b"u00" in glued.data:
-        forms.append(_cut_out(glued, _PREFIXES[2]))
+        forms.append(_without(glued, _PREFIXES[2]))
     for form in forms:
         for run in grain.hex_run.finditer(form.data):
             for skip in (0, 1):

@@ -18,7 +18,20 @@ from pathlib import Path
 from typing import TypeAlias
 
 from fairlead.exchange import Exchange, Message, Text
-from fairlead.guard.checks import canary, decode, drip, normalise, painted, reader, signs, spill, told, trail, words
+from fairlead.guard.checks import (
+    canary,
+    decode,
+    drip,
+    normalise,
+    odd,
+    painted,
+    reader,
+    signs,
+    spill,
+    told,
+    trail,
+    words,
+)
 from fairlead.guard.checks.canary import is_random, needles
 from fairlead.guard.checks.painted import Painted
 from fairlead.guard.checks.reader import TooMuch
@@ -196,7 +209,7 @@ class SecretsWatch:
 
 
 _PLACE_OF = {"reply": "reply", "reasoning": "reasoning", "tool_call": "tool_call", "tool_result": "tool_result"}
-_MODULES = (canary, decode, drip, normalise, painted, reader, signs, spill, told, trail, words)
+_MODULES = (canary, decode, drip, normalise, odd, painted, reader, signs, spill, told, trail, words)
 
 
 def _together(rulings: Sequence[Ruling]) -> Ruling:

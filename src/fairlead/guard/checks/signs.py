@@ -14,6 +14,7 @@ from __future__ import annotations
 import string
 from binascii import a2b_base64
 from codecs import encode
+from typing import Any
 
 from fairlead.guard.checks.reader import OTHERS, ROT13, compiled
 
@@ -56,11 +57,15 @@ _SHORT = _tables(_HEX, _TURNED_HEX)  # hex digits in base64
 _LONG = _tables(_WORDLIKE, _PRINTABLE)  # base64 in base64; spelled out, escaped or in hex in base64
 
 
-def _short_rhythm(letters: bytes) -> bool:
-    """Ten characters that eight hex digits would fill: two quartets, and two characters before, around or after."""
+def _short_rhythm(letters: bytes, few: bool = False) -> bool:
+    """Ten characters that eight hex digits would fill: two quartets, and two characters before, around or after.
+    `few`: seven, that six would: two quartets, or one with three characters around it."""
     one, two, three, four = (int.from_bytes(letters.translate(table), "little") for table in _SHORT)
     quartet = one & two >> 8 & three >> 16 & four >> 24
     pair = quartet & quartet >> 32
+    if few:
+        before = quartet & four << 8
+        return bool(pair | before & three << 16 & one >> 32 | before & one >> 32 & two >> 40)
     if not pair:
         return False
     after = pair & one >> 64 & two >> 72
@@ -73,18 +78,23 @@ _FIRST_FOUR = 0x0F
 _LAST_FOUR = 0xF0
 
 
-def _long_rhythm(letters: bytes) -> bool:
-    """Twelve characters that eleven letters would fill, or three quartets of fifteen printable characters."""
+def _long_rhythm(letters: bytes, few: bool = False) -> bool:
+    """Twelve characters that eleven letters would fill, or three quartets of fifteen printable characters. `few`: eight
+    that seven letters would fill, which is what base64 of six hex digits has."""
     one, two, three, four = (int.from_bytes(letters.translate(table), "little") for table in _LONG)
     quartet = one & two >> 8 & three >> 16 & four >> 24
-    pair = quartet & quartet >> 32
-    if not pair:
+    if not quartet:
         return False
+    pair = quartet & quartet >> 32
     every = int.from_bytes(bytes([_FIRST_FOUR]) * len(letters), "little")
-    words = pair & every
     triple = pair & quartet >> 64
     if triple & ~every:
         return True
+    if few:
+        words = quartet & every
+        before = words & four << 8
+        return bool((words & pair & (one >> 64 | four << 8)) | (before & three << 16 & one >> 32 & two >> 40))
+    words = pair & every
     after1 = words & one >> 64
     after2 = after1 & two >> 72
     before1 = words & four << 8
@@ -101,12 +111,19 @@ _X_FORMS = compiled(
         )
     )
 )  # fmt: skip
-_HEX_FIGURES = compiled(
-    rb"(?:3[0-9]|[46][1-6]|[57][0-3]|2[0-9]|09|10|13){8}|(?:[0-9]3|[1-6][46]|[0-3][57]|[0-9]2|90|01|31){8}"
-    rb"|(?:[2-7][0-9]){11}|(?:[0-9][2-7]){11}"
-)
+
+
+def _hex_figures(digits: int, letters: int) -> Any:
+    return compiled(
+        rb"(?:3[0-9]|[46][1-6]|[57][0-3]|2[0-9]|09|10|13){%d}|(?:[0-9]3|[1-6][46]|[0-3][57]|[0-9]2|90|01|31){%d}"
+        rb"|(?:[2-7][0-9]){%d}|(?:[0-9][2-7]){%d}" % (digits, digits, letters, letters)
+    )
+
+
+_HEX_FIGURES, _FEW_HEX_FIGURES = _hex_figures(8, 11), _hex_figures(6, 7)
 _HEX_RUNS = (compiled(rb"[0-9a-f]{16,}"), compiled(rb"[0-9n-s]{16,}"))
-_DENSE = compiled(rb"(?:[A-Z0-9+/][a-z]{0,4}){7}")
+_FEW_HEX_RUNS = (compiled(rb"[0-9a-f]{12,}"), compiled(rb"[0-9n-s]{12,}"))
+_DENSE, _FEW_DENSE = (compiled(rb"(?:[A-Z0-9+/][a-z]{0,4}){%d,}" % times) for times in (7, 5))
 _SIGNED = (b"+", b"/", b"-", b"_")
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _NO_SEXTETS = bytes(c for c in OTHERS if c not in b"+/-_")
@@ -117,7 +134,7 @@ _ESCAPED = compiled(
 )
 _AS_HEX = bytes(104 if c in _HEX else 46 for c in range(256))
 _AS_TURNED_HEX = bytes(104 if c in _TURNED_HEX else 46 for c in range(256))
-_EIGHT, _SIXTEEN = b"h" * 8, b"h" * 16
+_EIGHT, _TWELVE, _SIXTEEN = b"h" * 8, b"h" * 12, b"h" * 16
 
 
 def glued(plain: bytes) -> bytes:
@@ -125,26 +142,31 @@ def glued(plain: bytes) -> bytes:
     return plain.translate(None, OTHERS)
 
 
-def encoded(plain: bytes, letters: bytes) -> bool:
-    """Whether something in a text could be a canary under a decoder; `letters` are its `glued` ones."""
+def encoded(plain: bytes, letters: bytes, few: bool = False) -> bool:
+    """Whether something in a text could be a canary under a decoder; `letters` are its `glued` ones.
+
+    `few`: six of its digits, not eight. Ordinary text looks like that more often.
+    """
     return (
-        _short_rhythm(letters)
-        or _long_rhythm(letters)
-        or _hexlike(letters)
+        _short_rhythm(letters, few)
+        or _long_rhythm(letters, few)
+        or _hexlike(letters, few)
         or _prefixed(letters)
-        or _dense(letters)
-        or (any(sign in plain for sign in _SIGNED) and _dense(plain.translate(_URL_SAFE, _NO_SEXTETS)))
+        or _dense(letters, few)
+        or (any(sign in plain for sign in _SIGNED) and _dense(plain.translate(_URL_SAFE, _NO_SEXTETS), few))
         or _ESCAPED.search(plain) is not None
     )
 
 
-def _hexlike(letters: bytes) -> bool:
-    """Sixteen hex digits in a row that could be eight characters; figures alone are mostly none."""
-    if _SIXTEEN not in letters.translate(_AS_HEX) and _SIXTEEN not in letters.translate(_AS_TURNED_HEX):
+def _hexlike(letters: bytes, few: bool = False) -> bool:
+    """Sixteen hex digits in a row that could be eight characters (`few`: twelve); figures alone are mostly none."""
+    row = _TWELVE if few else _SIXTEEN
+    if row not in letters.translate(_AS_HEX) and row not in letters.translate(_AS_TURNED_HEX):
         return False
     low = letters.lower()
-    return _HEX_FIGURES.search(low) is not None or any(
-        not run[0].isdigit() for pattern in _HEX_RUNS for run in pattern.finditer(low)
+    figures, runs = (_FEW_HEX_FIGURES, _FEW_HEX_RUNS) if few else (_HEX_FIGURES, _HEX_RUNS)
+    return figures.search(low) is not None or any(
+        not run[0].isdigit() for pattern in runs for run in pattern.finditer(low)
     )
 
 
@@ -155,10 +177,10 @@ def _prefixed(letters: bytes) -> bool:
     return False
 
 
-def _dense(letters: bytes) -> bool:
+def _dense(letters: bytes, few: bool) -> bool:
     """Base64 of look-alikes has no rhythm, but capitals, figures and small letters without order: where they stand
     densely it is tried whether look-alikes come of it."""
-    for match in _DENSE.finditer(letters):
+    for match in (_FEW_DENSE if few else _DENSE).finditer(letters):
         if sum(c >= 97 for c in match[0]) >= 2 and any(65 <= c < 91 for c in match[0]):
             near = letters[max(0, match.start() - 16) : match.end() + 16]
             turned = near.translate(ROT13)
@@ -170,10 +192,12 @@ def _dense(letters: bytes) -> bool:
     return False
 
 
+_UNIT = rb"(?:[\xc2-\xd6][\x80-\xbf]|[\xe1-\xef][\x80-\xbf]{2}|\xf0[\x90-\xbf][\x80-\xbf]{2})"
 _ALIKE = compiled(
-    rb"(?:[ -~\t\r\n]{0,6}(?:[\xc2-\xd6][\x80-\xbf]|[\xe1-\xef][\x80-\xbf]{2}|\xf0[\x90-\xbf][\x80-\xbf]{2})){3}"
-    rb"|[0-9a-fA-Fn-sN-S]{2,}(?:[\xc2-\xd6][\x80-\xbf]|[\xe1-\xef][\x80-\xbf]{2})[0-9a-fA-Fn-sN-S]{2}"
-)
+    rb"(?:[ -~\t\r\n]{0,6}U){3}|UE{4}|EUE{3}|EEUEE|E{3}UE|E{4}U".replace(b"E", rb"(?:[0-9a-fA-Fn-sN-S]|U)").replace(
+        b"U", _UNIT
+    )
+)  # look-alikes among printable characters, or among hex digits
 
 
 def runs(letters: bytes) -> bool:

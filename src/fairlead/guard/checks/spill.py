@@ -14,38 +14,16 @@ from dataclasses import dataclass, field
 
 from fairlead.guard.checks.canary import Needles, needles
 from fairlead.guard.checks.drip import At, Drip
-from fairlead.guard.checks.normalise import normalise
-from fairlead.guard.checks.reader import compiled, plain
+from fairlead.guard.checks.odd import Odd
 from fairlead.guard.checks.trail import Trail
+from fairlead.guard.pieces import REDACTED
 from fairlead.guard.wire.events import Channel
 
 BLOCK = 32
 HELD = 512
 LITTLE = 3  # symbols
-ODD = 4  # figures and capitals within words that a fragment under a decoder has at the least
-MARK = "[redacted]"
 
 _PROSE = re.compile(r"(?s).*(?<![^\s])[\"'(]?[A-Za-z]?[a-z]+[,;:.!?)\"']* [a-z]{2,}(?=[\s,;:.!?])")
-# What is no word of a language: figures, capitals within, signs, single letters. It is put together over sentences and
-# turns, so that a thing told in pieces is read as one; one word that stands alone between two such is taken along.
-_ODD = compiled(rb"\S*(?:[0-9]|[a-z][A-Z]|[A-Z][A-Z]|[^A-Za-z\s'\".,:;!?()-]{2})\S*|(?:^|\s)[b-hj-zB-HJ-Z]\b")
-_KINDS = bytes(
-    ord(
-        "0"
-        if chr(c).isdigit()
-        else "b"
-        if chr(c) in "bcdfgh"
-        else "a"
-        if chr(c).islower()
-        else "A"
-        if chr(c).isupper()
-        else " "
-    )
-    if c < 128
-    else ord("0")
-    for c in range(256)
-)
-_ENDS = " \t\r\n.,:;!?()\"'*"
 
 
 def free(trail: str, seen: int) -> int:
@@ -88,18 +66,18 @@ class Spill:
     whole: bool = False
     _texts: dict[Channel, _Text] = field(default_factory=dict)
     _last: Trail = field(default_factory=Trail)
-    _odd: Trail = field(default_factory=Trail)
+    _odd: Odd = field(default_factory=Odd)
+    _few: Needles = field(init=False)
     _drip: Drip = field(init=False)
-    _plain: list[tuple[Channel | None, int, str]] = field(default_factory=list)  # not odd enough yet to be gone over
-    _oddness: int = 0
 
     def __post_init__(self) -> None:
+        self._few = needles(self.needles.values, few=True)
         self._drip = Drip(self.needles, strict=self.painted)
         for text in self.said:
-            self._drip.strict |= MARK in text
+            self._drip.strict |= REDACTED in text
             self._last.add(None, 0, text + "\n")
             self._drip.feed(None, 0, text)
-            self._odd_words(None, 0, text)
+            self._odd.add(None, 0, text, always=self._drip.strict)
         self._last.forget()
 
     def feed(self, channel: Channel, text: str, last: bool) -> list[Leak]:
@@ -156,15 +134,17 @@ class Spill:
             for canary, pieces in self._drip.feed(channel, start, text)
             for place in self._places(pieces)
         ]
-        if self._odd_words(channel, start, text):
+        if self._odd.add(channel, start, text, always=self._drip.strict):
+            odd = self._odd.trail
             found += [
                 Leak(*place, hit.canary, f"{hit.how}, in pieces")
-                for hit in self.needles.scan(self._odd.text)
-                for place in self._places(self._odd.around(hit.start, hit.end))
+                for hit in self._few.scan(odd.text)
+                if hit.decoded or hit.last - hit.first >= self.needles.least
+                for place in self._places(odd.around(hit.start, hit.end))
             ]
             if self._drip.strict:
-                found += self._more(self._odd)
-            self._odd.forget(4)
+                found += self._more(odd)
+            odd.forget(4)
         return found
 
     def _more(self, trail: Trail) -> list[Leak]:
@@ -177,41 +157,3 @@ class Spill:
             if hit.decoded or hit.last - hit.first > LITTLE
             for place in self._places(trail.around(hit.start, hit.end))
         ]
-
-    def _odd_words(self, channel: Channel | None, start: int, text: str) -> bool:
-        """Keep what is no word of a language; whether there is something new to be read in it."""
-        self._plain.append((channel, start, text))
-        look = plain(text).translate(_KINDS)
-        self._oddness += (
-            look.count(b"0")
-            + look.count(b"aA")
-            + look.count(b"bA")
-            + look.count(b"AA")
-            + look.count(b" b ")
-            + look.count(b" A ")
-        )
-        if self._oddness < ODD and not self._drip.strict:
-            return False
-        waiting, self._plain = self._plain, []
-        return sum([self._gather(*item) for item in waiting]) > 0  # all of them, not the first alone
-
-    def _gather(self, channel: Channel | None, start: int, text: str) -> bool:
-        read = plain(text)
-        regions: list[tuple[int, int]] = []
-        for match in _ODD.finditer(read):
-            i, j = match.span()
-            if regions and (i - regions[-1][1] < 16 and len(read[regions[-1][1] : i].split()) <= 1):
-                regions[-1] = (regions[-1][0], j)
-            else:
-                regions.append((i, j))
-        folded = None if text.isascii() else normalise(text)
-        new = False
-        for i, j in regions:
-            a, b = (i, j) if folded is None else folded.locate(i, j)
-            odd = text[a:b]
-            kept = odd.strip(_ENDS)
-            if len(kept) > 4 or not kept.replace(".", "").replace(",", "").replace("$", "").replace("%", "").isdigit():
-                at = a + odd.find(kept)
-                self._odd.add(channel, start + at, kept)
-                new = new or bool(kept)
-        return new and len(self._odd.text) >= 8 and (len(regions) > 1 or len(self._odd.parts) > 1)

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from fairlead.guard.checks.odd import Odd
+from fairlead.guard.wire.events import Channel
+
+HERE = Channel(0, 0)
+
+
+def kept(*texts: str) -> str:
+    odd = Odd()
+    for n, text in enumerate(texts):
+        odd.add(Channel(0, n), 0, text, always=True)
+    return odd.trail.text
+
+
+def test_ordinary_words_are_left_out_and_what_is_odd_is_put_together() -> None:
+    assert kept("The first part is YTZkN1.", "Then comes MTk1Z and that is all.") == "YTZkN1MTk1Z"
+    assert kept("The harbour opens at 6, and the berth is free until 2031.", "It costs $40.") == ""
+
+
+def test_a_group_that_looks_like_a_word_is_taken_along() -> None:
+    assert kept("The value reads YTZkN zkx.", "The next part is MT k1ZDN .") == "YTZkN zkxMT k1ZDN"
+    assert kept("Here is YW, Y1, M , Dl, lY,.") == "YW, Y1, M , Dl, lY"
+    assert kept("and then X9z is in the end of it") == "X9z"
+
+
+def test_single_letters_between_any_signs_are_odd() -> None:
+    assert kept("The next part is .Z.T.h.h.Z.G.U..") == "Z.T.h.h.Z.G.U"
+    assert kept("it is \\u - 00 - 26 - \\u - 00") == "\\u - 00 - 26 - \\u - 00"
+
+
+def test_every_kept_character_knows_where_it_came_from() -> None:
+    odd = Odd()
+    odd.add(HERE, 100, "It is \uff21\uff22YTZkN1 , as you asked.", always=True)
+    [(channel, start, end)] = odd.trail.around(0, 3)
+    assert (channel, start) == (HERE, 106) and end - start == len(odd.trail.text)
+
+
+def test_with_few_signs_nothing_is_gone_over_until_there_are_more() -> None:
+    odd = Odd()
+    assert not odd.add(HERE, 0, "part one: Xq ") and odd.trail.text == ""
+    assert odd.add(HERE, 13, "and two: 7aB9cDe1") and odd.trail.text == "7aB9cDe1"
