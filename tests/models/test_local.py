@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -59,6 +60,18 @@ def test_generates_n_replies_with_tokens_and_logprobs(model: LocalModel) -> None
             ended = reply.tokens[-1] == model.tokenizer.eos_token_id
             assert reply.finish == ("stop" if ended else "length")
     assert len({r.text for r in out[0]}) > 1
+
+
+def test_counting_a_text_beyond_the_context_warns_of_nothing(
+    model: LocalModel, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model.tokenizer, "model_max_length", 64)
+    logging.getLogger("transformers").addHandler(caplog.handler)
+    try:
+        assert len(model.tokenizer("a " * 5000, add_special_tokens=False)["input_ids"]) > 1000
+    finally:
+        logging.getLogger("transformers").removeHandler(caplog.handler)
+    assert not caplog.records
 
 
 def test_a_seed_repeats_and_no_seed_does_not(model: LocalModel) -> None:

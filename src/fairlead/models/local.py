@@ -231,11 +231,14 @@ def _check_safetensors(file: Path) -> None:
 
 def _load_tokenizer(where: str, spec: str) -> Any:
     try:
-        return transformers.AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+        tokenizer: Any = transformers.AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     except OSError as error:
         raise _absent(spec, error) from None
     except (ValueError, KeyError, TypeError, ImportError) as error:
         raise InputError(f"{spec}: its tokenizer cannot be read: {_first_line(error)}") from None
+    # It warns of texts beyond the context as if they were run. They are counted here, and told with what is done.
+    tokenizer.deprecation_warnings = {"sequence-length-is-longer-than-the-specified-maximum": True}
+    return tokenizer
 
 
 def _load_weights(where: str, spec: str, dtype: str) -> Any:

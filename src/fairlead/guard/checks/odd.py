@@ -21,12 +21,14 @@ NEAR = 16  # characters between two odd words that may belong together
 
 _ODD = compiled(
     rb"\S*(?:[0-9]|[a-z][A-Z]|[A-Z][A-Z]|[^A-Za-z\s'\".,:;!?()-]{2}"  # figures, capitals within, two signs
-    rb"|[^0-9A-Za-z\s'][b-hj-zB-HJ-Z](?:[^0-9A-Za-z\s'][A-Za-z]|[_=+/|*~-]))\S*"  # a letter between signs
+    rb"|[^0-9A-Za-z\s'][b-hj-zB-HJ-Z](?:[^0-9A-Za-z\s'][A-Za-z]|[_=+/|*~-])"  # a letter between signs
+    rb"|[_=+/|*~-][A-Za-z](?:[^A-Za-z0-9']|$))\S*"
     rb"|(?:^|\s)[b-hj-zB-HJ-Z]\b"  # a letter alone
 )
 _WORD = re.compile(rb"[A-Za-z]+")
-_WORD_BEFORE = re.compile(rb"(?:^|\s)[^A-Za-z0-9\s]*[A-Za-z]{1,4}[^A-Za-z0-9]*$")
-_WORD_AFTER = re.compile(rb"[^A-Za-z0-9]*[A-Za-z]{1,4}(?![A-Za-z])")
+_SHORT = rb"(?:[A-Za-z]{1,4}|[B-DF-HJ-NP-TV-XZb-df-hj-np-tv-xz]{5,8})(?![A-Za-z])"  # or one without a vowel
+_WORD_BEFORE = re.compile(rb"(?:^|\s)[^A-Za-z0-9\s]*%s[^A-Za-z0-9]*$" % _SHORT)
+_WORD_AFTER = re.compile(rb"[^A-Za-z0-9]*%s" % _SHORT)
 _COMMON = frozenset(
     b"a able all also am an and any are area as ask at away back bad be been best big both but buy by call came can "
     b"card case city code come cost cut data date day days deal did do does done down each easy else end even ever far "
