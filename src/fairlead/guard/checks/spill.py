@@ -67,11 +67,9 @@ class Spill:
     _texts: dict[Channel, _Text] = field(default_factory=dict)
     _last: Trail = field(default_factory=Trail)
     _odd: Odd = field(default_factory=Odd)
-    _few: Needles = field(init=False)
     _drip: Drip = field(init=False)
 
     def __post_init__(self) -> None:
-        self._few = needles(self.needles.values, few=True)
         self._drip = Drip(self.needles, strict=self.painted)
         for text in self.said:
             self._drip.strict |= REDACTED in text
@@ -135,10 +133,10 @@ class Spill:
             for place in self._places(pieces)
         ]
         if self._odd.add(channel, start, text, always=self._drip.strict):
-            odd = self._odd.trail
+            odd, few = self._odd.trail, needles(self.needles.values, few=True)
             found += [
                 Leak(*place, hit.canary, f"{hit.how}, in pieces")
-                for hit in self._few.scan(odd.text)
+                for hit in few.scan(odd.text)
                 if hit.decoded or hit.last - hit.first >= self.needles.least
                 for place in self._places(odd.around(hit.start, hit.end))
             ]
