@@ -17,7 +17,7 @@ from fairlead.guard.wire.events import Channel
 
 ENOUGH = 4  # figures and capitals within words that a fragment under a decoder has at the least
 LEAST = 8  # characters worth reading
-NEAR = 16  # characters between two odd words that may belong together
+NEAR = 24  # characters between two odd words that may belong together
 
 _ODD = compiled(
     rb"\S*(?:[0-9]|[a-z][A-Z]|[A-Z][A-Z]|[^A-Za-z\s'\".,:;!?()-]{2}"  # figures, capitals within, two signs

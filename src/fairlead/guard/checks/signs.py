@@ -128,7 +128,7 @@ _SIGNED = (b"+", b"/", b"-", b"_")
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _NO_SEXTETS = bytes(c for c in OTHERS if c not in b"+/-_")
 _ESCAPED = compiled(
-    rb"&[ \t\r\n._,*|~:=+/?-]{1,3}#|#[ \t\r\n._,*|~:=+/?-]{1,3}&"
+    rb"&[ \t\r\n._,*|~:=+/?-]{1,6}#|#[ \t\r\n._,*|~:=+/?-]{1,6}&"
     rb"|%[0-9a-fA-Fn-sN-S]{2}|\\[xXuUkKhH0-3]|&#|&[a-z]{2,6};|#&|;[a-z]{2,6}&"
     rb"|[0-9a-fA-Fn-sN-S]{2}%.{0,9}[0-9a-fA-Fn-sN-S]{2}%|[0-9a-fA-Fn-sN-S]{2}[xk]\\|[0-9a-fA-Fn-sN-S]{4}[uh]\\"
 )
