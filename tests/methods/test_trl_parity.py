@@ -68,6 +68,8 @@ PAIRWISE: dict[str, PairwiseConfig] = {
     "cpo": CPOConfig(beta=BETA, nll=1.0, nll_mean="tokens"),
     "cpo_hinge": DPOConfig(beta=BETA, loss="hinge", reference_free=True),
     "simpo": SimPOConfig(beta=2.0, gamma=0.7),
+    "alphapo": SimPOConfig(beta=2.0, gamma=0.7, alpha=0.25),
+    "alphapo_below_0": SimPOConfig(beta=2.0, gamma=0.7, alpha=-0.5),
 }
 RATED = {
     "kto": KTOConfig(beta=BETA, good=1.2, bad=0.9),

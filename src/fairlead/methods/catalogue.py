@@ -79,6 +79,9 @@ METHODS: Mapping[str, Method] = {
     "ipo": Method("identity preference optimisation", "pairs", IPOConfig, _PAIRS, 5e-6),
     "kto": Method("thumbs up and down against a reference point", "rated", KTOConfig, _RATED, 5e-6),
     "simpo": Method("mean log-prob as reward, no reference", "pairs", SimPOConfig, _PAIRS, 8e-7),
+    "alphapo": Method(
+        "SimPO with another shape of reward", "pairs", SimPOConfig, _PAIRS, 8e-7, {"beta": 2.5, "alpha": 0.25}
+    ),
     "orpo": Method("imitation and an odds ratio in one stage, no reference", "pairs", ORPOConfig, _PAIRS, 8e-6),
     "cpo": Method("reference-free DPO and imitation", "pairs", CPOConfig, _PAIRS, 5e-6),
     "bco": Method("thumbs up and down as a binary classifier", "rated", BCOConfig, _RATED, 5e-6),

@@ -272,10 +272,13 @@ class SimPOConfig(PairwiseConfig):
 
     beta    reward per nat per token (the paper: 2 to 2.5)
     gamma   reward by which chosen should lead (the paper: 0.3 to 1.6)
+    alpha   AlphaPO: shape of the reward, (1 - p^-alpha) / alpha of the probability per token; 0 for SimPO's log p.
+            Above 0 unlikely replies are moved more than likely ones, below 0 less
     """
 
     beta: Positive = 2.0
     gamma: NotNegative = 1.0
+    alpha: Annotated[float, Field(ge=-5, le=5)] = 0.0
 
     @property
     def needs_reference(self) -> bool:

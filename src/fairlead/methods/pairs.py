@@ -144,6 +144,9 @@ def scores_of(pairs: Pairs, config: PairwiseConfig) -> tuple[Tensor, Tensor]:
     per_token = isinstance(config, SimPOConfig | ORPOConfig)
     if per_token or (isinstance(config, DPOConfig | IPOConfig) and config.length == "mean"):
         chosen_B, rejected_B = chosen_B / pairs.chosen_tokens_B, rejected_B / pairs.rejected_tokens_B
+    if isinstance(config, SimPOConfig):
+        chosen_B = losses.shaped_score(chosen_B, alpha=config.alpha)
+        rejected_B = losses.shaped_score(rejected_B, alpha=config.alpha)
     return chosen_B, rejected_B
 
 
