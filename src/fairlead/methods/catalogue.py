@@ -96,6 +96,7 @@ METHODS: Mapping[str, Method] = {
     "nca": _dpo("noise-contrastive alignment", loss="nca"),
     "sppo": _dpo("self-play preference optimisation, hard labels", loss="sppo"),
     "bco-pair": _dpo("binary classifier on pairs", loss="bco_pair"),
+    "wpo": _dpo("DPO in which pairs count by how likely the policy is to write them", on_policy=True),
     "apo-zero": _dpo("anchored: chosen up, rejected down", loss="apo_zero"),
     "apo-down": _dpo("anchored: both down, rejected further", loss="apo_down"),
     "aot": _dpo("distributional preference, paired", loss="aot"),
