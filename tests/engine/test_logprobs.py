@@ -124,13 +124,40 @@ def test_head_bias_scale_and_cap(cap: float | None, bias: bool) -> None:
         logp = torch.log_softmax(z / 1.3, -1)
         return logp.gather(1, target[:, None])[:, 0], -(logp.exp() * logp).sum(-1)
 
-    logp, entropy = token_logprobs(hidden, forward.Head(weight, bias_V, 0.5, cap), target, 1.3, True, 4)
+    logp, entropy, _ = token_logprobs(hidden, forward.Head(weight, bias_V, 0.5, cap), target, 1.3, True, 4)
     assert entropy is not None
     ours = torch.autograd.grad(weighted(logp, entropy), inputs)
     close(logp, plain()[0])
     close(entropy, plain()[1])
     for mine, other in zip(ours, torch.autograd.grad(weighted(*plain()), inputs), strict=True):
         close(mine, other)
+
+
+@pytest.mark.parametrize("cap", [None, 2.0])
+def test_the_chance_that_two_draws_are_the_same(cap: float | None) -> None:
+    """log sum p^2 over the vocabulary, chunk by chunk; asking for it changes neither log-probs nor gradients."""
+    torch.manual_seed(0)
+    hidden = torch.randn(11, 8, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(V, 8, dtype=torch.float64, requires_grad=True)
+    target, head = torch.randint(0, V, (11,)), forward.Head(weight, None, 0.5, cap)
+    logp, _, collision = token_logprobs(hidden, head, target, 1.3, chunk=4, collision=True)
+    z = 0.5 * (hidden @ weight.t())
+    p = torch.softmax((z if cap is None else cap * torch.tanh(z / cap)) / 1.3, -1)
+    assert collision is not None and not collision.requires_grad
+    close(collision, (p * p).sum(-1).log().detach())
+    plain, _, none = token_logprobs(hidden, head, target, 1.3, chunk=4)
+    assert none is None and torch.equal(logp, plain)
+    for ours, other in zip(*(torch.autograd.grad(x.sum(), [hidden, weight]) for x in (logp, plain)), strict=True):
+        assert torch.equal(ours, other)
+
+
+@pytest.mark.parametrize("name", ["llama-tied", "gpt2-untied"])
+def test_what_is_asked_of_a_forest_comes_row_by_row(name: str) -> None:
+    model, trees = make(name), forest(3, 5)
+    got = reply_logprobs(model, trees, entropy=True, collision=True)
+    assert got.collision_N is not None and got.collision_N.shape == got.logp_N.shape
+    alone = [reply_logprobs(model, [tree], collision=True).collision_N for tree in trees]
+    close(got.collision_N, torch.cat([part for part in alone if part is not None]))
 
 
 def test_score_positions_reads_options_after_prompts() -> None:
@@ -235,7 +262,7 @@ def test_16_bit_heads_are_summed_in_float32_and_rounded_once(dtype: torch.dtype,
     target = torch.randint(0, 300, (200,))
     narrow = [hidden.requires_grad_(), weight.requires_grad_()]
     wide = [x.detach().double().requires_grad_() for x in narrow]
-    logp, entropy = token_logprobs(narrow[0], forward.Head(narrow[1]), target, 0.7, True, chunk)
+    logp, entropy, _ = token_logprobs(narrow[0], forward.Head(narrow[1]), target, 0.7, True, chunk)
     assert entropy is not None and logp.dtype == entropy.dtype == torch.float32
     every = torch.log_softmax(wide[0] @ wide[1].t() / 0.7, -1)
     truth, spread = every.gather(1, target[:, None])[:, 0], -(every.exp() * every).sum(-1)
@@ -345,9 +372,7 @@ def off_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def temperature_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     real = logprobs.token_logprobs
-    monkeypatch.setattr(
-        logprobs, "token_logprobs", lambda h, head, y, t, entropy, chunk: real(h, head, y, 1.0, entropy, chunk)
-    )
+    monkeypatch.setattr(logprobs, "token_logprobs", lambda h, head, y, t, *more: real(h, head, y, 1.0, *more))
 
 
 BUGS = [positions_not_restarted, siblings_see_each_other, trees_see_each_other, branches_see_ahead]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -249,3 +252,24 @@ def test_what_cannot_be_split_says_why(tmp_path: Path) -> None:
     assert "nothing in it is trainable" in frozen
     assert "keeps a parameter as `seen` beside its place" in held and "shard: false" in held
     assert "no transformers model inside" in bare
+
+
+# ---------------------------------------------------------------------------------------------------- the end
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are read from Linux's /proc")
+@pytest.mark.parametrize("shard", [False, True])
+def test_no_thread_of_the_group_is_left_when_the_interpreter_ends(tmp_path: Path, shard: bool) -> None:
+    for before, after in ranks.run(jobs.leaves, 2, tmp_path, str(tmp_path), shard):
+        assert before and not after
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_processes_end_well_whatever_a_thread_of_the_group_still_does() -> None:
+    """Exit code 0 by the interpreter's own end. Where the thread outlives it, this aborts every time (5 of 5)."""
+    path = os.pathsep.join([str(ranks.ROOT / "src"), str(ranks.ROOT / "tests"), *sys.path])
+    done = subprocess.run(
+        [sys.executable, str(ranks.ROOT / "tests/engine/ending.py"), "3"],
+        capture_output=True, text=True, timeout=600, env={**os.environ, "PYTHONPATH": path}, check=False,
+    )  # fmt: skip
+    assert done.stdout.splitlines() == ["[0, 0]"] * 3, done.stdout + done.stderr[-3000:]

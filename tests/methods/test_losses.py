@@ -240,6 +240,24 @@ def test_limits_that_tie_the_losses_to_each_other() -> None:
     assert losses.exo(torch.tensor([at]), torch.zeros(1), beta=BETA, label_B=0.8).item() == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.parametrize("alpha", [0.25, 1.0, -0.5])
+def test_the_shaped_score_is_its_formula_and_its_slope(alpha: float) -> None:
+    mean_logp = torch.linspace(-9.0, -1e-6, 40, dtype=torch.float64, requires_grad=True)
+    score = losses.shaped_score(mean_logp, alpha=alpha)
+    score.sum().backward()
+    probability = [math.exp(x) for x in mean_logp.tolist()]
+    assert score.tolist() == pytest.approx([(1 - p**-alpha) / alpha for p in probability], rel=1e-9, abs=1e-12)
+    assert mean_logp.grad is not None
+    assert mean_logp.grad.tolist() == pytest.approx([p**-alpha for p in probability], rel=1e-9)
+
+
+def test_the_shaped_score_of_a_small_alpha_is_the_log_prob() -> None:
+    """In float32 too, where 1 - p^-alpha would lose its digits."""
+    mean_logp = torch.linspace(-9.0, -0.01, 40)
+    assert torch.allclose(losses.shaped_score(mean_logp, alpha=1e-6), mean_logp, rtol=1e-4)
+    assert torch.equal(losses.shaped_score(mean_logp, alpha=0.0), mean_logp)
+
+
 def test_dpo_with_a_margin_asks_for_a_lead() -> None:
     chosen, rejected = scores("sigmoid")
     zero, margin = torch.zeros_like(chosen), torch.linspace(0, 2, len(chosen), dtype=torch.float64)

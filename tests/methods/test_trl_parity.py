@@ -62,12 +62,16 @@ PAIRWISE: dict[str, PairwiseConfig] = {
     "sigmoid_norm": DPOConfig(beta=BETA, length="mean"),
     "sigmoid_and_sft": DPOConfig(beta=BETA, nll=0.4, nll_mean="tokens"),
     "ld": DPOConfig(beta=BETA, ld_alpha=0.5),
+    "wpo": DPOConfig(beta=BETA, on_policy=True),
+    "wpo_norm": DPOConfig(beta=BETA, length="mean", on_policy=True),
     "forward_kl": DPOConfig(beta=BETA, divergence="forward_kl"),
     "js": DPOConfig(beta=BETA, divergence="js"),
     "alpha": DPOConfig(beta=BETA, divergence="alpha", alpha=0.7),  # TRL's coefficient is 1 - alpha
     "cpo": CPOConfig(beta=BETA, nll=1.0, nll_mean="tokens"),
     "cpo_hinge": DPOConfig(beta=BETA, loss="hinge", reference_free=True),
     "simpo": SimPOConfig(beta=2.0, gamma=0.7),
+    "alphapo": SimPOConfig(beta=2.0, gamma=0.7, alpha=0.25),
+    "alphapo_below_0": SimPOConfig(beta=2.0, gamma=0.7, alpha=-0.5),
 }
 RATED = {
     "kto": KTOConfig(beta=BETA, good=1.2, bad=0.9),
@@ -101,7 +105,8 @@ def stored_pairs(known: dict[str, np.ndarray], config: PairwiseConfig, requires:
     return Pairs(policy[:, 0], policy[:, 1], policy[:, 0], chosen, rejected, ones, 0 * ones, *ref)
 
 
-@pytest.mark.parametrize("name", sorted(set(PAIRWISE) - {"ld", "alpha"}))  # ld needs the tokens, alpha is float32
+# ld and WPO need the tokens, alpha is float32
+@pytest.mark.parametrize("name", sorted(set(PAIRWISE) - {"ld", "wpo", "wpo_norm", "alpha"}))
 def test_the_loss_of_the_same_log_probs_is_trls(known: dict[str, np.ndarray], name: str) -> None:
     config = PAIRWISE[name]
     pairs = stored_pairs(known, config)

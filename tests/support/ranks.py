@@ -43,7 +43,7 @@ def start(job: Callable[..., Any], size: int, folder: Path, *args: Any) -> list[
     folder.mkdir(parents=True, exist_ok=True)
     with _path():
         forkserver.ensure_running()
-    port = _free_port()
+    port = free_port()
     group = [_context.Process(target=_enter, args=(job, rank, size, port, str(folder), args)) for rank in range(size)]
     for process in group:
         process.start()
@@ -97,7 +97,7 @@ def _enter(job: Callable[..., Any], rank: int, size: int, port: int, folder: str
         os._exit(code)  # at once, as a process does whose peers may be gone
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -167,12 +167,12 @@ def path_of(model: nn.Module) -> Path:
     if model not in _paths or (backward and not _paths[model].backward):
         path = replace(_try(model, backward), backward=backward)
         _paths[model] = path
-        config: Any = causal_lm(model).config
-        if getattr(config.get_text_config(), "output_router_logits", False):
+        weight = _router_loss_weight(causal_lm(model).config)
+        if backward and weight:
             say_once(
                 logging.WARNING,
-                f"{type(causal_lm(model)).__name__}: it asks for its router's load-balancing loss "
-                "(output_router_logits), which log-probs do not hold: experts are trained without it",
+                f"{type(causal_lm(model)).__name__}: its router's load-balancing loss (weight {weight} in its "
+                "configuration) is no part of a log-prob: experts are trained without it",
             )
         if path.packed:
             say_once(logging.INFO, f"{type(causal_lm(model)).__name__}: {path.reason}")
@@ -182,6 +182,14 @@ def path_of(model: nn.Module) -> Path:
                 f"{type(causal_lm(model)).__name__}: padded rows instead of a packed forest, slower: {path.reason}",
             )
     return _paths[model]
+
+
+def _router_loss_weight(config: Any) -> float:
+    """Weight of the load-balancing loss that a mixture of experts asks for; 0 for other models."""
+    text = config.get_text_config()
+    if not getattr(text, "num_local_experts", True):  # a dense model of a family that has such mixtures
+        return 0.0
+    return float(getattr(text, "router_aux_loss_coef", 0.0) or getattr(text, "aux_loss_coef", 0.0) or 0.0)
 
 
 def _tight(

@@ -43,6 +43,8 @@ class ReplyLogprobs:
 
     logp_N      log-prob of the token at the temperature asked for, float32 (float64 for a float64 model)
     entropy_N   entropy of the distribution it was drawn from, in nats, if asked for
+    collision_N log-prob that two tokens drawn from that distribution are the same, log sum p^2, if asked for; without
+                a gradient
     reply_N     the reply each token belongs to
     count_R     scored tokens of each reply
     """
@@ -51,6 +53,7 @@ class ReplyLogprobs:
     reply_N: torch.Tensor
     count_R: torch.Tensor
     entropy_N: torch.Tensor | None = None
+    collision_N: torch.Tensor | None = None
 
     def sum_R(self, values_N: torch.Tensor | None = None) -> torch.Tensor:
         """Log-prob of each reply; or sums over each reply of other per-token values."""
@@ -68,6 +71,7 @@ def reply_logprobs(
     *,
     temperature: float = 1.0,
     entropy: bool = False,
+    collision: bool = False,
     chunk: int | None = None,
     packed: bool | None = None,
 ) -> ReplyLogprobs:
@@ -86,10 +90,10 @@ def reply_logprobs(
         source_N, target_N = (torch.cat([x, x[-1:].expand(more)]) for x in (source_N, target_N))
     hidden_ND = hidden_states(model, batch, rows=source_N, packed=packed)
     head = head_of(model)  # only now: weights that are split over processes are whole after a forward pass
-    logp_N, entropy_N = token_logprobs(hidden_ND, head, target_N, temperature, entropy, chunk)
+    logp_N, *asked = token_logprobs(hidden_ND, head, target_N, temperature, entropy, chunk, collision)
     if more:
-        logp_N, entropy_N = logp_N[:count], None if entropy_N is None else entropy_N[:count]
-    return ReplyLogprobs(logp_N, batch.reply_N, batch.count_R, entropy_N)
+        logp_N, asked = logp_N[:count], [None if values_N is None else values_N[:count] for values_N in asked]
+    return ReplyLogprobs(logp_N, batch.reply_N, batch.count_R, *asked)
 
 
 def score(
@@ -181,7 +185,7 @@ def score_next(
             places = [place for row in rows for place in range(first[row], first[row + 1])]
             target_RK = wanted_RK[places].to(last_RD.device)
             each_ND = last_RD.repeat_interleave(target_RK.shape[1], dim=0)
-            logp_N, _ = token_logprobs(each_ND, head, target_RK.flatten())
+            logp_N, _, _ = token_logprobs(each_ND, head, target_RK.flatten())
             out_RK[places] = logp_N.view(target_RK.shape).cpu()
     return out_RK
 
@@ -209,17 +213,19 @@ def token_logprobs(
     temperature: float = 1.0,
     entropy: bool = False,
     chunk: int | None = None,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Log-probs (and entropies) of target tokens from hidden states, chunk by chunk."""
+    collision: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """Log-probs (and entropies, and log sum p^2) of target tokens from hidden states, chunk by chunk."""
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}; log-probs need one above 0")
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk is {chunk}; it must be at least 1 row")
     size = chunk or max(16, ELEMENTS.get(hidden_ND.device.type, 8_000_000) // head.weight_VD.shape[0])
-    logp_N, entropy_N = _apply(
-        hidden_ND, head.weight_VD, head.bias_V, target_N, (head.scale, head.cap), temperature, entropy, size
+    shape = (head.scale, head.cap)
+    logp_N, entropy_N, collision_N = _apply(
+        hidden_ND, head.weight_VD, head.bias_V, target_N, shape, temperature, entropy, size, collision
     )
-    return logp_N, entropy_N if entropy else None
+    return logp_N, entropy_N if entropy else None, collision_N if collision else None
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -234,11 +240,13 @@ class _TokenLogprobs(torch.autograd.Function):
         temperature: float,
         entropy: bool,
         chunk: int,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        collision: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         head = Head(weight_VD, bias_V, *shape)
         dtype = torch.promote_types(hidden_ND.dtype, torch.float32)
         logp_N = hidden_ND.new_empty(len(target_N), dtype=dtype)
         entropy_N = torch.empty_like(logp_N) if entropy else logp_N.new_empty(0)
+        collision_N = torch.empty_like(logp_N) if collision else logp_N.new_empty(0)
         parts = _chunks(len(target_N), chunk)
         logp_CV = None
         for part in parts:
@@ -247,18 +255,21 @@ class _TokenLogprobs(torch.autograd.Function):
             logp_N[part] = logp_CV.gather(1, target_N[part, None])[:, 0]
             if entropy:
                 entropy_N[part] = -(logp_CV.exp().mul_(logp_CV)).sum(1)
+            if collision:
+                collision_N[part] = logp_CV.exp().square_().sum(1).log_()
+        ctx.mark_non_differentiable(collision_N)
         ctx.save_for_backward(hidden_ND, weight_VD, bias_V, target_N, entropy_N)
         ctx.settings = (shape, temperature, entropy, chunk)
         # Backward begins here, so the last chunk may stay as it is: no more memory than backward needs for it anyway.
         ctx.kept = logp_CV if any(ctx.needs_input_grad[:3]) else None
-        return logp_N, entropy_N
+        return logp_N, entropy_N, collision_N
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
         hidden_ND, weight_VD, bias_V, target_N, entropy_N = ctx.saved_tensors
         shape, temperature, entropy, chunk = ctx.settings
         head, (scale, cap) = Head(weight_VD, bias_V, *shape), shape
-        grad_N, grad_entropy_N = grads
+        grad_N, grad_entropy_N = grads[:2]
         dtype = grad_N.dtype
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         weight = weight_VD.to(dtype)
@@ -298,7 +309,7 @@ class _TokenLogprobs(torch.autograd.Function):
             d_weight = d_weight.to(weight_VD.dtype)
         if d_bias is not None:
             d_bias = d_bias.to(bias_V.dtype)
-        return d_hidden, d_weight, d_bias, None, None, None, None, None
+        return d_hidden, d_weight, d_bias, None, None, None, None, None, None
 
 
 def _log_softmax(head: Head, hidden_CD: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -310,7 +321,7 @@ def _log_softmax(head: Head, hidden_CD: torch.Tensor, temperature: float) -> tor
     return torch.log_softmax(z_CV, -1)
 
 
-_apply: Callable[..., tuple[torch.Tensor, torch.Tensor]] = _TokenLogprobs.apply  # torch leaves it untyped
+_apply: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = _TokenLogprobs.apply  # torch leaves it untyped
 
 
 def _chunks(count: int, size: int) -> list[slice]:

@@ -11,6 +11,7 @@ Weights split over the processes (FSDP2) are in `sharded.py`. Nothing is pickled
 from __future__ import annotations
 
 import atexit
+import gc
 import hashlib
 import heapq
 import logging
@@ -89,7 +90,6 @@ def _join() -> World:
     if not joined:
         # Small counts and text go over gloo even where gradients go over nccl: they need no turn on the GPU.
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=WAIT)
-        # Left to the end of the interpreter, its threads may outlive what they use, and the process then aborts.
         atexit.register(_leave)
     here = World(
         dist.get_rank(),
@@ -102,7 +102,15 @@ def _join() -> World:
 
 
 def _leave() -> None:
+    """Leave the group and end its threads, while Python still runs.
+
+    A gloo thread takes Python's lock to let go of a tensor. Where it comes to that only when the interpreter is ending,
+    CPython ends the thread in the middle of a C++ destructor, and the process aborts after all its work is done
+    (PyTorch's issue 190489). The threads end with the last reference to their group: what training left behind in
+    cycles is collected first, and `sharded.shard` lets no mesh keep the group.
+    """
     if dist.is_initialized():
+        gc.collect()
         dist.destroy_process_group()
 
 

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from transformers import PreTrainedModel
 
@@ -54,7 +54,7 @@ def shard(module: nn.Module) -> None:
     split = _to_split(module)
     _refuse_references(module, split)
     _empty[module] = _without_weights(module, split)
-    mesh = init_device_mesh(here.device.type, (here.size,))
+    mesh = _mesh(here.device.type, here.size)
     sixteen = next(iter(split)).dtype in (torch.bfloat16, torch.float16)
     settings: dict[str, Any] = {
         "mesh": mesh,
@@ -71,6 +71,19 @@ def shard(module: nn.Module) -> None:
             if hasattr(part, "set_reduce_scatter_unused_params"):  # an expert that no token of one process reached
                 part.set_reduce_scatter_unused_params(True, recurse=False)
     _gather_around(module, inside)
+
+
+def _mesh(device: str, size: int) -> DeviceMesh:
+    """All processes in a row.
+
+    PyTorch's tables of tensor layouts keep every mesh until the process ends, and a mesh its group, which then could
+    not end before the interpreter does (`parallel._leave`). That reference serves tracing by torch.compile alone;
+    everything else finds the group by its name.
+    """
+    mesh = init_device_mesh(device, (size,))
+    kept: dict[str, Any] = getattr(mesh, "_pg_registry", {})  # not in every version of PyTorch
+    kept.clear()
+    return mesh
 
 
 def settle(module: nn.Module) -> None:

@@ -79,6 +79,9 @@ METHODS: Mapping[str, Method] = {
     "ipo": Method("identity preference optimisation", "pairs", IPOConfig, _PAIRS, 5e-6),
     "kto": Method("thumbs up and down against a reference point", "rated", KTOConfig, _RATED, 5e-6),
     "simpo": Method("mean log-prob as reward, no reference", "pairs", SimPOConfig, _PAIRS, 8e-7),
+    "alphapo": Method(
+        "SimPO with another shape of reward", "pairs", SimPOConfig, _PAIRS, 8e-7, {"beta": 2.5, "alpha": 0.25}
+    ),
     "orpo": Method("imitation and an odds ratio in one stage, no reference", "pairs", ORPOConfig, _PAIRS, 8e-6),
     "cpo": Method("reference-free DPO and imitation", "pairs", CPOConfig, _PAIRS, 5e-6),
     "bco": Method("thumbs up and down as a binary classifier", "rated", BCOConfig, _RATED, 5e-6),
@@ -93,6 +96,7 @@ METHODS: Mapping[str, Method] = {
     "nca": _dpo("noise-contrastive alignment", loss="nca"),
     "sppo": _dpo("self-play preference optimisation, hard labels", loss="sppo"),
     "bco-pair": _dpo("binary classifier on pairs", loss="bco_pair"),
+    "wpo": _dpo("DPO in which pairs count by how likely the policy is to write them", on_policy=True),
     "apo-zero": _dpo("anchored: chosen up, rejected down", loss="apo_zero"),
     "apo-down": _dpo("anchored: both down, rejected further", loss="apo_down"),
     "aot": _dpo("distributional preference, paired", loss="aot"),

@@ -200,6 +200,7 @@ class DPOConfig(PairwiseConfig):
     divergence       f-divergence DPO: what keeps the policy near the reference
     alpha            of divergence: alpha; near 0 reverse KL, near 1 forward KL
     tau              of discopop
+    on_policy        WPO: a pair's loss counts by how likely the policy is to write its two replies (not its NLL)
     """
 
     beta: Positive = 0.1
@@ -215,6 +216,7 @@ class DPOConfig(PairwiseConfig):
     divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"] = "reverse_kl"
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.5
     tau: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    on_policy: bool = False
 
     @model_validator(mode="after")
     def _of_its_loss(self) -> Self:
@@ -227,6 +229,8 @@ class DPOConfig(PairwiseConfig):
             raise ValueError(f"tau belongs to loss: discopop; loss is {self.loss}")
         if "alpha" in given and self.divergence != "alpha":
             raise ValueError(f"alpha belongs to divergence: alpha; divergence is {self.divergence}")
+        if self.on_policy and self.coupled:
+            raise ValueError(f"on_policy weighs the loss of one pair; loss: {self.loss} has none, only that of a step")
         if self.margin and self.loss not in ("sigmoid", "hinge"):
             raise ValueError(f"margin belongs to loss: sigmoid or hinge; loss is {self.loss}")
         if self.loss not in DIFFERENCE:
@@ -272,10 +276,13 @@ class SimPOConfig(PairwiseConfig):
 
     beta    reward per nat per token (the paper: 2 to 2.5)
     gamma   reward by which chosen should lead (the paper: 0.3 to 1.6)
+    alpha   AlphaPO: shape of the reward, (1 - p^-alpha) / alpha of the probability per token; 0 for SimPO's log p.
+            Above 0 unlikely replies are moved more than likely ones, below 0 less
     """
 
     beta: Positive = 2.0
     gamma: NotNegative = 1.0
+    alpha: Annotated[float, Field(ge=-5, le=5)] = 0.0
 
     @property
     def needs_reference(self) -> bool:

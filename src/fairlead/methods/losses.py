@@ -75,6 +75,18 @@ def divergence_score(ratio_B: Tensor, divergence: Divergence, *, alpha: float = 
     return -torch.exp((-power * ratio_B).clamp(max=80.0)) / power
 
 
+def shaped_score(mean_logp_B: Tensor, *, alpha: float) -> Tensor:
+    """Score of a reply under AlphaPO, [B]: (1 - p^-alpha) / alpha, with p = exp(mean_logp_B), at alpha 0 log p.
+
+    Gupta et al. 2025 (arXiv 2501.03884): SimPO's reward with another shape; p is the policy's probability of the reply,
+    per token (the length-th root). Its slope in log p is p^-alpha: above 0 an unlikely reply is moved more than a
+    likely one, below 0 less. Computed through expm1, so that a small alpha loses no digits (TRL subtracts from 1).
+    """
+    if alpha == 0:
+        return mean_logp_B
+    return -torch.expm1(-alpha * mean_logp_B) / alpha
+
+
 # -------------------------------------------------------------------------------------------- pairwise losses
 
 

@@ -47,7 +47,7 @@ class Pairs:
     """B pairs: log-probs of both replies under the policy (gradients flow) and, where the loss reads it, the reference.
 
     These are sums over a reply's tokens, the tail weighed by `ld_alpha`; `whole_chosen_B` is the plain sum, for the
-    NLL. `*_tokens_B` count scored tokens.
+    NLL. `*_tokens_B` count scored tokens. `weight_B`, without a gradient, is what the pair's loss is multiplied by.
     """
 
     chosen_B: Tensor
@@ -59,6 +59,7 @@ class Pairs:
     margin_B: Tensor
     ref_chosen_B: Tensor | None = None
     ref_rejected_B: Tensor | None = None
+    weight_B: Tensor | None = None
 
 
 def labels_of(preferences: Sequence[Preference], rows: Rows, config: PairwiseConfig) -> Labels:
@@ -105,7 +106,26 @@ def pairs_of(
         labels.margin_P[at].to(chosen_B),
         None if ref is None else ref[:, 0],
         None if ref is None else ref[:, 1],
+        on_policy_weights(logp) if weighted(config) else None,
     )
+
+
+def weighted(config: PairwiseConfig) -> bool:
+    """Whether pairs count by how likely the policy is to write them; `reply_logprobs` is then asked for `collision`."""
+    return isinstance(config, DPOConfig) and config.on_policy
+
+
+def on_policy_weights(logp: ReplyLogprobs) -> Tensor:
+    """By how much a pair is the policy's own, [B], no gradient: WPO, Zhou et al. 2024 (arXiv 2406.11827), eq. 2.
+
+    The product over both replies of exp(mean over its tokens of log p(token) - log sum_v p(v)^2). The sum is the
+    probability that a token drawn from the policy there has on average (the paper's sampled alignment), so that a reply
+    of the policy's own weighs about 1 however many words would have fitted.
+    """
+    assert logp.collision_N is not None
+    with torch.no_grad():
+        mean_R = logp.sum_R(logp.logp_N - logp.collision_N) / logp.count_R
+        return mean_R.view(-1, 2).sum(1).exp()
 
 
 def tail_weight(config: PairwiseConfig) -> float:
@@ -144,6 +164,9 @@ def scores_of(pairs: Pairs, config: PairwiseConfig) -> tuple[Tensor, Tensor]:
     per_token = isinstance(config, SimPOConfig | ORPOConfig)
     if per_token or (isinstance(config, DPOConfig | IPOConfig) and config.length == "mean"):
         chosen_B, rejected_B = chosen_B / pairs.chosen_tokens_B, rejected_B / pairs.rejected_tokens_B
+    if isinstance(config, SimPOConfig):
+        chosen_B = losses.shaped_score(chosen_B, alpha=config.alpha)
+        rejected_B = losses.shaped_score(rejected_B, alpha=config.alpha)
     return chosen_B, rejected_B
 
 
@@ -162,7 +185,8 @@ def preference_loss(pairs: Pairs, config: PairwiseConfig) -> Tensor:
         case IPOConfig():
             return losses.soft(partial(losses.ipo, beta=config.beta), chosen_B, rejected_B, pairs.label_B)
         case DPOConfig():
-            return _dpo_family(chosen_B, rejected_B, pairs, config)
+            loss_B = _dpo_family(chosen_B, rejected_B, pairs, config)
+            return loss_B if pairs.weight_B is None else pairs.weight_B * loss_B
     raise TypeError(f"no pairwise loss for {type(config).__name__}")
 
 

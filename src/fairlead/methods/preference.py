@@ -39,6 +39,7 @@ from fairlead.methods.pairs import (
     reply_sums,
     reward_margin,
     tail_weight,
+    weighted,
 )
 from fairlead.methods.reference import cached_logprobs
 from fairlead.methods.resume import resumable
@@ -108,7 +109,7 @@ def train_pairs(
     facts = (rows.digest, labels.strength_P.tolist(), labels.margin_P.tolist(), config.model_dump_json())
     with resumable(updates, folder_key("pairs", type(config).__name__, model.lineage, *facts)) as start:
         for batch in batches(rows, config, start=start):
-            logp = reply_logprobs(policy, batch.trees)
+            logp = reply_logprobs(policy, batch.trees, collision=weighted(config))
             pairs = pairs_of(logp, batch.rows, labels, reference, config)
             if isinstance(config, DPOConfig) and config.coupled and reference is not None:
                 if slopes is None or slopes.step != batch.step:
