@@ -266,7 +266,7 @@ def test_no_thread_of_the_group_is_left_when_the_interpreter_ends(tmp_path: Path
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_processes_end_well_whatever_a_thread_of_the_group_still_does() -> None:
-    """Exit code 0 by the interpreter's own end. Where the thread outlives it, this aborts every time (5 of 5)."""
+    """Exit code 0 by the interpreter's own end. Where the thread outlives it, this aborts every time (27 of 27)."""
     path = os.pathsep.join([str(ranks.ROOT / "src"), str(ranks.ROOT / "tests"), *sys.path])
     done = subprocess.run(
         [sys.executable, str(ranks.ROOT / "tests/engine/ending.py"), "3"],
