@@ -19,14 +19,15 @@ ENOUGH = 4  # figures and capitals within words that a fragment under a decoder 
 LEAST = 8  # characters worth reading
 NEAR = 24  # characters between two odd words that may belong together
 
+_NO_VOWEL = rb"[B-DF-HJ-NP-TV-XZb-df-hj-np-tv-xz]"
 _ODD = compiled(
     rb"\S*(?:[0-9]|[a-z][A-Z]|[A-Z][A-Z]|[^A-Za-z\s'\".,:;!?()-]{2}"  # figures, capitals within, two signs
     rb"|[^0-9A-Za-z\s'][b-hj-zB-HJ-Z](?:[^0-9A-Za-z\s'][A-Za-z]|[_=+/|*~-])"  # a letter between signs
     rb"|[_=+/|*~-][A-Za-z](?:[^A-Za-z0-9']|$))\S*"
-    rb"|(?:^|\s)[b-hj-zB-HJ-Z]\b"  # a letter alone
+    rb"|(?:^|\s)(?:[b-hj-zB-HJ-Z]|%s{3,})\b" % _NO_VOWEL  # a letter alone, a word without a vowel
 )
 _WORD = re.compile(rb"[A-Za-z]+")
-_SHORT = rb"(?:[A-Za-z]{1,4}|[B-DF-HJ-NP-TV-XZb-df-hj-np-tv-xz]{5,8})(?![A-Za-z])"  # or one without a vowel
+_SHORT = rb"(?:[A-Za-z]{1,4}|%s{5,8})(?![A-Za-z])" % _NO_VOWEL
 _WORD_BEFORE = re.compile(rb"(?:^|\s)[^A-Za-z0-9\s]*%s[^A-Za-z0-9]*$" % _SHORT)
 _WORD_AFTER = re.compile(rb"[^A-Za-z0-9]*%s" % _SHORT)
 _COMMON = frozenset(
