@@ -139,7 +139,7 @@ class Ledger:
     def keep_only(self, choice: int) -> None:
         """Of several candidates one is written, as alternative 0: the stretches of the others are forgotten."""
         self._runs = {(0, part): runs for (of, part), runs in self._runs.items() if of == choice}
-        self._coming = [(0, *one) for of, *one in self._coming if of == choice]
+        self._coming = [(0, *one[1:]) for one in self._coming if one[0] == choice]
 
 
 def faults(ledger: Ledger, written: Iterable[Any]) -> list[str]:

@@ -112,7 +112,7 @@ def test_presidio_is_opened_with_what_it_knows_and_told_of_where_it_is_missing(m
     with pytest.raises(InputError, match="presidio knows no 'SHOE_SIZE'"):
         open_presidio(("SHOE_SIZE",))
     monkeypatch.setitem(sys.modules, "presidio_analyzer", None)
-    with pytest.raises(MissingResource, match="pip install presidio-analyzer"):
+    with pytest.raises(MissingResource, match="fairlead.presidio"):
         open_presidio(("PERSON",))
 
 

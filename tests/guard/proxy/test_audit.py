@@ -94,20 +94,6 @@ def test_text_and_the_end_of_the_server_in_one_read_are_in_the_log_as_they_were_
     assert (report.exchanges, report.bytes, report.uncovered) == (1, len(read), 0)
 
 
-def test_what_is_let_go_of_a_body_that_breaks_off_is_not_in_the_log(tmp_path: Path) -> None:
-    log = tmp_path / "audit.db"
-    broken = {**chat("good morning"), "choices": [{"index": 0, "message": {"role": "assistant", "content": "good"}}, 7]}
-    with (
-        Mock(lambda _: json_reply(broken)) as mock,
-        Proxy(tmp_path, mock.url, audit=log, constitution=WINDOWED) as proxy,
-        pytest.raises(openai.APIError),
-    ):
-        _ask(proxy.url)
-    report = verify(log, log.with_suffix(".key"), log.with_suffix(".heads"))
-    assert report.whole, report.breaks
-    assert (report.exchanges, report.bytes) == (1, 0)
-
-
 def test_an_escalated_exchange_waits_for_a_person(tmp_path: Path) -> None:
     from fairlead.guard.audit import queue
 

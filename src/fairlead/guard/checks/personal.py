@@ -11,6 +11,7 @@ Not found: names, places, organisations, titles, ages, dates and what else needs
 from __future__ import annotations
 
 import hashlib
+import importlib
 import ipaddress
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -259,14 +260,14 @@ def open_presidio(entities: Sequence[str], language: str = "en") -> Presidio:
     """Presidio with the spaCy model it asks for. Raises MissingResource where either is not installed, InputError for a
     kind of data that it does not know."""
     try:
-        from presidio_analyzer import AnalyzerEngine
+        analyzer = importlib.import_module("presidio_analyzer")
     except ModuleNotFoundError as missing:
         raise MissingResource(
             f"presidio looks for {', '.join(entities)}, and {missing.name} is not installed: pip install "
-            "presidio-analyzer, and its model: python -m spacy download en_core_web_lg"
+            "'fairlead[presidio]', and its model: python -m spacy download en_core_web_lg"
         ) from None
     try:
-        engine = AnalyzerEngine(supported_languages=[language])
+        engine = analyzer.AnalyzerEngine(supported_languages=[language])
     except (OSError, SystemExit, ValueError) as problem:  # spaCy ends the process where it cannot get a model
         raise MissingResource(
             f"presidio cannot start ({type(problem).__name__}): python -m spacy download en_core_web_lg"

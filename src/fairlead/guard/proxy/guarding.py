@@ -163,7 +163,8 @@ class Guarding:
             elif isinstance(event, Finish):
                 self.whole += 1
             out += release.feed(event)
-        last = self._enough(out) or last
+        if release.over:
+            last = self._enough(out) or last
         if last and release.pending:
             self.one.watch.now("checks")
             while release.pending:
@@ -175,7 +176,7 @@ class Guarding:
         """What may leave once the next model has answered."""
         assert self.release is not None
         out = await self.release.settle()
-        if self._enough(out):
+        if self.release.over and self._enough(out):
             while self.release.pending:
                 out += await self.release.settle()
         return self._noted(out)
@@ -185,7 +186,7 @@ class Guarding:
         whole is read to its end, where the usage stands."""
         release = self.release
         assert release is not None
-        if not release.over or release.ended or self.whole >= release.n:
+        if release.ended or self.whole >= release.n:
             return False
         out += release.feed(End())
         return True
@@ -211,12 +212,12 @@ class Guarding:
                 self.usage.update({k: v for k, v in item.numbers.items() if type(v) is int})
             elif isinstance(item, CheckFailed):
                 self.told = item.told
-                raise self._broken(item.told, item.why)
+                raise self._broken(item.told, "" if item.check else item.why)
             left.append(item)
         return left
 
     def _broken(self, told: Told, why: str = "") -> Broken:
-        if not told.principle and why:  # no check of a principle: something the server said
+        if why:  # no check: something the server said
             return Broken(502, f"{why} ({told.verdict})", again=False)
         why = NO_CHECK.format(f"{told.principle or 'no principle'}, {told.verdict}")
         return Broken(503, why, again=False, kind="check_failed")

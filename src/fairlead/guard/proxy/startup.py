@@ -70,8 +70,8 @@ def _book(book: Book, names: list[str], setup: Setup) -> Iterator[str]:
         )
     escalates = [p.id for p in guarded if p.guard is not None and p.guard.on_violation == "escalate"]
     if escalates:
-        read = "waits in the queue of the audit log" if log else "NOBODY READS IT: there is no log, give --audit FILE"
-        yield f"  escalate: {', '.join(escalates)}. What is escalated is refused, and {read}"
+        where = "waits in the queue of the audit log" if log else "NOBODY READS IT: there is no log, give --audit FILE"
+        yield f"  escalate: {', '.join(escalates)}. What is escalated is refused, and {where}"
     if book.unchecked:
         missing = ", ".join(book.unchecked)
         yield f"  NOT CHECKED: {missing}. Nothing here can check them; --critic MODEL or --classifier DIR can"
