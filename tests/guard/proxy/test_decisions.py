@@ -128,14 +128,16 @@ def test_the_best_leaves_alone_and_where_none_is_good_enough_the_principle_speak
 
 def test_a_stream_of_which_every_candidate_is_refused_ends_with_a_refusal(tmp_path: Path, reward: ByLength) -> None:
     """All of them are over before the server has ended any: the guard does not wait for it."""
-    events = [event for event in _streamed("arsenic", "arsenic", "arsenic") if not _finish(event)]
-    with Mock(lambda _: sse_reply(*events, "hang")) as mock, Proxy(tmp_path, mock.url, policy=BEST) as proxy:
+    text = "arsenic , and more of it " * 100
+    events = [event for event in _streamed(text, text, text) if isinstance(event, dict) and not _finish(event)]
+    policy = BEST + "limits: {idle: 5.0}\n"
+    with Mock(lambda _: sse_reply(*events, "hang")) as mock, Proxy(tmp_path, mock.url, policy=policy) as proxy:
         assert _say(proxy, stream=True) == (REFUSED, "content_filter")
     assert reward.batches == []
 
 
-def _finish(event: Any) -> bool:
-    return isinstance(event, dict) and any(choice.get("finish_reason") for choice in event.get("choices", ()))
+def _finish(event: dict[str, Any]) -> bool:
+    return any(choice.get("finish_reason") for choice in event["choices"])
 
 
 def test_a_format_without_alternatives_has_one_that_must_be_good_enough(tmp_path: Path, reward: ByLength) -> None:
