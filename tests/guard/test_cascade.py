@@ -394,26 +394,17 @@ def test_a_request_waits_upon_models_no_longer_than_its_budget() -> None:
         free.set()
 
 
-def test_dear_calls_are_capped_by_request_and_by_tenant() -> None:
+def test_dear_calls_are_capped_by_request_and_by_what_a_tenant_may_spend() -> None:
     critics = [Model(cost=2, name=f"c{n}") for n in range(3)]
     release, out = run(planned(*critics, dear=2), reply("hello"))
     assert kinds(out) == ["Broken"] and release.tally.cost["c2", "refused by a cap"] == 1
-    asked: list[tuple[str, str]] = []
 
-    def spend(kind: str, principle: str) -> bool:
-        asked.append((kind, principle))
-        return False
+    def none_left(item: Exchange) -> Decision:
+        raise BudgetReached("the budget of 5 USD is reached")
 
-    release, out = run(planned(Model(cost=2)), reply("hello"), spend=spend)
-    assert kinds(out) == ["Broken"] and asked == [("critic", "p")]
-    run(planned(Model(cost=1)), reply("hello"), spend=spend)
-    assert len(asked) == 1
-
-    def broken(kind: str, principle: str) -> bool:
-        raise OSError
-
-    release, out = run(planned(Model(cost=2)), reply("hello"), spend=broken)
-    assert kinds(out) == ["Broken"] and "OSError" in release.ledger.verdicts[-1].evidence
+    release, out = run(planned(Model(none_left, cost=2)), reply("hello"))
+    assert kinds(out) == ["Broken"] and release.ledger.verdicts[-1].evidence == "the tenant's budget is used up"
+    assert release.tally.cost["model", "refused by a cap"] == 1
 
 
 def test_what_a_model_says_after_the_end_is_dropped() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import pytest
@@ -64,6 +65,19 @@ def test_of_several_candidates_one_is_kept() -> None:
     kept.write(1, 0, "reply", "other", (kept.verdicts[0].id,))
     kept.keep_only(1)
     assert [(r.choice, r.end) for r in kept.ranges] == [(0, 5)]
+
+
+def test_what_was_let_go_counts_once_it_is_sent_and_what_was_not_sent_is_forgotten() -> None:
+    kept = ledger()
+    before = [(r.start, r.end) for r in kept.ranges]
+    ids = (kept.verdicts[0].id,)
+    kept.write(5, 0, "reply", "one ", ids)
+    kept.sent()
+    kept.write(5, 0, "reply", "two", ids)
+    kept.forget()
+    kept.write(5, 0, "reply", "three", ids)
+    assert [(r.start, r.end) for r in kept.ranges] == [*before, (0, 9)]
+    assert kept.ranges[-1].sha256 == hashlib.sha256(b"one three").hexdigest()
 
 
 # ------------------------------------------------------------------------------------------ the verdict cache

@@ -118,3 +118,22 @@ def test_in_shadow_mode_it_goes_on_and_is_counted() -> None:
     prompted, ledger, tally = run(says("refuse", principle="dark"), Asks(lambda m: 1 / 0, principle="dark"))
     assert prompted.told.decision == "allow" and ledger.verdicts == [] and len(ledger.shadow) == 2
     assert tally.shadow == {("dark (prompt)", "refuse"): 1, ("dark (prompt)", "failed"): 1}
+
+
+def test_code_that_takes_too_long_over_what_is_asked_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short texts: seen when it gives back. Long ones: in a thread, and nobody waits for it longer."""
+    times = iter(range(100))
+    monkeypatch.setattr("fairlead.guard.prompt_side.perf_counter", lambda: float(next(times)))
+    slow = says("allow", deadline=0.5)
+    prompted, ledger, tally = run(slow)
+    assert (prompted.told.decision, prompted.check) == ("failed", "c") and tally.failed == {("c", "closed"): 1}
+    assert "0.5 s is what it may take" in ledger.verdicts[-1].evidence
+    prompted, _, tally = run(slow, on_error={0: "allow"})
+    assert prompted.goes_on and tally.failed == {("c", "open"): 1}
+    free = threading.Event()
+    try:
+        hangs = Asks(lambda messages: free.wait(20), deadline=0.05)
+        prompted, ledger, _ = run(hangs, long=True, pool=Pool())
+        assert prompted.check == "c" and "no answer within 0.05 s" in ledger.verdicts[-1].evidence
+    finally:
+        free.set()

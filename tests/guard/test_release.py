@@ -457,9 +457,79 @@ def test_an_id_that_could_say_something_is_made_anew() -> None:
 # ------------------------------------------------------------------------------- everything else that is text
 
 
-@pytest.mark.parametrize("place", ["reply", "reasoning", "refusal", "citation"])
+@pytest.mark.parametrize("place", ["reply", "reasoning", "refusal"])
 def test_every_place_is_text_and_scanned(place: str) -> None:
     assert said(released(planned(words()), reply("so b", "ad", place=place))[1]) == f"so {REDACTED}"
+
+
+CITED = '{"type":"url_citation","url":"http://a.example/bad","title":"bad news","start_index":3}'
+
+
+def test_a_citation_leaves_whole_painted_over_inside_its_strings_or_not_at_all() -> None:
+    """On the wire it is JSON: half of one, or one that is JSON no more, could not be written, and would stand in the
+    ledger as released."""
+    release, out = released(
+        planned(words()), [*text("so"), *text(*CITED, part=1, place="citation"), Finish(0, "stop"), End()]
+    )
+    assert said(out) == "so" + CITED.replace("bad", REDACTED)
+    assert [r.place for r in release.ledger.ranges] == ["reply", "guard"]
+    for word in ("url_citation", "start_index", "3"):
+        release, out = released(
+            planned(words(word)), [*text("so"), *text(CITED, part=1, place="citation"), Finish(0, "stop"), End()]
+        )
+        assert said(out) == "so" and release.tally.withheld["citation"] == 1
+        assert len(release.ledger.ranges) == 1 and kinds(out)[-3:] == ["Noted", "Finish", "End"]
+    stopped = [
+        *text("so"),
+        *text(CITED, part=1, place="citation", close=False),
+        *text("worse", part=2),
+        Finish(0, "stop"),
+    ]
+    _, out = released(planned(words("worse", "refuse")), stopped)
+    assert said(out) == "so" and kinds(out)[-1] == "Stop"
+
+
+# ------------------------------------------------------------------------------------------ code that is late
+
+
+class Slow(Passing):
+    """Takes 20 ms over each piece, by a clock of its own."""
+
+    now = 0.0
+
+    def feed(self, seen: Seen) -> Ruling:
+        Slow.now += 0.02
+        return super().feed(seen)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fairlead.guard.release.perf_counter", lambda: Slow.now)
+
+
+@pytest.mark.usefixtures("clock")
+@pytest.mark.parametrize("on_error", ["refuse", "allow"])
+def test_code_that_takes_too_long_has_failed_and_is_asked_no_more(on_error: str) -> None:
+    made: list[Slow] = []
+
+    def start() -> Slow:
+        made.append(Slow())
+        return made[-1]
+
+    plan = planned(check(start), policy=Policy("be kind", "no .", on_error, "buffer"), deadlines={0: 0.05})
+    release, out = released(plan, reply(*"a long reply"))
+    assert made[0].fed == 3
+    assert release.tally.failed["scripted", "closed" if on_error == "refuse" else "open"] == 1
+    assert kinds(out) == ["Broken"] if on_error == "refuse" else said(out) == "a long reply"
+    told = next(v for v in release.ledger.verdicts if v.outcome == "failed")
+    assert "0.05 s is what it may take in one request" in told.evidence
+
+
+@pytest.mark.usefixtures("clock")
+def test_code_that_is_late_once_something_left_stops_the_reply() -> None:
+    plan = planned(check(Slow), deadlines={0: 0.05})
+    _, out = released(plan, reply(*"a long reply"))
+    assert kinds(out)[-2:] == ["Stop", "End"] and said(out) == "a "
 
 
 def test_the_stop_string_is_text_too() -> None:

@@ -151,7 +151,8 @@ def test_what_leaves_is_what_an_oracle_that_sees_the_whole_lets_go(stream: Any, 
                     assert release.texts[gone.channel].out <= allowed
     for p, text in enumerate(texts):
         cuts = [cut for scripts_ in per_watch for cut in scripts_[Channel(0, p)].cuts]
-        assert left.get(Channel(0, p), "") == expected(text, cuts)
+        gone_whole = bool(cuts) and places[p] == "citation"  # what is no JSON cannot be painted over as JSON
+        assert left.get(Channel(0, p), "") == ("" if gone_whole else expected(text, cuts))
     order = [e.channel.part for e in out if isinstance(e, Open | Delta | Close)]
     assert order == sorted(order)
     assert faults(release.ledger, out) == []

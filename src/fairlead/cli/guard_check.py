@@ -104,9 +104,14 @@ def _read(file: str) -> tuple[Sequence[Exchange], Sequence[str]]:
 def _classifier(constitution: Constitution, folder: Path | None) -> tuple[Check, ...]:
     if folder is None:
         return ()
+    from fairlead.errors import InputError
+
     load = importlib.import_module("fairlead.guard.classifier.model").load
     checks = importlib.import_module("fairlead.guard.classifier.check").classifier_checks
-    return tuple(checks(constitution, load(folder)))
+    try:
+        return tuple(checks(constitution, load(folder)))
+    except ValueError as problem:
+        raise InputError(f"{folder}: {problem}") from None
 
 
 def _agree(

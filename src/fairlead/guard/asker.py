@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from fairlead.errors import FairleadError
+from fairlead.errors import BudgetReached, FairleadError
 from fairlead.exchange import Exchange
-from fairlead.guard.asking import answers_of, failure
+from fairlead.guard.asking import USED_UP, answers_of, failure
 from fairlead.guard.decision import Decision
 from fairlead.guard.plan import Followed, Plan
 from fairlead.guard.pool import NoAnswer, Pool
@@ -110,6 +110,8 @@ def _ask(one: Followed, exchanges: list[Exchange]) -> list[Any]:
         if one.weighs:
             return answers_of(check, check.weigh, (Decision, Doubt), exchanges, alone=1, quiet=True)
         return answers_of(check, check.decide, (Decision,), exchanges, alone=1, quiet=True)
+    except BudgetReached:
+        return [failure(check, USED_UP) for _ in exchanges]
     except (FairleadError, MemoryError) as problem:
         return [failure(check, f"raised {type(problem).__name__}") for _ in exchanges]
 

@@ -9,6 +9,8 @@ from fairlead.errors import FairleadError
 from fairlead.exchange import Exchange
 from fairlead.guard.decision import Check, Decision
 
+USED_UP = "the tenant's budget is used up"
+
 
 def answers(check: Check, exchanges: Sequence[Exchange]) -> list[Decision]:
     """The decisions of one check.

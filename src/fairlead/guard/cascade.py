@@ -17,7 +17,7 @@ from fairlead.exchange import Exchange, Message
 from fairlead.guard import verdict_cache
 from fairlead.guard.alternative import NEVER, Alternative
 from fairlead.guard.asker import Asker
-from fairlead.guard.asking import failure
+from fairlead.guard.asking import USED_UP, failure
 from fairlead.guard.decision import Decision, Span
 from fairlead.guard.holding import Held
 from fairlead.guard.plan import Followed
@@ -97,15 +97,11 @@ class Questions:
 
     # ---------------------------------------------------------------------------------------- asking
 
-    def may(self, kind: str, principle: str) -> str:
-        """ "" where one more dear call is within the caps of the request and the tenant, else why not."""
+    def may(self) -> str:
+        """ "" where one more dear call is within the cap of the request, else why not. What a tenant may spend is held
+        where it is spent, by the model itself (`BudgetReached`)."""
         if self.dear < 1:
             return f"the request has had its {self.plan.dear} dear calls"
-        try:
-            if self.release.spend is not None and not self.release.spend(kind, principle):
-                return "the tenant's budget for it is used up"
-        except Exception as problem:  # noqa: BLE001  # who cannot say that there is money has none
-            return f"the tenant's budget could not be asked: {type(problem).__name__}"
         self.dear -= 1
         return ""
 
@@ -139,7 +135,7 @@ class Questions:
             return
         left = self.time_left(one.deadline)
         why = "" if left > 0 else "the time that a request may wait upon checks is used up"
-        why = why or (self.may("critic", one.principle) if one.cost >= 2 else "")
+        why = why or (self.may() if one.cost >= 2 else "")
         if why:
             release.tally.cost[one.name, "refused by a cap"] += 1
             say(failure(one.check, why), 0.0)
@@ -224,7 +220,7 @@ class Questions:
             answer, outcome = failure(one.check, "asked to hold what it was asked about"), "failed"
         if outcome == "failed":
             assert isinstance(answer, Decision)
-            release.tally.cost[one.name, "failed"] += 1
+            release.tally.cost[one.name, "refused by a cap" if answer.evidence == USED_UP else "failed"] += 1
             failed(release, i, choice, answer.evidence, ms)
             return
         if isinstance(answer, Doubt) or outcome == "allow":

@@ -10,7 +10,7 @@ from fairlead.constitution.schema import Secret as Written
 from fairlead.errors import InputError
 from fairlead.guard.checks.exfiltration import ExfiltrationCheck
 from fairlead.guard.checks.injection import InjectionCheck
-from fairlead.guard.checks.personal import PersonalData
+from fairlead.guard.checks.personal import PersonalData, Presidio
 from fairlead.guard.checks.rules import RulesCheck
 from fairlead.guard.checks.secrets import Secret, SecretsCheck
 from fairlead.guard.critic import CriticCheck
@@ -34,6 +34,7 @@ def checks_from(
     only: Collection[str] | None = None,
     deadline: float | None = None,
     proxy: bool = False,
+    presidio: Presidio | None = None,
 ) -> tuple[Check, ...]:
     """The checks of a constitution: cheap ones first, of equals the more severe principle first.
 
@@ -47,6 +48,7 @@ def checks_from(
     deadline    seconds for one batch of one critic
     proxy       the checks of a proxy: personal data where a principle speaks of it, and what tools bring back and
                 take out (`proxy_checks`)
+    presidio    finds there what needs a reader: a model, asked in threads
     """
     chosen, patterns = dict(thresholds or {}), dict(rules or {})
     for what, ids in (("threshold is", chosen), ("rule is", patterns)):
@@ -70,6 +72,8 @@ def checks_from(
             checks.append(SecretsCheck(secrets, principle.id, outcome, places))
         if proxy and speaks_of_privacy(principle):
             checks.append(PersonalData(principle.id, "redact", places))
+            if presidio is not None:
+                checks.append(PersonalData(principle.id, "redact", places, entities=(), extra=presidio, cost=1))
         if principle.id not in keeping and critic_model is not None and places:
             judge = critic(principle, critic_model)
             check = JudgeCheck(judge, principle.id, deadline, chosen.get(principle.id, THRESHOLD))
@@ -88,6 +92,7 @@ def proxy_checks(
     rules: Mapping[str, Sequence[str]] | None = None,
     only: Collection[str] | None = None,
     deadline: float | None = None,
+    presidio: Presidio | None = None,
 ) -> tuple[Check, ...]:
     """The checks of a proxy: those of `checks_from`, personal data (painted over) for every guarded principle of
     secrecy that speaks of people, and for the gravest of secrecy the two that tools need: orders in what they bring
@@ -97,8 +102,9 @@ def proxy_checks(
     score                 a classifier's P(injection) of a text, beside the heuristic
     """
     checks = checks_from(
-        constitution, critic_model, thresholds=thresholds, rules=rules, only=only, deadline=deadline, proxy=True
-    )
+        constitution, critic_model, thresholds=thresholds, rules=rules, only=only, deadline=deadline, proxy=True,
+        presidio=presidio,
+    )  # fmt: skip
     secrecy = [
         p
         for p in constitution.principles

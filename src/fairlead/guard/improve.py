@@ -11,11 +11,15 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from fairlead.errors import BudgetReached
 from fairlead.exchange import Exchange, Message, Verdict
 from fairlead.guard.alternative import Alternative
+from fairlead.guard.asking import USED_UP
+from fairlead.guard.holding import Held
 from fairlead.guard.plan import BestOf
 from fairlead.guard.pool import NoAnswer
 from fairlead.guard.released import Broken, Noted, Out, Stop
+from fairlead.guard.saying import failed
 from fairlead.guard.tally import Tally
 from fairlead.guard.watch import Seen
 from fairlead.guard.wire.events import (
@@ -42,7 +46,8 @@ async def revised(release: Release, choice: Alternative) -> None:
     assert choice.revising is not None and release.questions is not None and release.plan.revise is not None
     decision, verdict = choice.revising
     questions, revise = release.questions, release.plan.revise
-    why = questions.may("revise", decision.principle)
+    why = questions.may()
+    release.tally.cost["revise", "refused by a cap" if why else "asked"] += 1
     words = release.plan.policy(decision.principle).text or decision.evidence
     item = Exchange(release.messages, choice.reply())
     text = ""
@@ -53,6 +58,9 @@ async def revised(release: Release, choice: Alternative) -> None:
             why = "" if text else "no revision came back"
         except NoAnswer as problem:
             why = f"no revision came back: {problem}"
+        except BudgetReached:
+            release.tally.cost["revise", "refused by a cap"] += 1
+            why = USED_UP
         except Exception as problem:  # noqa: BLE001  # a counted failure of the guard, `on_error` says what follows
             why = f"no revision came back: {type(problem).__name__}"
     if choice.ended:
@@ -71,7 +79,8 @@ async def revised(release: Release, choice: Alternative) -> None:
     if choice.ended:
         return
     if len(release.choices) > 1 or release.n > 1:
-        release.told_of(choice, text)
+        part = 1 + max((channel.part for channel in release.texts if channel.choice == choice.index), default=0)
+        _tell(release, choice, Seen(Channel(choice.index, part), "reply", text, True))
     release.take_over(choice, _as_revised(out, Told("revise", decision.principle, verdict)), "revise")
 
 
@@ -86,7 +95,7 @@ def _text(answer: Any) -> str:
 def _again(release: Release, choice: Alternative) -> Release:
     again = type(release)(
         release.plan, release.messages, asker=release.asker, tenant=release.tenant, tally=Tally(),
-        ledger=release.ledger, escalate=release.escalate, spend=release.spend, rounds=release.rounds - 1,
+        ledger=release.ledger, escalate=release.escalate, rounds=release.rounds - 1,
     )  # fmt: skip
     again.sent = release.sent
     assert again.questions is not None and release.questions is not None
@@ -95,8 +104,21 @@ def _again(release: Release, choice: Alternative) -> Release:
     for other in release.choices.values():
         if other is not choice:
             for text in other.texts:
-                again.prime(Seen(text.channel, text.place, "".join(text.kept or ()), True, text.name))
+                told = again.choices.setdefault(text.channel.choice, Alternative(text.channel.choice))
+                told.ended = True
+                _tell(again, told, Seen(text.channel, text.place, "".join(text.kept or ()), True, text.name))
     return again
+
+
+def _tell(release: Release, choice: Alternative, seen: Seen) -> None:
+    """Tells the watches of a text that has another release: what they are shown here may go on from it."""
+    text = release.texts[seen.channel] = Held(Open(seen.channel, seen.place, "", seen.name), release.let.copy(), False)
+    text.seen, text.done = len(seen.text), True
+    for i, watch in release.live:
+        try:
+            watch.feed(seen)
+        except Exception as problem:  # noqa: BLE001  # a counted failure of the check, closed by default
+            failed(release, i, choice, f"raised {type(problem).__name__}")
 
 
 def _merge(release: Release, again: Release) -> None:
@@ -125,11 +147,11 @@ def _as_revised(out: Sequence[Out], told: Told) -> list[Out]:
 class Best:
     """A release that lets go of the best candidate alone: the same face as `Release`, around one of n candidates.
 
-    The provider is asked for `best.n` alternatives; the client sees one.
+    The provider is asked for `n` alternatives; the client sees one.
     """
 
     def __init__(self, inner: Release, best: BestOf) -> None:
-        self.inner, self.best = inner, best
+        self.inner, self.best, self.n = inner, best, best.n
         self.over = self.ended = False
         self._candidates: dict[int, list[Out]] = {}
         self._before: list[Out] = []
@@ -181,24 +203,32 @@ class Best:
     async def _choose(self) -> list[Out]:
         """Judges what may be chosen. A judge that fails is a check that fails: its principle says what follows."""
         inner, best = self.inner, self.best
-        policy = inner.plan.policy(best.principle)
+        policy, key = inner.plan.policy(best.principle), best.principle or "best-of-n"
         allowed = [c for c in sorted(self._candidates) if _may_be_chosen(self._candidates[c])]
         if not allowed:
             return self._give(min(self._candidates, default=-1))
         scores, why = await self._scores(allowed)
+        closed = policy.on_error == "refuse" and not best.shadow
+        chosen, outcome, told = allowed[0], "failed", why
         if why:
-            closed = policy.on_error == "refuse"
             inner.tally.failed["best-of-n", "closed" if closed else "open"] += 1
-            verdict = inner.ledger.verdict("best-of-n", best.principle, "failed", why)
-            return self._refuse("failed", policy.say, verdict) if closed else self._give(allowed[0])
-        score, c = max((score, -c) for c, score in scores.items())
-        told = f"the best of {len(allowed)} candidates scored {score:.2f}, the threshold is {best.threshold:g}"
-        if score < best.threshold:
-            verdict = inner.ledger.verdict("best-of-n", best.principle, "refuse", told)
-            inner.tally.decisions[best.principle or "best-of-n", "refuse"] += 1
-            return self._refuse("refuse", policy.say, verdict)
-        inner.ledger.verdict("best-of-n", best.principle, "allow", told)
-        return self._give(-c)
+        else:
+            score, c = max((score, -c) for c, score in scores.items())
+            chosen, outcome = -c, "allow" if score >= best.threshold else "refuse"
+            told = f"the best of {len(allowed)} candidates scored {score:.2f}, the threshold is {best.threshold:g}"
+        verdict = inner.ledger.verdict("best-of-n", best.principle, outcome, told, shadow=best.shadow)
+        if best.shadow:
+            inner.tally.shadow[key, outcome] += 1
+            return self._give(allowed[0])
+        if outcome == "allow" or (why and not closed):
+            return self._give(chosen)
+        if outcome == "failed":
+            self.over = self.ended = True
+            inner.ledger.keep_only(-1)
+            inner.tally.replies["failed"] += 1
+            return [Broken(Told("failed", best.principle, verdict), why, "best-of-n")]
+        inner.tally.decisions[key, "refuse"] += 1
+        return self._refuse(policy.say, verdict)
 
     async def _scores(self, allowed: Sequence[int]) -> tuple[dict[int, float], str]:
         """Scores by candidate, and why there are none ("" where there are)."""
@@ -225,12 +255,12 @@ class Best:
         out = [_renumbered(event) for event in self._candidates.get(c, ())]
         return self._end(out)
 
-    def _refuse(self, outcome: str, say: str, verdict: str) -> list[Out]:
+    def _refuse(self, say: str, verdict: str) -> list[Out]:
         ledger, channel = self.inner.ledger, Channel(0, 0)
         ledger.keep_only(-1)
         ledger.write(0, 0, "guard", say, (verdict,))
-        self.inner.tally.replies[outcome] += 1
-        told = Noted(0, Told(outcome, self.best.principle, verdict))
+        self.inner.tally.replies["refuse"] += 1
+        told = Noted(0, Told("refuse", self.best.principle, verdict))
         return self._end(
             [Open(channel, "reply"), Delta(channel, say), Close(channel), told, Finish(0, "content_filter")]
         )

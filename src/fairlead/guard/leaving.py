@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Any
 
 from fairlead.guard.alternative import Alternative
 from fairlead.guard.arguments import painted
@@ -24,13 +25,13 @@ def drain(release: Release, choice: Alternative) -> None:
         if choice.passed and not _pass(release, choice, k):
             return
         if not text.done:
-            if text.place in buffered or (text.place == "tool_call" and not text.whole):
+            if text.place in buffered or (text.place in _WHOLE and not text.whole):
                 return
             allowed = min(text.let)
-            if text.place == "tool_call":
+            if text.place in _WHOLE:
                 if allowed < text.seen or (text.seen == 0 and not choice.whole):
                     return
-                _call(release, choice, text)
+                (_call if text.place == "tool_call" else _citation)(release, choice, text)
             else:
                 if allowed > text.out and text.seen > text.out:
                     _write(release, choice, text, allowed if allowed < text.seen else text.seen)
@@ -42,6 +43,9 @@ def drain(release: Release, choice: Alternative) -> None:
             choice.first += 1
     if choice.passed:
         _pass(release, choice, len(texts))
+
+
+_WHOLE = frozenset(("tool_call", "citation"))  # JSON on the wire: whole, or not there
 
 
 def say(release: Release, channel: Channel, words: str, verdict: str) -> None:
@@ -111,3 +115,29 @@ def _call(release: Release, choice: Alternative, text: Held) -> None:
     choice.calls += 1
     release.emit(text.opening(), *((Delta(channel, arguments),) if arguments else ()), Close(channel))
     release.ledger.write(channel.choice, channel.part, place, arguments, cover)
+
+
+def _citation(release: Release, choice: Alternative, text: Held) -> None:
+    """A citation that every check has let go: as it is, painted over, or left out where what is left would be none."""
+    if not text.cuts:
+        _write(release, choice, text, text.seen)
+        _close(release, choice, text)
+        return
+    cited = "".join(piece for piece, _ in text.pieces)
+    left = painted(cited, [(a, b) for a, b, _ in text.cuts])
+    if left is None or _kind(left) != _kind(cited):
+        release.tally.withheld["citation"] += 1
+        choice.withheld += text.drop()
+        return
+    answers = [verdict for model in text.segments.values() for _, verdict in model]
+    marks = [verdict for _, _, verdict in sorted(text.cuts)]
+    cover = tuple(dict.fromkeys((*choice.covering(release, text, text.seen)[0], *answers, *marks)))
+    text.drop()
+    text.out, choice.sent = text.seen, True
+    release.emit(text.opening(), Delta(text.channel, left), text.closing())
+    release.ledger.write(text.channel.choice, text.channel.part, "guard", left, cover)
+
+
+def _kind(cited: str) -> Any:
+    given = json.loads(cited)
+    return given.get("type") if isinstance(given, dict) else None

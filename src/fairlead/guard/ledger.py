@@ -1,7 +1,8 @@
 """What left the guard, stretch by stretch, and which verdicts let it go.
 
 A verdict is what one check said: of a check that follows a stream, one for all that it let go of an alternative; of a
-model, one per question. Stretches of one text lie end to end from its first character. `faults` compares a ledger with
+model, one per question. Stretches of one text lie end to end from its first character. What was let go is written down
+once it is sent (`sent`), or not at all (`forget`). `faults` compares a ledger with
 what was written, event by event: the property that the guard stands for, and a switch for looking into a running one.
 """
 
@@ -78,6 +79,7 @@ class Ledger:
         self.shadow: list[Verdict] = []  # of checks in shadow mode: they cover nothing
         self._next = int.from_bytes(os.urandom(6), "big")
         self._runs: dict[tuple[int, int], list[_Run]] = {}
+        self._coming: list[tuple[int, int, str, str, tuple[str, ...]]] = []  # let go, and not sent yet
 
     def verdict(
         self, check: str, principle: str, outcome: str, evidence: str = "", ms: float = 0.0, *, shadow: bool = False
@@ -93,9 +95,21 @@ class Ledger:
         return f"{self._next:012x}"
 
     def write(self, choice: int, part: int, place: str, text: str, verdicts: tuple[str, ...]) -> None:
-        """Writes down that `text` leaves, next in its part."""
-        if not text:
-            return
+        """Writes down that `text` was let go, next in its part."""
+        if text:
+            self._coming.append((choice, part, place, text, verdicts))
+
+    def sent(self) -> None:
+        """What was let go so far is on its way to the client."""
+        for one in self._coming:
+            self._add(*one)
+        self._coming.clear()
+
+    def forget(self) -> None:
+        """What was let go and not sent will not be sent any more."""
+        self._coming.clear()
+
+    def _add(self, choice: int, part: int, place: str, text: str, verdicts: tuple[str, ...]) -> None:
         runs = self._runs.setdefault((choice, part), [])
         run = runs[-1] if runs else None
         if run is None or run.verdicts != verdicts or run.place != place:
@@ -108,7 +122,8 @@ class Ledger:
 
     @property
     def ranges(self) -> tuple[Range, ...]:
-        """All stretches so far, by alternative and part."""
+        """All stretches so far, by alternative and part; what was let go counts as sent."""
+        self.sent()
         return tuple(
             Range(choice, part, run.place, run.start, run.end, run.bytes, run.hash.hexdigest(), run.verdicts)
             for (choice, part), runs in sorted(self._runs.items())
@@ -118,11 +133,13 @@ class Ledger:
     @property
     def bytes(self) -> int:
         """Bytes of text released so far."""
+        self.sent()
         return sum(run.bytes for runs in self._runs.values() for run in runs)
 
     def keep_only(self, choice: int) -> None:
         """Of several candidates one is written, as alternative 0: the stretches of the others are forgotten."""
         self._runs = {(0, part): runs for (of, part), runs in self._runs.items() if of == choice}
+        self._coming = [(0, *one[1:]) for one in self._coming if one[0] == choice]
 
 
 def faults(ledger: Ledger, written: Iterable[Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,7 +20,7 @@ WIRE: Mapping[str, frozenset[str]] = {  # places of a constitution as places of 
     "reasoning": frozenset({"reasoning"}),
     "tool_call": frozenset({"tool_call"}),
 }
-DEADLINES: Mapping[int, float] = {1: 0.5, 2: 20.0}
+DEADLINES: Mapping[int, float] = {0: 5.0, 1: 0.5, 2: 20.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class Followed:
     model     what it shares with other checks, which are asked together (None: nothing)
     asleep    it is asked on another check's doubt alone
     window    characters between two questions (0: one question about the whole alternative), `context` before them
-    deadline  seconds for one question
+    deadline  seconds for one question; of code, for all that it does in one request
     identity  what its verdicts may be kept under: name and lineage
     """
 
@@ -55,7 +56,9 @@ class Followed:
 class BestOf:
     """Of `n` candidates the one that `judge` scores highest, by `score` in [0, 1].
 
-    The outside option: where none reaches `threshold`, the principle's `say` is what the user reads.
+    The outside option: where none reaches `threshold`, the principle's `say` is what the user reads. It holds for one
+    candidate too (`n` = 1, where a format has no more). In `shadow` the first candidate leaves, and what would have
+    been done is counted.
     """
 
     judge: Judge
@@ -63,10 +66,11 @@ class BestOf:
     threshold: float
     principle: str = ""
     deadline: float = 20.0
+    shadow: bool = False
 
     def __post_init__(self) -> None:
-        if self.n < 2:
-            raise ValueError(f"best-of-n with n = {self.n}: there is nothing to choose from below 2")
+        if self.n < 1:
+            raise ValueError(f"best-of-n with n = {self.n}: there is nothing to choose from below 1")
         if not 0.0 <= self.threshold <= 1.0:
             raise ValueError(f"the threshold of best-of-n is {self.threshold}: a score lies in [0, 1]")
 
@@ -183,7 +187,8 @@ def _followed(
         policy = replace(policy, shadow=True)
     if check.cost == 0:
         start = check.watch if isinstance(check, StreamCheck) else partial(Whole, check)
-        return Followed(check, check.name, check.principle, 0, policy, start)
+        deadline = float(getattr(check, "deadline", 0.0) or deadlines.get(0, math.inf))
+        return Followed(check, check.name, check.principle, 0, policy, start, deadline=deadline)
     windowed = policy.stream == "window" and isinstance(check, Windowed)
     asleep = check.name in asked_for or any(name == check.principle and cost < check.cost for name, cost in askers)
     return Followed(

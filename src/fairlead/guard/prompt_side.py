@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from time import perf_counter
+from types import MappingProxyType
 
 from fairlead.exchange import Exchange, Message, ToolCall
 from fairlead.guard.arguments import painted
@@ -18,6 +20,8 @@ from fairlead.guard.release import Escalate
 from fairlead.guard.tally import Tally
 from fairlead.guard.watch import PromptCheck
 from fairlead.guard.wire.events import Told
+
+NONE: Mapping[int, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +52,16 @@ async def ask(
     tally: Tally,
     pool: Pool | None = None,
     deadlines: Mapping[int, float] = DEADLINES,
+    on_error: Mapping[int, str] = NONE,
+    long: bool = False,
     escalate: Escalate | None = None,
 ) -> Prompted:
     """Asks all checks, cheap ones first (`cost`, 0 where a check has none); dear ones only where no cheap one refuses.
 
-    A model (cost 1 or 2) is asked in the pool, within its deadline. A check that fails is what the policy of its
-    principle says. A prompt can be painted over, refused or escalated; what would revise it or block a call refuses.
+    A model (cost 1 or 2) is asked in the pool, within its deadline; so is code where what is asked is `long`, else it
+    runs at once and has failed where it took longer. A check that fails is what the policy of its principle says, or
+    `on_error` by its cost. A prompt can be painted over, refused or escalated; what would revise it or block a call
+    refuses.
     """
     asked = tuple(messages)
     said: list[tuple[Decision, str]] = []
@@ -61,8 +69,9 @@ async def ask(
         cost = getattr(check, "cost", 0)
         if cost and any(SEVERITY[decision.outcome] >= SEVERITY["escalate"] for decision, _ in said):
             break
-        decision = await _asked(check, cost, asked, pool, getattr(check, "deadline", 0.0) or deadlines.get(cost, 20.0))
-        one = _resolved(check, decision, policies, ledger, tally)
+        deadline = getattr(check, "deadline", 0.0) or deadlines.get(cost, 20.0)
+        decision = await _asked(check, asked, pool if cost or long else None, deadline)
+        one = _resolved(check, decision, policies, on_error.get(cost, ""), ledger, tally)
         if one is not None:
             said.append(one)
     worst = most_severe(decision for decision, _ in said)
@@ -111,16 +120,17 @@ def without(messages: Sequence[Message], spans: Iterable[Span]) -> tuple[Message
     return tuple(changed)
 
 
-async def _asked(
-    check: PromptCheck, cost: int, messages: tuple[Message, ...], pool: Pool | None, deadline: float
-) -> Decision:
+async def _asked(check: PromptCheck, messages: tuple[Message, ...], pool: Pool | None, deadline: float) -> Decision:
     """What a check says; what goes wrong inside it is a decision `failed` that says what, and quotes nothing."""
     principle = getattr(check, "principle", "")
     try:
-        if cost and pool is not None:
+        if pool is not None:
             said: object = await pool.submit(check.name, lambda: check.ask(messages), deadline)
         else:
+            began = perf_counter()
             said = check.ask(messages)
+            if (took := perf_counter() - began) > deadline:
+                said = Decision("failed", principle, f"took {took:.2g} s, {deadline:g} s is what it may take")
     except NoAnswer as problem:
         return Decision("failed", principle, str(problem), (), check.name)
     except Exception as problem:  # noqa: BLE001  # becomes a counted failure, by default closed
@@ -133,7 +143,7 @@ async def _asked(
 
 
 def _resolved(
-    check: PromptCheck, decision: Decision, policies: Mapping[str, Policy], ledger: Ledger, tally: Tally
+    check: PromptCheck, decision: Decision, policies: Mapping[str, Policy], on_error: str, ledger: Ledger, tally: Tally
 ) -> tuple[Decision, str] | None:
     """A decision that counts, with the id of its verdict; None for one that changes nothing."""
     outcome, principle = decision.outcome, decision.principle or getattr(check, "principle", "")
@@ -146,7 +156,7 @@ def _resolved(
         return None
     verdict = ledger.verdict(check.name, principle, outcome, decision.evidence, shadow=policy.shadow)
     if outcome == "failed":
-        closed = policy.on_error == "refuse" and not policy.shadow
+        closed = (on_error or policy.on_error) == "refuse" and not policy.shadow
         tally.failed[check.name, "closed" if closed else "open"] += 1
         if not closed:
             return None

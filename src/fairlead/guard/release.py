@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Sequence
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 from fairlead.errors import InputError
@@ -48,8 +49,6 @@ if TYPE_CHECKING:
 
 Escalate = Callable[[Exchange, Decision, str], None]
 """Hands an exchange, the decision and the id of its verdict to the people who look at it."""
-Spend = Callable[[str, str], bool]
-"""Whether a tenant may have one more call of a kind (critic, revise) for a principle; counts it where it may."""
 
 _NAME = re.compile(r"[A-Za-z0-9_.:/@+-]{1,256}")
 
@@ -74,13 +73,12 @@ class Release:
         ledger: Ledger | None = None,
         n: int = 1,
         escalate: Escalate | None = None,
-        spend: Spend | None = None,
         rounds: int | None = None,
     ) -> None:
         self.plan, self.messages, self.tenant, self.n = plan, tuple(messages), tenant, n
         self.tally = Tally() if tally is None else tally
         self.ledger = Ledger() if ledger is None else ledger
-        self.escalate, self.spend, self.asker = escalate, spend, asker
+        self.escalate, self.asker = escalate, asker
         self.rounds = plan.rounds if rounds is None else rounds
         self.over = self.ended = self.sent = False
         self.refusing: tuple[Decision, str] | None = None  # a watch failed closed: so every alternative is refused
@@ -94,10 +92,12 @@ class Release:
         self.texts: dict[Channel, Held] = {}
         self.choices: dict[int, Alternative] = {}
         self.live: list[tuple[int, Watch]] = []
+        self.took = [0.0] * len(plan.followed)  # seconds, by check of code
         for i in plan.codes:
-            start = plan.followed[i].start
+            start, began = plan.followed[i].start, perf_counter()
             assert start is not None
             self.live.append((i, start(self.messages)))
+            self.took[i] = perf_counter() - began
         self.open_failed: dict[int, str] = {}  # watches that failed open, by the verdict that says so
         self.let = [NEVER if one.policy.shadow or one.asleep else 0 for one in plan.followed] + [NEVER]
         self._out: list[Out] = []
@@ -233,14 +233,26 @@ class Release:
         self._tell(choice, text, Seen(text.channel, "tool_call", arguments, True, text.name))
 
     def _tell(self, choice: Alternative, text: Held, seen: Seen) -> None:
+        now, took, followed = perf_counter(), self.took, self.plan.followed
         for i, watch in self.live:
             try:
-                ruled(self, i, watch.feed(seen), choice)
+                ruling = watch.feed(seen)
+                before, now = now, perf_counter()
+                took[i] += now - before
+                if took[i] > followed[i].deadline:
+                    self._late(i, choice)
+                else:
+                    ruled(self, i, ruling, choice)
             except Exception as problem:  # noqa: BLE001  # becomes a counted failure of the check, closed by default
                 failed(self, i, choice, f"raised {type(problem).__name__}")
         if self.questions is not None and not choice.hard:
             self.questions.more(choice)
         self.act(choice)
+
+    def _late(self, i: int, choice: Alternative) -> None:
+        """Code cannot be interrupted: that it was late is seen when it gives back, and what it said does not count."""
+        told = f"took {self.took[i]:.2g} s, {self.plan.followed[i].deadline:g} s is what it may take in one request"
+        failed(self, i, choice, told)
 
     def _finish(self, event: Finish) -> None:
         choice = self._alternative(event.choice)
@@ -260,8 +272,12 @@ class Release:
         choice.finish = event
         for i, watch in self.live:
             try:
+                began = perf_counter()
                 ruling = watch.finish(event.choice)
-                if ruling.decision.outcome == "hold":
+                self.took[i] += perf_counter() - began
+                if self.took[i] > self.plan.followed[i].deadline:
+                    self._late(i, choice)
+                elif ruling.decision.outcome == "hold":
                     failed(self, i, choice, "asked to hold a reply of which no more is coming")
                 else:
                     ruled(self, i, ruling, choice)
@@ -350,30 +366,6 @@ class Release:
         self.over = self.ended = True
         self.tally.replies["failed"] += 1
         self.news()
-
-    def prime(self, seen: Seen) -> None:
-        """Tells the watches of a text that has its own release: what follows may go on from it."""
-        choice = self.choices.setdefault(seen.channel.choice, Alternative(seen.channel.choice))
-        choice.ended = True
-        text = self.texts[seen.channel] = Held(Open(seen.channel, seen.place, "", seen.name), self.let.copy(), False)
-        text.seen, text.done = len(seen.text), True
-        for i, watch in self.live:
-            try:
-                watch.feed(seen)
-            except Exception as problem:  # noqa: BLE001  # a counted failure of the check, closed by default
-                failed(self, i, choice, f"raised {type(problem).__name__}")
-
-    def told_of(self, choice: Alternative, revision: str) -> None:
-        """Tells the watches of a revision that leaves, for the sake of the alternatives that still come."""
-        part = 1 + max((channel.part for channel in self.texts if channel.choice == choice.index), default=0)
-        channel = Channel(choice.index, part)
-        text = self.texts[channel] = Held(Open(channel, "reply"), self.let.copy(), False)
-        text.seen, text.done = len(revision), True
-        for i, watch in self.live:
-            try:
-                watch.feed(Seen(channel, "reply", revision, True))
-            except Exception as problem:  # noqa: BLE001  # as above
-                failed(self, i, choice, f"raised {type(problem).__name__}")
 
     def take_over(self, choice: Alternative, out: Sequence[Out], how: str) -> None:
         """What the release of a revision let go stands for the alternative."""

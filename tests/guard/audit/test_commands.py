@@ -247,3 +247,23 @@ def test_where_nothing_can_be_checked_nobody_can_tell(tmp_path: Path, quay: Path
     quay.write_text(CONSTITUTION.partition("secrets:")[0])
     assert run("check", "-c", quay, rows_of(tmp_path / "log.jsonl", "good day")) == 3
     assert "--critic MODEL" in capsys.readouterr().err
+
+
+def test_a_classifier_reads_exchanges_that_already_happened(tmp_path: Path, capsys: Out) -> None:
+    pytest.importorskip("sklearn", reason="scikit-learn is missing: pip install 'fairlead[guard]'")
+    from guard.classifier.made import trained
+    from guard.proxy.test_classifier import BROKEN, KEPT, WRITTEN
+
+    trained(tmp_path / "made")
+    written = tmp_path / "small.yaml"
+    written.write_text(WRITTEN)
+    file = rows_of(tmp_path / "log.jsonl", KEPT, BROKEN)
+    assert run("check", "-c", written, "--classifier", tmp_path / "made", file) == 1
+    out = capsys.readouterr().out
+    assert f"{file}:2  refuse  no-sinking" in out and f"{file}:1  allow" in out
+    assert "no-sinking: 1 of 2, 50.0%" in out and "not checked" not in out
+    written.write_text(WRITTEN.replace("sink anything", "sink anything at all"))
+    assert run("check", "-c", written, "--classifier", tmp_path / "made", file) == 2
+    assert "another constitution" in capsys.readouterr().err
+    assert run("check", "-c", written, "--classifier", tmp_path / "nowhere", file) in (2, 4)
+    assert "nowhere" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairlead.errors import InputError
+from fairlead.errors import InputError, MissingResource
 from fairlead.exchange import Exchange, Message, Text, ToolCall, ToolResult, assistant, exchange, user
 from fairlead.guard.checks.exfiltration import ExfiltrationCheck
 from fairlead.guard.checks.injection import InjectionCheck
-from fairlead.guard.checks.personal import NAMES, PersonalData, Presidio
+from fairlead.guard.checks.personal import NAMES, PersonalData, Presidio, open_presidio
 from fairlead.guard.checks.rules import RulesCheck, fault
 from fairlead.guard.watch import Seen
 from fairlead.guard.wire.events import Channel
@@ -82,6 +83,37 @@ def test_presidio_stands_behind_the_same_face() -> None:
             return [type("R", (), {"entity_type": "PERSON", "start": 0, "end": 3, "score": 0.9})]
 
     assert PersonalData(extra=Presidio(Engine())).matches("Ada is here") == [("PERSON", 0, 3)]
+
+
+def test_presidio_is_opened_with_what_it_knows_and_told_of_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a stub of the package: its spans are places in the text as written, whatever stands before them."""
+
+    class Engine:
+        def __init__(self, supported_languages: list[str]) -> None:
+            assert supported_languages == ["en"]
+
+        def get_supported_entities(self, language: str) -> list[str]:
+            return ["PERSON", "LOCATION"]
+
+        def analyze(self, text: str, entities: list[str], language: str) -> list[Any]:
+            assert entities == ["PERSON"]
+            at = text.find("Ada")
+            found = {"entity_type": "PERSON", "start": at, "end": at + 3, "score": 0.9}
+            unsure = {"entity_type": "PERSON", "start": 0, "end": 2, "score": 0.2}
+            return [type("R", (), one) for one in (found, unsure)] if at >= 0 else []
+
+    monkeypatch.setitem(sys.modules, "presidio_analyzer", type("P", (), {"AnalyzerEngine": Engine}))
+    check = PersonalData("p", entities=(), extra=open_presidio(("PERSON",)), cost=1)
+    reply = Message("assistant", (Text("well ."), Text("grüße 👋 from Ada , 1 555 0100")))
+    [decision] = check.decide([Exchange((user("?"),), (reply,))])
+    assert [(s.at, s.start, s.end) for s in decision.spans] == [((0, 1), 13, 16)]
+    assert (check.name, decision.outcome) == ("presidio:p", "redact") and "Ada" not in decision.evidence
+    assert check.lineage != PersonalData("p", entities=()).lineage
+    with pytest.raises(InputError, match="presidio knows no 'SHOE_SIZE'"):
+        open_presidio(("SHOE_SIZE",))
+    monkeypatch.setitem(sys.modules, "presidio_analyzer", None)
+    with pytest.raises(MissingResource, match="fairlead.presidio"):
+        open_presidio(("PERSON",))
 
 
 def test_recall_on_published_spans() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,10 @@ pytest.importorskip("aiohttp", reason="aiohttp is missing: pip install 'fairlead
 
 import openai
 
+from fairlead.errors import InputError
+from fairlead.guard.audit import store
 from fairlead.guard.audit.verify import verify
-from support.guard_proxy import POLICY, RULES, Proxy
+from support.guard_proxy import POLICY, RULES, WINDOWED, Proxy
 from support.mock_upstream import Mock, chat, chat_stream, json_reply, sse_reply
 
 ASKED: list[Any] = [{"role": "user", "content": "hello"}]
@@ -67,8 +71,31 @@ def test_a_stream_that_nobody_finished_is_in_the_log(tmp_path: Path) -> None:
     assert report.whole and report.exchanges == 1
 
 
+@pytest.mark.parametrize("policy", ["", "audit: {strict: true}\n"])
+def test_text_and_the_end_of_the_server_in_one_read_are_in_the_log_as_they_were_sent(
+    tmp_path: Path, policy: str
+) -> None:
+    """The server sends some text and breaks off in one packet. What the client reads is what the log says it read."""
+    log, read = tmp_path / "audit.db", ""
+    first, *pieces = chat_stream("good morning to all of you " * 40, "and to the keeper of the harbour")[:3]
+    steps = sse_reply(first, *pieces, {"error": {"message": "out of coal"}}, end=False)
+    sent: list[Any] = [b"".join(step for step in steps if isinstance(step, bytes)) + b"0\r\n\r\n"]
+    with (
+        Mock(lambda _: sent) as mock,
+        Proxy(tmp_path, mock.url, audit=log, constitution=WINDOWED, policy=POLICY + policy) as proxy,
+    ):
+        client = openai.OpenAI(base_url=f"{proxy.url}/v1", api_key="k", max_retries=0, timeout=30)
+        with pytest.raises(openai.APIError):
+            for chunk in client.chat.completions.create(model="mock", messages=ASKED, stream=True):
+                read += chunk.choices[0].delta.content or ""
+    assert bool(read) != bool(policy)  # a strict log: nothing leaves before its entry, so it is a clean error
+    report = verify(log, log.with_suffix(".key"), log.with_suffix(".heads"))
+    assert report.whole, report.breaks
+    assert (report.exchanges, report.bytes, report.uncovered) == (1, len(read), 0)
+
+
 def test_an_escalated_exchange_waits_for_a_person(tmp_path: Path) -> None:
-    from fairlead.guard.audit import queue, store
+    from fairlead.guard.audit import queue
 
     log = tmp_path / "audit.db"
     constitution = RULES.replace("on_violation: refuse", "on_violation: escalate")
@@ -83,7 +110,7 @@ def test_an_escalated_exchange_waits_for_a_person(tmp_path: Path) -> None:
 
 
 def test_texts_are_kept_where_that_is_asked_for(tmp_path: Path) -> None:
-    from fairlead.guard.audit import store, texts
+    from fairlead.guard.audit import texts
 
     log = tmp_path / "audit.db"
     with (
@@ -94,3 +121,34 @@ def test_texts_are_kept_where_that_is_asked_for(tmp_path: Path) -> None:
     db = store.connect(log)
     [(request,)] = db.execute("select distinct request from texts").fetchall()
     assert [(kept.what, "hello" in kept.text) for kept in texts.kept(db, request)] == [("asked", True)]
+
+
+def test_heads_are_posted_where_the_settings_say(tmp_path: Path) -> None:
+    """What is posted is the end of the chain, sealed: kept elsewhere, it shows that records were cut off."""
+    log, kept = tmp_path / "audit.db", tmp_path / "kept.heads"
+    with Mock(lambda _: json_reply({})) as keeper, Mock(lambda _: json_reply(chat("hello"))) as mock:
+        with Proxy(
+            tmp_path, mock.url, audit=log, policy=POLICY + f"audit: {{heads_url: '{keeper.url}/heads'}}\n"
+        ) as proxy:
+            _ask(proxy.url)
+        assert {(seen.method, seen.path) for seen in keeper.seen} == {("POST", "/heads")}
+        kept.write_bytes(keeper.seen[-1].raw + b"\n")
+    report = verify(log, log.with_suffix(".key"), kept)
+    assert report.whole, report.breaks
+    with contextlib.closing(store.connect(log)) as db:
+        db.execute("delete from records where row = (select max(row) from records)")
+    assert not verify(log, log.with_suffix(".key"), kept).whole
+
+
+def test_heads_that_nobody_takes_are_counted_and_a_wrong_address_is_told(tmp_path: Path) -> None:
+    log = tmp_path / "audit.db"
+    with Mock(lambda _: json_reply({}, 500)) as keeper, Mock(lambda _: json_reply(chat("hello"))) as mock:
+        policy = POLICY + f"audit: {{heads_url: '{keeper.url}/heads'}}\n"
+        with Proxy(tmp_path, mock.url, audit=log, policy=policy) as proxy:
+            _ask(proxy.url)
+            until = time.monotonic() + 30
+            while not (head := proxy.command("heads")["heads"][0])["heads_failures"] and time.monotonic() < until:
+                time.sleep(0.05)
+            assert "500" in head["heads_why"]
+        with pytest.raises(InputError, match="give an http or https address"):
+            Proxy(tmp_path, mock.url, audit=log, policy=POLICY + "audit: {heads_url: keeper}\n")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from fairlead.errors import InputError
+from fairlead.errors import InputError, MissingResource
 from fairlead.guard.proxy.settings import Settings, allowed, read_settings
 from fairlead.guard.proxy.tenants import KEY, Pace, draw_key, read_tenants, tenant_of
 
@@ -61,6 +62,23 @@ def test_the_page_shows_the_defaults() -> None:
     page = (Path(__file__).resolve().parents[3] / "docs" / "guard.md").read_text()
     shown = page.split("## Settings", 1)[1].split("```yaml", 1)[1].split("```", 1)[0]
     assert validate(parse_yaml(shown, "docs/guard.md"), Settings) == Settings()
+
+
+def test_rules_are_not_served_without_re2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The standard library would read them too, and could be kept busy for hours by who writes the text."""
+    pytest.importorskip("uvicorn", reason="uvicorn is missing: pip install 'fairlead[guard]'")
+    from fairlead.guard.checks import rules
+    from fairlead.guard.proxy.setup import Keep, Options, read_setup
+
+    (tmp_path / "rules.yaml").write_text("checks: {rules: {be-kind: [arsenic]}}\n")
+    (tmp_path / "c.yaml").write_text(
+        "name: c\nprinciples:\n  - {id: be-kind, dimension: voice, severity: 1, text: Be kind., guard: {on_violation: refuse}}\n"
+    )
+    options = Options(str(tmp_path / "c.yaml"), "http://127.0.0.1:9", policy=tmp_path / "rules.yaml")
+    monkeypatch.setattr(rules, "re2", None)
+    with pytest.raises(MissingResource, match="checks.rules need google-re2"):
+        read_setup(options, Keep())
+    assert read_setup(replace(options, policy=None), Keep()).all()
 
 
 # ------------------------------------------------------------------------------------------------ tenants

@@ -11,6 +11,7 @@ Not found: names, places, organisations, titles, ages, dates and what else needs
 from __future__ import annotations
 
 import hashlib
+import importlib
 import ipaddress
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -19,7 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fairlead.errors import InputError
+from fairlead.errors import InputError, MissingResource
 from fairlead.exchange import Exchange, Message
 from fairlead.guard.checks.normalise import normalise
 from fairlead.guard.checks.spans import SpanWatch, decided
@@ -197,15 +198,19 @@ class PersonalData:
 
     @property
     def name(self) -> str:
-        return f"personal:{self.principle}" if self.principle else "personal"
+        called = "personal" if self.entities else "presidio"
+        return f"{called}:{self.principle}" if self.principle else called
 
     @cached_property
     def lineage(self) -> Lineage:
-        return leaf("rule", text=" ".join(["guard personal data", *self.entities]), code=Path(__file__).read_text())
+        more = () if self.extra is None else ("presidio", self.extra.language, *self.extra.entities)
+        return leaf(
+            "rule", text=" ".join(["guard personal data", *self.entities, *more]), code=Path(__file__).read_text()
+        )
 
     def matches(self, text: str) -> list[tuple[str, int, int]]:
         """(entity, start, end), in order, none inside another."""
-        found = list(_found(text, self.entities)) if _ANY.search(text) or not text.isascii() else []
+        found = list(_found(text, self.entities)) if self.entities and (_ANY.search(text) or not text.isascii()) else []
         if self.extra is not None:
             found += self.extra.matches(text)
         return found
@@ -249,3 +254,26 @@ class Presidio:
     def matches(self, text: str) -> list[tuple[str, int, int]]:
         found = self.engine.analyze(text=text, entities=list(self.entities), language=self.language)
         return [(item.entity_type, item.start, item.end) for item in found if item.score >= self.threshold]
+
+
+def open_presidio(entities: Sequence[str], language: str = "en") -> Presidio:
+    """Presidio with the spaCy model it asks for. Raises MissingResource where either is not installed, InputError for a
+    kind of data that it does not know."""
+    try:
+        analyzer = importlib.import_module("presidio_analyzer")
+    except ModuleNotFoundError as missing:
+        raise MissingResource(
+            f"presidio looks for {', '.join(entities)}, and {missing.name} is not installed: pip install "
+            "'fairlead[presidio]', and its model: python -m spacy download en_core_web_lg"
+        ) from None
+    try:
+        engine = analyzer.AnalyzerEngine(supported_languages=[language])
+    except (OSError, SystemExit, ValueError) as problem:  # spaCy ends the process where it cannot get a model
+        raise MissingResource(
+            f"presidio cannot start ({type(problem).__name__}): python -m spacy download en_core_web_lg"
+        ) from None
+    known = sorted(engine.get_supported_entities(language=language))
+    for name in entities:
+        if name not in known:
+            raise InputError(f"presidio knows no {name!r}; there are: {', '.join(known)}")
+    return Presidio(engine, tuple(entities), language)

@@ -3,7 +3,7 @@ the guard layer of a stack (`guard: {rules: {PRINCIPLE: [PATTERN]}}`).
 
 Patterns are read by RE2, so that no pattern can be made to take longer than the text is long; what RE2 does not know
 (look-around, back-references) is refused with the place. Where the extra `guard` is not installed the standard library
-reads them, after the same words are refused.
+reads them, after the same words are refused; a proxy, whose texts strangers write, does not start then (`by_re2`).
 
 How matches over the border of what a stream holds back are treated is told in `spans.py`.
 """
@@ -30,6 +30,11 @@ except ImportError:
 
 HELD, BACK = 256, 2048
 _UNKNOWN = re.compile(r"(?<!\\)(?:\\\\)*(\(\?(?:[=!]|<[=!]|\(|>|P=)|\\[1-9]|[*+?}]\+)")
+
+
+def by_re2() -> bool:
+    """Whether patterns are read in time linear in the text: whether google-re2 is installed."""
+    return re2 is not None
 
 
 def fault(pattern: str) -> str:

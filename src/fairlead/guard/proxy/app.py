@@ -101,6 +101,9 @@ class App:
             asked = form.read_request(body, account.allow)
             if head.beta and "beta" not in account.allow.fields:
                 raise Refused(400, "beta", f"the beta header {head.beta[:60]!a} asks for what nobody looks at here")
+            best = account.book.plan.best
+            if best is not None and asked.n != 1:
+                raise Refused(400, "n", f"the best of {best.n} replies is chosen here: ask for one alternative")
             one = Exchange(
                 out.id, form, asked, account, head, out, watch, self.metrics, self.tally, self.log, raw, began,
                 setup.settings,

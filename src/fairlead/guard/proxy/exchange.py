@@ -164,7 +164,7 @@ async def _stream(one: Exchange, guard: Guarding, answer: Answer) -> None:
             data = b""
             for item in items:
                 if isinstance(item, Failed):
-                    if not out.status:
+                    if not out.status and (strict or not guard.coming):  # a clean error, while no text goes before it
                         raise Broken(item.status, item.why)
                     guard.ended = "upstream failed"
                 data += _write(writer, item)
@@ -175,6 +175,7 @@ async def _stream(one: Exchange, guard: Guarding, answer: Answer) -> None:
                     await out.begin(answer.headers)
                 if not out.written:
                     one.metrics.took("first_byte_seconds", one.asked.route, time.perf_counter() - one.began)
+                guard.sent()
                 await out.write(data)
                 beat.seen()
             if piece is None:

@@ -6,10 +6,12 @@ It calls the release (release.py) and the checks of prompts, and knows nothing o
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from fairlead.exchange import Exchange as Talk
@@ -19,6 +21,7 @@ from fairlead.guard.decision import SEVERITY, Decision
 from fairlead.guard.follow import release_for
 from fairlead.guard.ledger import Ledger
 from fairlead.guard.plan import WIRE, Plan
+from fairlead.guard.pool import NoAnswer
 from fairlead.guard.proxy.upstream import Broken
 from fairlead.guard.released import Broken as CheckFailed
 from fairlead.guard.released import Noted, Out, Stop
@@ -34,6 +37,9 @@ if TYPE_CHECKING:
     from fairlead.guard.wire.format import Writer
 
 Item: TypeAlias = Event | Noted | Stop
+
+LONG = 1 << 16  # bytes of a request from which on code reads it in threads, with a deadline that holds
+SLICE = 1 << 14  # characters of a reply after which others are served, and late checks are seen
 
 NO_CHECK = "a check of this guard is broken, and its principle lets nothing pass without it ({})"
 
@@ -58,7 +64,7 @@ class Guarding:
         self.told: Told | None = None
         self.tolds: list[tuple[int, Told]] = []
         self.usage: dict[str, int] = {}
-        self.written = 0  # bytes of text that were handed on to be written
+        self.written = self.coming = 0  # bytes of text that were sent, and that are about to be
         self.number: int | None = None  # of the entry in the audit log
         self.writer: Writer | None = None  # of a stream that may have begun
         self.whole = 0  # alternatives that the server has ended
@@ -73,10 +79,8 @@ class Guarding:
 
     @property
     def done(self) -> bool:
-        """Nothing more of the server's answer is needed: it has ended, or the guard ended it before it was whole. A
-        reply that is whole is read to its end, where the usage stands."""
-        release = self.release
-        return release is None or release.ended or (release.over and self.whole < self.one.asked.n)
+        """Nothing more of the server's answer is needed: it has ended, or the guard has ended it."""
+        return self.release is None or self.release.ended
 
     # ------------------------------------------------------------------------------------ what is asked
 
@@ -90,7 +94,7 @@ class Guarding:
         if book.prompts:
             said = await prompt_side.ask(
                 book.prompts, asked.messages, book.policies, ledger=self.ledger, tally=self.tally, pool=book.pool,
-                escalate=escalate,
+                deadlines=book.deadlines, on_error=book.on_error, long=len(one.raw) > LONG, escalate=escalate,
             )  # fmt: skip
             if said.told.decision != "allow":
                 self.told = said.told
@@ -104,16 +108,26 @@ class Guarding:
                 except ValueError:
                     return self._instead(book.plan.policy(said.told.principle).say, said.told)
         plan = book.plan if asked.stream else book.whole
-        if plan.best is not None and (asked.n != 1 or asked.format not in ("chat", "completions")):
-            one.metrics.counts["dropped", "best of n"] += 1
-            plan = replace(plan, best=None)
-        self.release = release_for(
-            plan, asked.messages, n=asked.n, asker=book.asker, tenant=one.account.name, tally=self.tally,
+        if plan.best is not None and asked.format not in ("chat", "completions"):
+            plan = replace(plan, best=replace(plan.best, n=1))  # no format to ask for more in: it has to be good enough
+        begin = partial(
+            release_for, plan, asked.messages, n=asked.n, asker=book.asker, tenant=one.account.name, tally=self.tally,
             ledger=self.ledger, escalate=escalate,
         )  # fmt: skip
-        if plan.best is not None:
+        self.release = await self._aside(begin) if len(one.raw) > LONG else begin()
+        if plan.best is not None and plan.best.n > 1:
             asked = replace(asked, upstream={**asked.upstream, "n": plan.best.n})
         return asked
+
+    async def _aside(self, begin: Callable[[], Release | Best]) -> Release | Best:
+        """Checks that read a long conversation before its reply do so in a thread, while others are served."""
+        try:
+            return await self.book.pool.submit("conversation", begin, self.book.deadlines[0])
+        except NoAnswer as problem:
+            self.tally.failed["conversation", "closed"] += 1
+            verdict = self.ledger.verdict("conversation", "", "failed", str(problem))
+            self.told = Told("failed", "", verdict)
+            raise self._broken(self.told) from None
 
     def _instead(self, say: str, told: Told) -> Instead:
         items: list[Item] = [About(model=self.one.asked.model)]
@@ -136,6 +150,11 @@ class Guarding:
         assert release is not None
         out: list[Out] = []
         for event in events:
+            if isinstance(event, Delta) and len(event.text) > SLICE and not event.logprobs:
+                for start in range(0, len(event.text), SLICE):
+                    out += release.feed(Delta(event.channel, event.text[start : start + SLICE]))
+                    await asyncio.sleep(0)
+                continue
             if isinstance(event, End):
                 last = True
             elif isinstance(event, Unknown) and event.what.startswith(_ASIDE):
@@ -144,6 +163,8 @@ class Guarding:
             elif isinstance(event, Finish):
                 self.whole += 1
             out += release.feed(event)
+        if release.over:
+            last = self._enough(out) or last
         if last and release.pending:
             self.one.watch.now("checks")
             while release.pending:
@@ -154,7 +175,21 @@ class Guarding:
     async def settled(self) -> list[Item]:
         """What may leave once the next model has answered."""
         assert self.release is not None
-        return self._noted(await self.release.settle())
+        out = await self.release.settle()
+        if self.release.over and self._enough(out):
+            while self.release.pending:
+                out += await self.release.settle()
+        return self._noted(out)
+
+    def _enough(self, out: list[Out]) -> bool:
+        """Ends a reply of which nothing more can leave before the server has ended it; whether it did. One that is
+        whole is read to its end, where the usage stands."""
+        release = self.release
+        assert release is not None
+        if release.ended or self.whole >= release.n:
+            return False
+        out += release.feed(End())
+        return True
 
     @property
     def pending(self) -> bool:
@@ -166,31 +201,38 @@ class Guarding:
         for item in out:
             if isinstance(item, Delta):
                 text = item.text
-                self.written += len(text) if text.isascii() else len(text.encode())
+                self.coming += len(text) if text.isascii() else len(text.encode())
             elif isinstance(item, Noted | Stop):
                 self.tolds.append((item.choice, item.told))
                 if self.told is None or SEVERITY[item.told.decision] > SEVERITY[self.told.decision]:  # type: ignore[index]
                     self.told = item.told
             elif isinstance(item, Finish):
-                self.written += len(item.stop.encode()) if item.stop else 0
+                self.coming += len(item.stop.encode()) if item.stop else 0
             elif isinstance(item, About):
                 self.usage.update({k: v for k, v in item.numbers.items() if type(v) is int})
             elif isinstance(item, CheckFailed):
                 self.told = item.told
-                raise self._broken(item.told, item.why)
+                raise self._broken(item.told, "" if item.check else item.why)
             left.append(item)
         return left
 
     def _broken(self, told: Told, why: str = "") -> Broken:
-        if not told.principle and why:  # no check of a principle: something the server said
+        if why:  # no check: something the server said
             return Broken(502, f"{why} ({told.verdict})", again=False)
         why = NO_CHECK.format(f"{told.principle or 'no principle'}, {told.verdict}")
         return Broken(503, why, again=False, kind="check_failed")
 
     # ------------------------------------------------------------------------------------- what is kept
 
+    def sent(self) -> None:
+        """What was let go so far is about to be sent."""
+        self.written += self.coming
+        self.coming = 0
+        self.ledger.sent()
+
     async def settle(self) -> None:
         """Writes the entry of a request whose reply is about to leave, or to end; with a strict log, waits for it."""
+        self.sent()
         log = self.one.log
         if log is None:
             return
@@ -206,6 +248,7 @@ class Guarding:
                 release.feed(End())
             else:
                 release.close()
+        self.ledger.forget()  # something broke in between: what was let go stays here
         merge(one.tally, self.tally)
         for kind, n in self.usage.items():
             one.metrics.counts["tokens", one.account.name, kind] += n
@@ -217,8 +260,10 @@ class Guarding:
             log.unsent(self.number, self.ended)
 
     def _used(self) -> dict[str, int]:
-        """Tokens by the model's own count, and how often each check that is a model was asked."""
-        asked = {f"asked {check}": n for (check, what), n in self.tally.cost.items() if what == "asked"}
+        """Tokens by the model's own count, and how often each model among the checks was asked, or was not because
+        that would have cost more than it may."""
+        kinds = ("asked", "refused by a cap")
+        asked = {f"{what} {check}": n for (check, what), n in self.tally.cost.items() if what in kinds}
         return {**self.usage, **asked} if asked else self.usage
 
     def _record(self, log: AuditLog, status: int) -> int:

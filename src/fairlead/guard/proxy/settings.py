@@ -5,11 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from fairlead.constitution.yaml import load_yaml
+from fairlead.errors import InputError
 from fairlead.guard.wire.asked import Allow
+from fairlead.models.budget import Budget
 
+
+def _money(text: str) -> str:
+    try:
+        Budget.parse(text)
+    except InputError as problem:
+        raise ValueError(str(problem)) from None
+    return text
+
+
+Money: TypeAlias = Annotated[str, AfterValidator(_money)]
 Seconds: TypeAlias = Annotated[float, Field(gt=0, le=86_400)]
 Count: TypeAlias = Annotated[int, Field(ge=1)]
 Kind: TypeAlias = Literal["code", "classifier", "critic"]
@@ -20,34 +32,46 @@ class _Part(BaseModel):
 
 
 class Code(_Part):
-    """What follows when a check of code fails, where not what its principle says. It runs at once."""
+    """What follows when a check of code fails or is late, where not what its principle says; and the seconds that one
+    check may take in one request. Code cannot be interrupted: that it is late is seen between two pieces of a text."""
 
     on_error: Literal["refuse", "allow"] | None = None
+    deadline: Seconds = 5.0
 
 
-class Asked(Code):
-    """The same of checks that are models, and the seconds that one question may take."""
+class Classified(Code):
+    """The same of classifiers, and the seconds that one question may take."""
 
-    deadline: Seconds
+    deadline: Seconds = 2.0
+
+
+class Criticised(Code):
+    """The same of critics."""
+
+    deadline: Seconds = 20.0
 
 
 class Checks(_Part):
     """Checks by kind, and what they need beside the constitution."""
 
     code: Code = Code()
-    classifier: Asked = Asked(deadline=2.0)
-    critic: Asked = Asked(deadline=20.0)
+    classifier: Classified = Classified()
+    critic: Criticised = Criticised()
+    presidio: tuple[str, ...] = Field((), description="what presidio-analyzer looks for too: PERSON, LOCATION, …")
     rules: dict[str, tuple[str, ...]] = Field({}, description="by principle id, patterns that a text must not hold")
     hosts: tuple[str, ...] = Field((), description="names that tool calls and links may reach with anything")
     unknown_hosts: bool = Field(True, description="whether they may reach any other at all")
     thresholds: dict[str, float] = Field({}, description="by principle id, the critic's score below which it is broken")
     model: Path | None = Field(None, description="folder of a classifier trained by `fairlead guard train`")
     ask: str | None = Field(None, description="the critic: apprentice, ./dir, PROVIDER/NAME[@URL]")
+    dear: Annotated[int, Field(ge=0)] = Field(16, description="questions to critics, and revisions, of one request")
+    spend: Money | None = Field(None, description="what those may cost a tenant that has no budget of its own")
+    prices: Path | None = Field(None, description="JSON: the critic's price, where this program does not know it")
 
 
 class Best(_Part):
     """The best of `n` replies by a reward model (its folder; needs torch). Below `threshold` none is good enough, and
-    the principle's `say` is what the user reads. Formats without `n` get one reply, which is counted."""
+    the principle's `say` is what the user reads. In formats without `n` there is one, which has to be good enough."""
 
     n: Annotated[int, Field(ge=2, le=64)]
     reward: Path
@@ -84,6 +108,7 @@ class Audit(_Part):
     loss: Seconds = 0.2
     store_text: bool = False
     retention_days: Annotated[float, Field(gt=0)] = 30.0
+    heads_url: str | None = Field(None, description="where the end of each chain is posted while it grows")
 
 
 class Settings(_Part):

@@ -13,16 +13,19 @@ from pathlib import Path
 
 from fairlead.constitution.load import load
 from fairlead.constitution.schema import Constitution
-from fairlead.errors import InputError
+from fairlead.errors import InputError, MissingResource
 from fairlead.guard.asker import Asker
+from fairlead.guard.checks.personal import Presidio, open_presidio
+from fairlead.guard.checks.rules import by_re2
 from fairlead.guard.classifier.check import classifier_checks
 from fairlead.guard.classifier.model import load as load_classifier
 from fairlead.guard.compile import policies_from, proxy_checks, unchecked
-from fairlead.guard.plan import BestOf, Followed, Plan, plan
+from fairlead.guard.plan import DEADLINES, BestOf, Followed, Plan, plan
 from fairlead.guard.policy import Policy
 from fairlead.guard.pool import Pool
 from fairlead.guard.proxy.guarding import everything_waits
 from fairlead.guard.proxy.prompts import prompt_checks, unchecked_prompts
+from fairlead.guard.proxy.purse import purse
 from fairlead.guard.proxy.settings import Settings, allowed, read_settings
 from fairlead.guard.proxy.tenants import ANYONE, Pace, Tenant, read_tenants, tenant_of
 from fairlead.guard.proxy.upstream import Upstream, open_server
@@ -30,7 +33,8 @@ from fairlead.guard.revise import reviser
 from fairlead.guard.verdict_cache import VerdictCache
 from fairlead.guard.watch import PromptCheck
 from fairlead.guard.wire.asked import Allow
-from fairlead.models import open_model
+from fairlead.judges.protocol import Judge
+from fairlead.models import is_remote, open_model, read_prices
 from fairlead.models.budget import Budget
 from fairlead.models.protocol import Model
 
@@ -71,6 +75,8 @@ class Book:
     prompts: tuple[PromptCheck, ...]
     unchecked: tuple[str, ...]
     classifier: str = ""  # its sha256, "" for none
+    deadlines: Mapping[int, float] = field(default_factory=lambda: DEADLINES)  # by cost of a check
+    on_error: Mapping[int, str] = field(default_factory=dict)  # by cost, where not what the principle says
 
     @property
     def policies(self) -> Mapping[str, Policy]:
@@ -118,7 +124,9 @@ class Keep:
     def __init__(self) -> None:
         self.upstreams: dict[tuple[str, str | None], Upstream] = {}
         self.budgets: dict[tuple[str, str], Budget] = {}
-        self.critics: dict[tuple[str, str], Model] = {}
+        self.critics: dict[tuple[str, str, str], Model] = {}
+        self.rewards: dict[Path, Judge] = {}
+        self.presidio: dict[tuple[str, ...], Presidio] = {}
         self.paces: dict[tuple[str, float], Pace] = {}
         self.local: Upstream | None = None
         self.pool = Pool()
@@ -135,7 +143,7 @@ def read_setup(options: Options, keep: Keep, before: Setup | None = None) -> Set
 
     def account(name: str, digest: str, tenant: Tenant | None) -> Account:
         constitution = (tenant.constitution if tenant else None) or options.constitution
-        budget = tenant.budget if tenant else None
+        budget = (tenant.budget if tenant else None) or settings.checks.spend
         if (constitution, name if budget else "") not in books:
             books[constitution, name if budget else ""] = _book(constitution, name, budget, settings, keep)
         made = Account(
@@ -197,9 +205,16 @@ def _upstream(tenant: Tenant | None, options: Options, settings: Settings, keep:
 def _book(reference: str, name: str, budget: str | None, settings: Settings, keep: Keep) -> Book:
     constitution = load(reference)
     critic, kinds = _critic(name, budget, settings, keep), settings.checks
+    if kinds.rules and not by_re2():
+        raise MissingResource(
+            "checks.rules need google-re2, by which no pattern takes longer than the text is long; it is not "
+            "installed: pip install 'fairlead[guard]'"
+        )
+    if kinds.presidio and keep.presidio.get(kinds.presidio) is None:
+        keep.presidio[kinds.presidio] = open_presidio(kinds.presidio)
     checks = proxy_checks(
         constitution, critic, hosts=kinds.hosts, unknown_hosts=kinds.unknown_hosts, thresholds=kinds.thresholds,
-        rules=kinds.rules,
+        rules=kinds.rules, presidio=keep.presidio.get(kinds.presidio),
     )  # fmt: skip
     classifier = None if kinds.model is None else load_classifier(kinds.model)
     if classifier is not None:
@@ -209,20 +224,21 @@ def _book(reference: str, name: str, budget: str | None, settings: Settings, kee
             raise InputError(f"{kinds.model}: {problem}") from None
     asked = prompt_checks(checks, constitution)
     policies = _policies(constitution, settings)
-    deadlines = {1: kinds.classifier.deadline, 2: kinds.critic.deadline}
+    deadlines = {0: kinds.code.deadline, 1: kinds.classifier.deadline, 2: kinds.critic.deadline}
     sha256 = "" if classifier is None else classifier.sha256
     made = plan(
         checks, policies, deadlines=deadlines, revise=None if critic is None else reviser(critic),
-        best=_best(settings, constitution), rounds=settings.rounds, budget=settings.budget, opaque=settings.opaque,
-        unknown=settings.unknown, top_logprobs=settings.top_logprobs == "pass", shadow=settings.shadow is True,
-        sha256=constitution.sha256, classifier=sha256,
+        best=_best(settings, constitution, keep), rounds=settings.rounds, budget=settings.budget, dear=kinds.dear,
+        opaque=settings.opaque, unknown=settings.unknown, top_logprobs=settings.top_logprobs == "pass",
+        shadow=settings.shadow is True, sha256=constitution.sha256, classifier=sha256,
     )  # fmt: skip
     made = replace(made, followed=tuple(_as_set(one, settings) for one in made.followed))
     asks = bool(made.models) or made.revise is not None or made.best is not None
     missing = dict.fromkeys((*unchecked(constitution, checks), *unchecked_prompts(asked, constitution)))
     return Book(
         constitution, constitution.sha256, made, everything_waits(made),
-        Asker(made, keep.pool, keep.cache) if asks else None, keep.pool, asked, tuple(missing), sha256,
+        Asker(made, keep.pool, keep.cache) if asks else None, keep.pool, asked, tuple(missing), sha256, deadlines,
+        {cost: one.on_error for cost, one in enumerate((kinds.code, kinds.classifier, kinds.critic)) if one.on_error},
     )  # fmt: skip
 
 
@@ -233,26 +249,41 @@ def _as_set(one: Followed, settings: Settings) -> Followed:
     return one if on_error is None else replace(one, policy=replace(one.policy, on_error=on_error))
 
 
-def _best(settings: Settings, constitution: Constitution) -> BestOf | None:
+def _best(settings: Settings, constitution: Constitution, keep: Keep) -> BestOf | None:
     best = settings.best
     if best is None:
         return None
-    from fairlead.judges.reward_model import open_reward  # torch, for those who ask for this
-
     if best.principle and best.principle not in constitution:
         known = ", ".join(constitution.ids)
         raise InputError(f"best names the principle {best.principle!r}, which is not there; there are: {known}")
-    return BestOf(open_reward(best.reward), best.n, best.threshold, best.principle, best.deadline)
+    if best.reward not in keep.rewards:
+        from fairlead.judges.reward_ensemble import open_reward_folder  # torch, for those who ask for this
+
+        keep.rewards[best.reward] = open_reward_folder(best.reward)
+    shadow = settings.shadow
+    return BestOf(
+        keep.rewards[best.reward], best.n, best.threshold, best.principle, best.deadline,
+        shadow=best.principle in shadow if isinstance(shadow, tuple) else shadow,
+    )  # fmt: skip
 
 
 def _critic(name: str, budget: str | None, settings: Settings, keep: Keep) -> Model | None:
     spec = settings.checks.ask
     if spec is None:
         return None
-    who = (spec, name if budget else "")
+    who = (spec, name if budget else "", budget or "")
     if who not in keep.critics:
-        purse = None if budget is None else keep.budgets.setdefault((name, budget), Budget.parse(budget))
-        keep.critics[who] = open_model(spec, budget=purse) if purse else open_model(spec)
+        if budget is None:
+            keep.critics[who] = open_model(spec)
+        else:
+            prices = None if settings.checks.prices is None else read_prices(settings.checks.prices)
+            if not is_remote(spec):
+                raise InputError(
+                    f"{name}: a budget of {budget} for the critic {spec}, which runs in this process and costs "
+                    "nothing; leave it out, and bound the work with `requests_per_minute` and `checks: {dear: N}`"
+                )
+            money = keep.budgets.setdefault((name, budget), purse(budget, name, settings.audit.file))
+            keep.critics[who] = open_model(spec, budget=money, prices=prices)
     return keep.critics[who]
 
 

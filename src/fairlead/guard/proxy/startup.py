@@ -37,7 +37,7 @@ def told(setup: Setup) -> list[str]:
 
 
 def _book(book: Book, names: list[str], setup: Setup) -> Iterator[str]:
-    constitution = book.constitution
+    constitution, log = book.constitution, setup.settings.audit.file is not None
     guarded = [p for p in constitution.principles if p.guard is not None]
     who = "" if setup.anyone is not None else f" for {', '.join(names)}"
     yield f"constitution {constitution.name}{who} (sha256 {book.sha256[:12]}): {len(guarded)} principles with a guard"
@@ -62,6 +62,16 @@ def _book(book: Book, names: list[str], setup: Setup) -> Iterator[str]:
     shadow = [id for id in checked if book.policies[id].shadow]
     if shadow:
         yield f"  shadow: {', '.join(shadow)}. Nothing is done about them; what would have been is counted"
+    best = book.plan.best
+    if best is not None:
+        yield (
+            f"  the best of {best.n}: a reply costs {best.n} times as much, and is refused where none scores "
+            f"{best.threshold:g}. In formats without `n` the one there is has to"
+        )
+    escalates = [p.id for p in guarded if p.guard is not None and p.guard.on_violation == "escalate"]
+    if escalates:
+        where = "waits in the queue of the audit log" if log else "NOBODY READS IT: there is no log, give --audit FILE"
+        yield f"  escalate: {', '.join(escalates)}. What is escalated is refused, and {where}"
     if book.unchecked:
         missing = ", ".join(book.unchecked)
         yield f"  NOT CHECKED: {missing}. Nothing here can check them; --critic MODEL or --classifier DIR can"

@@ -19,9 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from fairlead.constitution.load import packs
 from fairlead.constitution.schema import Id, Words
 from fairlead.constitution.yaml import load_yaml
-from fairlead.errors import InputError
-from fairlead.guard.proxy.settings import Count
-from fairlead.models.budget import Budget
+from fairlead.guard.proxy.settings import Count, Money
 
 KEY = re.compile(r"fl-[A-Za-z0-9_-]{43}")
 ANYONE = "local"  # the one tenant where there is no tenant file
@@ -30,14 +28,6 @@ ANYONE = "local"  # the one tenant where there is no tenant file
 def _digest(text: str) -> str:
     if not re.fullmatch(r"sha256:[0-9a-f]{64}", text):
         raise ValueError("a key is written as sha256: and 64 hexadecimal digits; draw one with `fairlead guard key`")
-    return text
-
-
-def _budget(text: str) -> str:
-    try:
-        Budget.parse(text)
-    except InputError as problem:
-        raise ValueError(str(problem)) from None
     return text
 
 
@@ -59,9 +49,7 @@ class Tenant(_Part):
     keys: tuple[Annotated[str, AfterValidator(_digest)], ...] = Field(min_length=1)
     constitution: Words | None = None
     upstream: Where | None = None
-    budget: Annotated[str, AfterValidator(_budget)] | None = Field(
-        None, description="of critics and revisions, in each worker"
-    )
+    budget: Money | None = Field(None, description="of critics and revisions: dollars a day, or tokens of each worker")
     requests_per_minute: Annotated[int, Field(ge=1)] | None = None
     in_flight: Count | None = None
     retention_days: Annotated[float, Field(gt=0)] | None = None

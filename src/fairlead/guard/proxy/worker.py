@@ -119,7 +119,8 @@ class Worker:
         health = self.log.health()
         return {
             "log": self.log.name, "chain": self.log.chain, "written": health.written, "waiting": health.waiting,
-            "lost": health.lost, "why": health.why,
+            "lost": health.lost, "why": health.why, "heads_failures": health.heads_failures,
+            "heads_why": health.heads_why,
         }  # fmt: skip
 
     def _note_policy(self) -> None:
@@ -135,8 +136,9 @@ def _open_log(setup: Setup) -> AuditLog | None:
         return None
     kept = audit.retention_days * 86_400 if audit.store_text else 0.0
     options = AuditOptions(
-        strict=audit.strict, window_s=audit.loss, heads=str(audit.file.with_suffix(".heads")), keep_s=kept
-    )
+        strict=audit.strict, window_s=audit.loss, heads=str(audit.file.with_suffix(".heads")),
+        heads_url=audit.heads_url or "", keep_s=kept,
+    )  # fmt: skip
     return open_log(audit.file, options=options)
 
 
