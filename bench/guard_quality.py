@@ -32,18 +32,19 @@ from numpy.typing import NDArray
 from fairlead.guard.classifier.card import auroc_interval, recall_at, told
 from fairlead.guard.classifier.encoder import Encoder
 from fairlead.guard.classifier.export import int8_of, onnx_of
-from fairlead.guard.classifier.finetune import Example, Tuning, finetune
+from fairlead.guard.classifier.finetune import Example, Tuning
 from fairlead.guard.classifier.fit import auroc, tfidf_matrix, threshold_at
 from fairlead.guard.classifier.model import NgramScorer
 from fairlead.guard.classifier.ngrams import vocabulary
 from fairlead.guard.classifier.reading import TOKENS, WORDS, Pair, Reading, read
 from fairlead.guard.classifier.rows import Row, grouped, split, without_near
+from fairlead.guard.classifier.soup import soup
 from fairlead.guard.classifier.train import fit_heads
 from fairlead.stats import rate
 
 MAX_TOKENS = 128
 SHARE_KEPT = {"refusal-harmless": 0.55, "harmfulqa": 0.6}  # of the two largest sources: enough, and in time
-TUNING = Tuning(epochs=2, lr=2e-4, frozen_layers=4, max_tokens=64)
+TUNING = Tuning(epochs=2, lr=1e-4, frozen_layers=0, max_tokens=64, bfloat16=True, save_every=50)
 Score = Callable[[Sequence[Row]], NDArray[np.float32]]
 
 
@@ -52,9 +53,9 @@ def main() -> None:
     p.add_argument("--part", choices=("prompts", "replies", "injection", "speed"), default="prompts")
     p.add_argument("--encoder", type=Path, help="folder of a sentence encoder (BERT); without it TF-IDF alone")
     p.add_argument("--work", type=Path, default=Path("runs/guard-quality"))
-    p.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="of fine-tuning; none leaves it out")
+    p.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="of the runs whose weights are averaged; none: no tuning")
     p.add_argument(
-        "--tuning", type=json.loads, default=[{}], help="other settings of fine-tuning, a JSON list of objects"
+        "--tuning", type=json.loads, default=[{}], help="other settings of fine-tuning, a JSON list"
     )
     p.add_argument("--only-tuned", action="store_true", help="leave the other methods out")
     p.add_argument("--no-test", action="store_true", help="validation numbers alone, for choosing settings")
@@ -274,14 +275,9 @@ def methods(
     if a.encoder is not None:
         if not a.only_tuned:
             yield frozen_method(a, learn, valid, head)
-        scores: list[Score] = []
-        for n, settings in enumerate(a.tuning):
-            for seed in a.seeds:
-                name, score, about = tuned_method(a, learn, head, seed, settings)
-                yield (f"{name}{'.' + str(n) if len(a.tuning) > 1 else ''}", score, about)
-                scores.append(score)
-        if len(scores) > 1:
-            yield ("tuned, mean", lambda rows: np.mean([s(rows) for s in scores], axis=0), f"{len(scores)} runs")
+        for n, settings in enumerate(a.tuning if a.seeds else ()):
+            name, score, about = tuned_method(a, learn, head, settings)
+            yield (f"{name}{'.' + str(n) if len(a.tuning) > 1 else ''}", score, about)
 
 
 def pairs_of(rows: Sequence[Row], reading: Reading, most: int | None = None) -> tuple[list[Pair], NDArray[np.int64]]:
@@ -338,17 +334,19 @@ def frozen_method(
 
 
 def tuned_method(
-    a: argparse.Namespace, learn: Sequence[Row], head: str, seed: int, settings: dict[str, Any]
+    a: argparse.Namespace, learn: Sequence[Row], head: str, settings: dict[str, Any]
 ) -> tuple[str, Score, str]:
+    """One encoder: the mean of the weights of as many runs as there are seeds."""
     longer = {} if head == "harm" else {"max_tokens": MAX_TOKENS}
-    tuning = TUNING.model_copy(update={"seed": seed, **settings, **longer})
+    tuning = TUNING.model_copy(update={**settings, **longer})
     pairs, owner = pairs_of(learn, TOKENS, 2)
     examples = [
         Example(pair, np.array([float(learn[i].labels[head])], np.float32), learn[i].group)
         for pair, i in zip(pairs, owner, strict=True)
     ]
     named = hashlib.sha256(json.dumps([tuning.model_dump(), len(pairs), head], sort_keys=True).encode()).hexdigest()[:8]
-    tuned = finetune(a.encoder, examples, tuning, a.work / f"tuned-{named}", say=say)
+    tuned = soup(a.encoder, examples, tuning, a.seeds, a.work / f"tuned-{named}", say=say)
+    named += "-" + ".".join(map(str, a.seeds))
     onnx = kept(a.work / f"tuned-{named}.onnx", lambda: int8_of(onnx_of(tuned.folder, unit=False)))
     embed = embedder(a, onnx, named)
 
@@ -356,7 +354,7 @@ def tuned_method(
         found, whose = pairs_of(rows, TOKENS)
         return highest(embed(found) @ tuned.weight_HD[0] + tuned.bias_H[0], whose, len(rows))
 
-    return f"tuned-{seed}", score, f"int8, {tuned.seconds:.0f} s of CPU to tune"
+    return "tuned", score, f"int8, {len(a.seeds)} runs in one, {tuned.seconds:.0f} s of CPU to tune"
 
 
 def kept(file: Path, make: Callable[[], bytes]) -> bytes:

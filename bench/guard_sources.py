@@ -89,6 +89,10 @@ def coconot_pref() -> list[str]:
     return [r["prompt"] for r in lines("coconot/coconot_pref.jsonl.gz")]
 
 
+def sums(most: int = 150) -> list[str]:
+    return [r["question"] for r in lines("gsm8k/train.jsonl.gz")[:most]]
+
+
 def harmbench() -> list[str]:
     rows = table("harmbench/harmbench_behaviors_text_all.csv")
     return [r["Behavior"] for r in rows if r["FunctionalCategory"] == "standard"]
@@ -124,6 +128,15 @@ TRAIN: dict[str, Callable[[], list[Row]]] = {
     "coconot-contrast": lambda: prompts("coconot-contrast", coconot("contrast"), False),
     "coconot-other": lambda: prompts("coconot-other", coconot("other"), False),
     "coconot-pref": lambda: prompts("coconot-pref", coconot_pref(), False),
+    "truthfulqa": lambda: prompts(
+        "truthfulqa", [r["Question"] for r in table("truthfulqa/TruthfulQA.csv")], False
+    ),
+    "trustllm": lambda: prompts(
+        "trustllm",
+        [r["prompt"] for n in ("ood_detection", "golden_advfactuality") for r in document(f"trustllm/{n}.json.gz")],
+        False,
+    ),
+    "gsm8k": lambda: prompts("gsm8k", sums(), False),
     "contrast": lambda: contrast_rows(("harm",)),
 }
 

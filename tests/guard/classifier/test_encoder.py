@@ -22,6 +22,7 @@ from fairlead.guard.classifier.encoder import Encoder
 from fairlead.guard.classifier.export import int8_of, onnx_of
 from fairlead.guard.classifier.finetune import Example, Tuning, finetune, lower, pooled, tokenised
 from fairlead.guard.classifier.model import load
+from fairlead.guard.classifier.soup import soup
 from guard.classifier.made import NAMES, constitution, rows, trained
 
 PAIRS = [("sink badar kofin", "First sink kofin"), ("paint narjen", ""), ("sink tivkas badar kofin lugol wenhup", "")]
@@ -135,6 +136,22 @@ def test_tuning_with_contrasts_tells_the_kinds_apart(encoder: Path, tmp_path: Pa
         @ tuned.weight_HD[0]
     )
     assert z[0] > z[1] + 1
+
+
+def test_a_soup_is_the_mean_of_its_runs(encoder: Path, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file
+
+    tuning = TUNING.model_copy(update={"epochs": 1})
+    made = soup(encoder, _examples(), tuning, (3, 4), tmp_path / "soup")
+    runs = [finetune(encoder, _examples(), tuning.model_copy(update={"seed": s}), tmp_path / f"{s}") for s in (3, 4)]
+    assert np.allclose(made.weight_HD, (runs[0].weight_HD + runs[1].weight_HD) / 2, atol=1e-7)
+    assert np.allclose(made.bias_H, (runs[0].bias_H + runs[1].bias_H) / 2, atol=1e-7)
+    one, two, mean = (load_file(str(t.folder / "model.safetensors")) for t in (*runs, made))
+    assert any(not np.array_equal(one[name], two[name]) for name in one)
+    assert all(np.allclose(mean[name], (one[name] + two[name]) / 2, atol=1e-6) for name in mean)
+    Encoder.of_bytes(onnx_of(made.folder, unit=False), (encoder / "tokenizer.json").read_bytes(), 24).embed(PAIRS)
+    with pytest.raises(InputError, match="each once"):
+        soup(encoder, _examples(), tuning, (1, 1), tmp_path / "twice")
 
 
 def test_nothing_to_learn_is_said(encoder: Path, tmp_path: Path) -> None:

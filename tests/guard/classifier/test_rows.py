@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
+from typing import get_args
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairlead.constitution.alike import grams, jaccard
 from fairlead.exchange import Exchange, user
-from fairlead.guard.classifier.contrast import contrast_rows, contrasts
+from fairlead.guard.classifier.contrast import Kind, contrast_rows, contrasts
 from fairlead.guard.classifier.rows import Row, gram_matrix, grouped, near_pairs, split, without_near
 
 
@@ -68,7 +69,25 @@ def test_a_contrast_has_both_kinds_of_every_meaning_and_each_phrase_once() -> No
     found = contrasts()
     phrases = [p for m in found.meanings for p in (*m.harm, *m.safe)]
     assert len(phrases) == len(set(phrases))
-    assert len({m.id for m in found.meanings}) == len(found.meanings) >= 40
-    for row in contrast_rows(("p", "q")):
+    assert len({x.id for x in (*found.meanings, *found.crosses)}) == len(found.meanings) + len(found.crosses) >= 120
+    drawn = contrast_rows(("p", "q"))
+    assert len({row.id for row in drawn}) == len(drawn)
+    for row in drawn:
         assert set(row.labels) == {"p", "q"} and len(set(row.labels.values())) == 1
-        assert row.made.startswith("frame:") and "{" not in row.prompt
+        assert row.made.startswith(("frame:", "cross:")) and "{" not in row.prompt
+    assert {row.meta["kind"] for row in drawn if row.made.startswith("cross:")} == set(get_args(Kind))
+
+
+def test_a_cross_is_harmful_only_where_both_its_parts_are() -> None:
+    found = contrasts()
+    drawn: dict[str, list[Row]] = defaultdict(list)
+    for row in contrast_rows(("p",), most=12):
+        drawn[row.group].append(row)
+    for cross in found.crosses:
+        assert all(part.count("{}") == 1 for part in (*cross.asked.harm, *cross.asked.safe))
+        harmful = {q.format(thing) for q in cross.asked.harm for thing in cross.of.harm}
+        rows = drawn[f"contrast/{cross.id}"]
+        assert all((row.prompt in harmful) == row.labels["p"] for row in rows)
+        counts = Counter(row.labels["p"] for row in rows)
+        assert counts[True] == 12 and 9 <= counts[False] <= 12
+        assert {row.made for row in rows} == {f"cross:{cell}" for cell in cross.cells()}

@@ -54,6 +54,7 @@ class Tuning(BaseModel):
     keep: float = Field(0.0, ge=0, lt=1, description="share of the starting weights in the result")
     frozen_layers: int | None = Field(None, ge=0, description="counted from below; two thirds of all where None")
     max_tokens: int = Field(128, ge=8, le=512)
+    bfloat16: bool = Field(False, description="products in bfloat16: half the time on CPUs that know it")
     save_every: int = Field(100, ge=1)
     seed: int = Field(0, ge=0)
 
@@ -160,7 +161,8 @@ def _loss(
     import torch
     from torch.nn import functional
 
-    mean_BD = pooled(model, below, frozen)
+    with torch.autocast("cpu", torch.bfloat16, enabled=tuning.bfloat16):
+        mean_BD = pooled(model, below, frozen).float()
     known_BH = torch.from_numpy(np.stack([e.labels for e in examples]))
     weight_BH = torch.tensor([[e.weight] for e in examples]) * (~known_BH.isnan()).float()
     y_BH = torch.nan_to_num(known_BH) * (1 - 2 * tuning.smoothing) + tuning.smoothing
