@@ -43,8 +43,8 @@ from fairlead.guard.classifier.train import fit_heads
 from fairlead.stats import rate
 
 MAX_TOKENS = 128
-SHARE_KEPT = {"refusal-harmless": 0.55, "harmfulqa": 0.6}  # of the two largest sources: enough, and in time
-TUNING = Tuning(epochs=2, lr=1e-4, frozen_layers=0, max_tokens=64, bfloat16=True, save_every=50)
+SHARE_KEPT = {"refusal-harmless": 0.3, "harmfulqa": 0.4}  # of the two largest sources: enough, and in time
+TUNING = Tuning(epochs=1.5, lr=1e-4, frozen_layers=0, max_tokens=64, bfloat16=True, save_every=50)
 Score = Callable[[Sequence[Row]], NDArray[np.float32]]
 
 
@@ -53,10 +53,14 @@ def main() -> None:
     p.add_argument("--part", choices=("prompts", "replies", "injection", "speed"), default="prompts")
     p.add_argument("--encoder", type=Path, help="folder of a sentence encoder (BERT); without it TF-IDF alone")
     p.add_argument("--work", type=Path, default=Path("runs/guard-quality"))
-    p.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="of the runs whose weights are averaged; none: no tuning")
     p.add_argument(
-        "--tuning", type=json.loads, default=[{}], help="other settings of fine-tuning, a JSON list"
+        "--seeds",
+        type=int,
+        nargs="*",
+        default=[0, 1, 2],
+        help="of the runs whose weights are averaged; none: no tuning",
     )
+    p.add_argument("--tuning", type=json.loads, default=[{}], help="other settings of fine-tuning, a JSON list")
     p.add_argument("--only-tuned", action="store_true", help="leave the other methods out")
     p.add_argument("--no-test", action="store_true", help="validation numbers alone, for choosing settings")
     a = p.parse_args()

@@ -128,9 +128,7 @@ TRAIN: dict[str, Callable[[], list[Row]]] = {
     "coconot-contrast": lambda: prompts("coconot-contrast", coconot("contrast"), False),
     "coconot-other": lambda: prompts("coconot-other", coconot("other"), False),
     "coconot-pref": lambda: prompts("coconot-pref", coconot_pref(), False),
-    "truthfulqa": lambda: prompts(
-        "truthfulqa", [r["Question"] for r in table("truthfulqa/TruthfulQA.csv")], False
-    ),
+    "truthfulqa": lambda: prompts("truthfulqa", [r["Question"] for r in table("truthfulqa/TruthfulQA.csv")], False),
     "trustllm": lambda: prompts(
         "trustllm",
         [r["prompt"] for n in ("ood_detection", "golden_advfactuality") for r in document(f"trustllm/{n}.json.gz")],

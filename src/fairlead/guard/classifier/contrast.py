@@ -17,7 +17,8 @@ from fairlead.constitution.yaml import load_yaml
 from fairlead.exchange import Exchange, user
 from fairlead.guard.classifier.rows import Row
 
-FILES = tuple(Path(__file__).with_name(name) for name in ("contrast.yaml", "contrast-crossed.yaml"))
+NAMES = ("contrast.yaml", "contrast-crossed.yaml", "contrast-more.yaml")
+FILES = tuple(Path(__file__).with_name(name) for name in NAMES)
 Kind: TypeAlias = Literal["word", "target", "context", "definition", "history", "discrimination", "privacy"]
 Frame: TypeAlias = Literal["act", "ask", "said"]
 

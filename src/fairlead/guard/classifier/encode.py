@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from fairlead.errors import InputError
 from fairlead.guard.classifier.encoder import Encoder, EncoderScorer
 from fairlead.guard.classifier.export import int8_of, onnx_of
-from fairlead.guard.classifier.finetune import Example, Tuning, finetune
+from fairlead.guard.classifier.finetune import Example, Tuning
 from fairlead.guard.classifier.fit import auroc
 from fairlead.guard.classifier.reading import Pair
+from fairlead.guard.classifier.soup import soup
 from fairlead.guard.classifier.train import Learn, Learnt, Valid, fit_heads
 
 TOLERATED = 0.005  # AUROC that int8 may cost on the validation part, on any head
+RUNS = 2  # of fine-tuning, whose weights are averaged; each more costs its time once, and nothing when it serves
 TIMED = 64  # texts that speed is taken on
 
 
@@ -46,7 +48,8 @@ def encoder_learner(
         if tune:
             settings = tuning or Tuning(seed=seed, max_tokens=max_tokens)
             examples = [Example(p, y, g) for p, y, g in zip(pairs, labels_NH, groups, strict=True)]
-            tuned = finetune(folder, examples, settings, out.with_name(out.name + ".tuning"), say=say)
+            seeds = range(settings.seed, settings.seed + RUNS)
+            tuned = soup(folder, examples, settings, seeds, out.with_name(out.name + ".tuning"), say=say)
             onnx, tokenizer = onnx_of(tuned.folder, unit=False), (folder / "tokenizer.json").read_bytes()
             weight_HD, bias_H = tuned.weight_HD, tuned.bias_H
         else:
