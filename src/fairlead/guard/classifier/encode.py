@@ -20,7 +20,6 @@ from fairlead.guard.classifier.soup import soup
 from fairlead.guard.classifier.train import Learn, Learnt, Valid, fit_heads
 
 TOLERATED = 0.005  # AUROC that int8 may cost on the validation part, on any head
-RUNS = 2  # of fine-tuning, whose weights are averaged; each more costs its time once, and nothing when it serves
 TIMED = 64  # texts that speed is taken on
 
 
@@ -36,11 +35,11 @@ class Chosen:
 
 
 def encoder_learner(
-    folder: Path, out: Path, *, tune: bool = False, tuning: Tuning | None = None, max_tokens: int = 128, seed: int = 0,
-    say: Callable[[str], None] = lambda _: None,
+    folder: Path, out: Path, *, tune: bool = False, tuning: Tuning | None = None, runs: int = 1, max_tokens: int = 128,
+    seed: int = 0, say: Callable[[str], None] = lambda _: None,
 ) -> Learn:  # fmt: skip
     """How `train` learns with the encoder in `folder`. A fine-tuning run lives beside `out` and may be stopped and gone
-    on with."""
+    on with; of several `runs`, whose seeds follow each other, the weights are averaged."""
     if not (folder / "tokenizer.json").exists():
         raise InputError(f"{folder}: holds no encoder (no tokenizer.json); give a folder, or --encoder tfidf")
 
@@ -48,7 +47,7 @@ def encoder_learner(
         if tune:
             settings = tuning or Tuning(seed=seed, max_tokens=max_tokens)
             examples = [Example(p, y, g) for p, y, g in zip(pairs, labels_NH, groups, strict=True)]
-            seeds = range(settings.seed, settings.seed + RUNS)
+            seeds = range(settings.seed, settings.seed + runs)
             tuned = soup(folder, examples, settings, seeds, out.with_name(out.name + ".tuning"), say=say)
             onnx, tokenizer = onnx_of(tuned.folder, unit=False), (folder / "tokenizer.json").read_bytes()
             weight_HD, bias_H = tuned.weight_HD, tuned.bias_H
