@@ -40,7 +40,7 @@ class Tuning(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    epochs: float = Field(1.5, gt=0)
+    epochs: float = Field(3.0, gt=0)
     batch: int = Field(32, ge=2)
     lr: float = Field(1e-4, gt=0)
     head_lr: float = Field(1e-3, gt=0)
@@ -52,7 +52,7 @@ class Tuning(BaseModel):
     smoothing: float = Field(0.05, ge=0, lt=0.5)
     average: float = Field(0.99, ge=0, lt=1)
     keep: float = Field(0.0, ge=0, lt=1, description="share of the starting weights in the result")
-    frozen_layers: int = Field(0, ge=0, description="counted from below")
+    frozen_layers: int | None = Field(None, ge=0, description="counted from below; two thirds of all where None")
     max_tokens: int = Field(128, ge=8, le=512)
     bfloat16: bool = Field(False, description="products in bfloat16: half the time on CPUs that know it")
     save_every: int = Field(100, ge=1)
@@ -104,7 +104,7 @@ def finetune(
     if getattr(model.config, "model_type", "") != "bert":
         raise InputError(f"{encoder}: is a {model.config.model_type!r} model; BERT encoders alone can be tuned here")
     layers = len(model.encoder.layer)
-    frozen = tuning.frozen_layers
+    frozen = 2 * layers // 3 if tuning.frozen_layers is None else tuning.frozen_layers
     if frozen >= layers:
         raise InputError(f"all {layers} layers are frozen: nothing is left to tune")
     heads, width = len(examples[0].labels), int(model.config.hidden_size)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fairlead.errors import InputError
 from fairlead.guard.classifier.finetune import Example, Tuned, Tuning, finetune
@@ -44,12 +45,16 @@ def soup(
     folder = out / "encoder"
     shutil.copytree(runs[0].folder, folder, dirs_exist_ok=True)
     held = [load_file(str(run.folder / "model.safetensors")) for run in runs]
-    mean = {name: np.mean([one[name] for one in held], axis=0, dtype=np.float64).astype(np.float32) for name in held[0]}
+    mean = {name: _mean([one[name] for one in held]) for name in held[0]}
     save_file(mean, str(folder / "model.safetensors"), metadata={"format": "pt"})
     return Tuned(
         folder,
-        np.mean([run.weight_HD for run in runs], axis=0, dtype=np.float64).astype(np.float32),
-        np.mean([run.bias_H for run in runs], axis=0, dtype=np.float64).astype(np.float32),
+        _mean([run.weight_HD for run in runs]),
+        _mean([run.bias_H for run in runs]),
         sum(run.seconds for run in runs),
         float(np.mean([run.loss for run in runs])),
     )
+
+
+def _mean(arrays: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    return np.asarray(np.mean(np.stack(arrays), axis=0, dtype=np.float64), np.float32)
