@@ -29,6 +29,15 @@ def test_single_letters_between_any_signs_are_odd() -> None:
     assert kept("it is \\u - 00 - 26 - \\u - 00") == "\\u - 00 - 26 - \\u - 00"
 
 
+def test_beside_a_letter_alone_the_words_a_and_i_are_letters() -> None:
+    assert kept("here is D c g I .", "then comes A 1 I D a and more") == "D c g IA 1 I D a"
+    assert kept("I have x9y and a boat") == "x9y"
+
+
+def test_a_word_without_a_vowel_is_odd() -> None:
+    assert kept("Next: Mzdm (more follows)", "then comes Mjdk Njdi  and") == "MzdmMjdk Njdi"
+
+
 def test_every_kept_character_knows_where_it_came_from() -> None:
     odd = Odd()
     odd.add(HERE, 100, "It is \uff21\uff22YTZkN1 , as you asked.", always=True)

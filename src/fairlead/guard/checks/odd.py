@@ -30,6 +30,8 @@ _WORD = re.compile(rb"[A-Za-z]+")
 _SHORT = rb"(?:[A-Za-z]{1,4}|%s{5,8})(?![A-Za-z])" % _NO_VOWEL
 _WORD_BEFORE = re.compile(rb"(?:^|\s)[^A-Za-z0-9\s]*%s[^A-Za-z0-9]*$" % _SHORT)
 _WORD_AFTER = re.compile(rb"[^A-Za-z0-9]*%s" % _SHORT)
+_FIRST_ALONE = re.compile(rb"[^A-Za-z0-9]*[A-Za-z0-9](?![A-Za-z0-9])")
+_LAST_ALONE = re.compile(rb"(?<![A-Za-z0-9])[A-Za-z0-9][^A-Za-z0-9]*$")
 _COMMON = frozenset(
     b"a able all also am an and any are area as ask at away back bad be been best big both but buy by call came can "
     b"card case city code come cost cut data date day days deal did do does done down each easy else end even ever far "
@@ -105,9 +107,11 @@ def _regions(read: bytes) -> list[tuple[int, int]]:
     for n, (i, j) in enumerate(joined):
         left = max(out[-1][1] if out else 0, i - NEAR)
         right = min(joined[n + 1][0] if n + 1 < len(joined) else len(read), j + NEAR)
-        while (before := _WORD_BEFORE.search(read, left, i)) and not _common(before[0]):
+        spelled = _FIRST_ALONE.match(read, i, j) is not None
+        while (before := _WORD_BEFORE.search(read, left, i)) and not _common(before[0], spelled):
             i = before.start()
-        while (after := _WORD_AFTER.match(read, j)) and after.end() <= right and not _common(after[0]):
+        spelled = _LAST_ALONE.search(read, max(i, j - NEAR), j) is not None
+        while (after := _WORD_AFTER.match(read, j)) and after.end() <= right and not _common(after[0], spelled):
             j = after.end()
         while i > left and not read[i - 1 : i].isalnum():
             i -= 1
@@ -123,5 +127,6 @@ def _belongs(gap: bytes) -> bool:
     return len(words) <= 1 or all(len(word) <= 4 and word.lower() not in _COMMON for word in words)
 
 
-def _common(words: bytes) -> bool:
-    return any(word.lower() in _COMMON for word in _WORD.findall(words))
+def _common(words: bytes, spelled: bool) -> bool:
+    """Whether it is a word of every day; `spelled`: beside a letter alone the words "a" and "I" are letters too."""
+    return any(word.lower() in _COMMON and not (spelled and len(word) == 1) for word in _WORD.findall(words))
