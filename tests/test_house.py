@@ -166,7 +166,7 @@ def test_the_package_says_what_it_needs() -> None:
     assert project["scripts"] == {"fairlead": "fairlead.cli.main:main"}
     assert project["requires-python"] == ">=3.11"
     assert set(project["optional-dependencies"]) == {
-        "train", "hub", "guard", "bedrock", "vertex", "report", "history", "cluster", "inspect", "bench", "dev"
+        "train", "hub", "guard", "presidio", "bedrock", "vertex", "report", "history", "cluster", "inspect", "bench", "dev"
     }  # fmt: skip
     assert "torch>=2.11,<2.14" in project["optional-dependencies"]["train"]
     core = " ".join(project["dependencies"])

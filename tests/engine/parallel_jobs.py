@@ -276,7 +276,7 @@ def leaves(folder: str, shard: bool) -> tuple[list[str], list[str]]:
         from fairlead.engine import sharded
 
         sharded.whole(module)
-    save_model(module, None, Path(folder) / "model")
+    save_model(module, None, Path(folder) / f"model-{torch.distributed.get_rank()}")
     before = _group_threads()
     parallel._leave()
     return before, _group_threads()
