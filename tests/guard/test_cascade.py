@@ -350,9 +350,9 @@ def test_answers_that_come_late_are_dropped_and_counted_and_the_check_fails_at_o
         plan = planned(Model(lambda item: free.wait(120) and ALLOW, deadline=0.05))
         pool, tally = Pool(workers=1, spare=2), Tally()
         asker = Asker(plan, pool)
-        while pool.hangs["model"] < 2:  # on a busy machine a call may be late before a thread took it
+        while pool.hangs["model"] < 2:  # on a busy machine a call may be late before a thread took it, and hang later
             [broken] = await whole(Release(plan, ASKED, asker=asker, tally=tally), reply("hello"))
-            assert isinstance(broken, Broken) and "hang" not in broken.why
+            assert isinstance(broken, Broken) and ("hang" not in broken.why or pool.hangs["model"] == 2)
         whys: list[str] = []
         while not any("calls of it hang" in why for why in whys):
             [broken] = await whole(Release(plan, ASKED, asker=asker, tally=tally), reply("hello"))
