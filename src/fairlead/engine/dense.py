@@ -139,7 +139,7 @@ def _packed_product(
 ) -> torch.Tensor:
     y: torch.Tensor
     if add_MN is None:
-        y = torch.ops.mkldnn._linear_pointwise.default(x_MK, packed_NK, bias_N, "none", [], "")
+        y = torch.ops.mkldnn._linear_pointwise(x_MK, packed_NK, bias_N, "none", [], "")
     else:
         y = torch.ops.mkldnn._linear_pointwise.binary(x_MK, add_MN, packed_NK, bias_N, "add")
     return y

@@ -25,8 +25,6 @@ from fairlead.engine.kv import Cache
 CLASSES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
 FUSE_BELOW = 100_000_000  # parameters; fusing copies the weights, which a large model should not pay for
 
-Map = tuple[torch.Tensor, torch.Tensor | None]  # a linear map's weight and bias
-
 
 @dataclass(frozen=True, slots=True)
 class Projection:
@@ -53,11 +51,7 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Llama:
-    """Weights and sizes.
-
-    turn    rotary positions. Where queries and keys are laid out in pairs: complex (positions, h / 2), and rotation is
-            one product. Otherwise cos and sin (positions, h), the first half of sin negated: rotation is a roll
-    """
+    """Weights and sizes. cos, sin: (positions, h); the first half of sin is negated, so that rotation is a roll."""
 
     embedding: torch.Tensor
     layers: tuple[Layer, ...]
@@ -66,7 +60,8 @@ class Llama:
     heads: int
     key_heads: int
     width: int
-    turn: tuple[torch.Tensor, ...]
+    cos: torch.Tensor
+    sin: torch.Tensor
 
     def cache(self, rows: int, length: int, most: int) -> Cache:
         """An empty cache of so many positions at first, and at most."""
@@ -100,60 +95,39 @@ def read(model: nn.Module, positions: int, rows: int) -> Llama | str:
     position = torch.arange(positions, device=body.embed_tokens.weight.device)[None]
     cos, sin = body.rotary_emb(body.embed_tokens.weight[:1], position)
     half = cos.shape[-1] // 2
-    pairs = fuse and cos.dtype in (torch.float32, torch.float64)
+    layers = tuple(
+        Layer(
+            layer.input_layernorm.weight,
+            _join(rows if fuse else 0, layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj),
+            _join(rows if fuse else 0, layer.self_attn.o_proj),
+            layer.post_attention_layernorm.weight,
+            _join(rows if fuse else 0, layer.mlp.gate_proj, layer.mlp.up_proj),
+            _join(rows if fuse else 0, layer.mlp.down_proj),
+        )
+        for layer in body.layers
+    )
     return Llama(
         embedding=body.embed_tokens.weight,
-        layers=tuple(_layer(block, rows if fuse else 0, half if pairs else 0) for block in body.layers),
+        layers=layers,
         norm=body.norm.weight,
         epsilon=config.rms_norm_eps,
         heads=config.num_attention_heads,
         key_heads=config.num_key_value_heads,
         width=cos.shape[-1],
-        turn=(torch.complex(cos[0, :, :half], sin[0, :, :half]),)
-        if pairs
-        else (cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)),
+        cos=cos[0],
+        sin=torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1),
     )
 
 
-def _layer(block: Any, rows: int, half: int) -> Layer:
-    """One layer's weights: fused for so many rows (0: as they are), queries and keys in pairs if `half` a head's."""
-    attention, mlp = block.self_attn, block.mlp
-    query, key = _map(attention.q_proj), _map(attention.k_proj)
-    if half:
-        query, key = _in_pairs(query, half), _in_pairs(key, half)
-    return Layer(
-        block.input_layernorm.weight,
-        _join(rows, query, key, _map(attention.v_proj)),
-        _join(rows, _map(attention.o_proj)),
-        block.post_attention_layernorm.weight,
-        _join(rows, _map(mlp.gate_proj), _map(mlp.up_proj)),
-        _join(rows, _map(mlp.down_proj)),
-    )
-
-
-def _map(linear: nn.Linear) -> Map:
-    return linear.weight, linear.bias
-
-
-def _in_pairs(linear: Map, half: int) -> Map:
-    """The map with its outputs in another order: what rotary positions mix stands side by side.
-
-    Queries meet keys in sums over a head, whose order is free.
-    """
-    weight, bias = linear
-    order = torch.arange(len(weight), device=weight.device).view(-1, 2, half).transpose(1, 2).flatten()
-    return weight[order], None if bias is None else bias[order]
-
-
-def _join(rows: int, *maps: Map) -> Projection:
+def _join(rows: int, *linears: nn.Linear) -> Projection:
     """The linear maps as one, laid out for so many rows; 0: as they are."""
     if not rows:
-        return Projection(tuple(Prepared(*part) for part in maps))
-    biases = [bias for _, bias in maps if bias is not None]
-    if len(maps) == 1 or len(biases) not in (0, len(maps)):
-        return Projection(tuple(prepare(*part, rows=rows) for part in maps))
-    weight = torch.cat([weight for weight, _ in maps])
-    return Projection((prepare(weight, torch.cat(biases) if biases else None, rows=rows),))
+        return Projection(tuple(Prepared(linear.weight, linear.bias) for linear in linears))
+    biases: list[torch.Tensor] = [linear.bias for linear in linears if linear.bias is not None]  # type: ignore[redundant-expr]
+    if len(linears) == 1 or len(biases) not in (0, len(linears)):
+        return Projection(tuple(prepare(linear.weight, linear.bias, rows=rows) for linear in linears))
+    weights: list[torch.Tensor] = [linear.weight for linear in linears]
+    return Projection((prepare(torch.cat(weights), torch.cat(biases) if biases else None, rows=rows),))
 
 
 @torch.inference_mode()
@@ -167,11 +141,11 @@ def prefill(w: Llama, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, t
         ids[row, : len(prompt)] = torch.tensor(prompt)
     x = F.embedding(ids.to(device), w.embedding).view(B * P, -1)
     kv = x.new_empty(len(w.layers), 2, B, w.key_heads, P, w.width)
-    turn, rotated = [part[:P, None] for part in w.turn], w.heads + w.key_heads
+    cos, sin, rotated = w.cos[:P, None], w.sin[:P, None], w.heads + w.key_heads
     end_B = (torch.arange(B) * P + lengths - 1).to(device)
     for number, (layer, cache) in enumerate(zip(w.layers, kv, strict=True)):
         qkv = layer.qkv(_norm(x, layer.norm_in, w.epsilon)).view(B, P, -1, w.width)
-        _rotate(qkv[:, :, :rotated], *turn)
+        _rotate(qkv[:, :, :rotated], cos, sin)
         q = qkv[:, :, : w.heads].transpose(1, 2)
         cache.copy_(qkv[:, :, w.heads :].view(B, P, 2, -1, w.width).permute(2, 0, 3, 1, 4))
         # Padding stands after every real token, so causal attention never reads it.
@@ -191,17 +165,19 @@ def step(w: Llama, ids_B: torch.Tensor, position_B: torch.Tensor, kv: Cache) -> 
     A row looks at the positions up to its own.
     """
     B, K, M = len(ids_B), w.key_heads, kv.length
-    turn, rotated = [part[position_B][:, None] for part in w.turn], w.heads + K
+    rotated = w.heads + K
+    cos, sin = w.cos[position_B][:, None], w.sin[position_B][:, None]
     place = kv.rows_at(position_B)
-    mask = later(position_B, M, w.embedding.dtype)[:, None].expand(-1, w.heads, -1).reshape(B * K, -1, M)
+    mask = later(position_B, M, w.embedding.dtype)[:, None]
     scale = w.width**-0.5
     x = F.embedding(ids_B, w.embedding)
     for layer, (rows, keys, values) in zip(w.layers, kv.views, strict=True):
         qkv = layer.qkv(_norm(x, layer.norm_in, w.epsilon)).view(B, -1, w.width)
-        _rotate(qkv[:, :rotated], *turn)
-        kv.write(rows, place, qkv[:, w.heads :])
+        _rotate(qkv[:, :rotated], cos, sin)
+        rows.index_copy_(0, place, qkv[:, w.heads :].reshape(-1, w.width))
         q = qkv[:, : w.heads].reshape(B * K, -1, w.width)
-        weights = torch.softmax(torch.baddbmm(mask, q, keys, alpha=scale), -1)
+        scores = torch.add(mask, torch.bmm(q, keys).view(B, w.heads, M), alpha=scale)
+        weights = torch.softmax(scores, -1, dtype=torch.promote_types(x.dtype, torch.float32)).to(x.dtype)
         x = layer.out(kv.mixed(weights, values), x)
         x = _mlp(w, layer, x)
     return _norm(x, w.norm, w.epsilon)
@@ -222,10 +198,6 @@ def _norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor
     return F.rms_norm(x, (x.shape[-1],), weight, epsilon)
 
 
-def _rotate(x: torch.Tensor, turn: torch.Tensor, sin: torch.Tensor | None = None) -> None:
-    """Rotary positions of x (..., heads, h), in place: what `Llama.turn` has for its positions."""
-    if sin is None:
-        x.view(turn.dtype).mul_(turn)
-    else:
-        turned = x.roll(x.shape[-1] // 2, -1)
-        x.mul_(turn).addcmul_(turned, sin)
+def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
+    turned = x.roll(x.shape[-1] // 2, -1)
+    x.mul_(cos).addcmul_(turned, sin)
