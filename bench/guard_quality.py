@@ -348,7 +348,9 @@ def tuned_method(
         Example(pair, np.array([float(learn[i].labels[head])], np.float32), learn[i].group)
         for pair, i in zip(pairs, owner, strict=True)
     ]
-    named = hashlib.sha256(json.dumps([tuning.model_dump(), len(pairs), head], sort_keys=True).encode()).hexdigest()[:8]
+    rows = [(pairs[k], learn[i].labels[head], learn[i].group) for k, i in enumerate(owner)]
+    told = json.dumps([tuning.model_dump(), rows, head], sort_keys=True)
+    named = hashlib.sha256(told.encode()).hexdigest()[:8]
     tuned = soup(a.encoder, examples, tuning, a.seeds, a.work / f"tuned-{named}", say=say)
     named += "-" + ".".join(map(str, a.seeds))
     onnx = kept(a.work / f"tuned-{named}.onnx", lambda: int8_of(onnx_of(tuned.folder, unit=False)))

@@ -88,6 +88,9 @@ def test_of_several_alternatives_the_one_that_the_client_took() -> None:
     kept.keep(ASKED, ["the second is def"])
     for start, whole in (("the first", "the first is abc"), ("the second", "the second is def")):
         assert kept.said([*ASKED, assistant(f"{start} is [redacted]"), user("go on")]) == ([whole], True)
+    # one that begins otherwise was painted over by another check first: nothing of what was sent is lost
+    said, painted = kept.said([*ASKED, assistant("now [redacted]"), user("go on")])
+    assert painted and {"now [redacted]", "the first is abc", "the second is def"} == set(said)
     # the third was not painted over, and is no reply that is remembered
     assert kept.said([*ASKED, assistant("the third"), user("go on")]) == (["the third"], False)
 

@@ -48,6 +48,7 @@ def test_switches_reach_the_wire(tmp_path: Path) -> None:
         ("limits:\n  in_flight: 5000\n", "would queue for a connection"),
         ("checks:\n  critic:\n    deadline: -1\n", "file.yaml:3"),
         ("audit:\n  file: a.db\n  strict: perhaps\n", "file.yaml:3: audit: strict: must be true or false"),
+        ("audit:\n  heads_url: here\n", "file.yaml:2: audit: heads_url: 'here' is no http or https address"),
     ],
 )
 def test_what_is_wrong_is_told_with_its_line(tmp_path: Path, text: str, told: str) -> None:

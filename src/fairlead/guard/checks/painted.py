@@ -77,11 +77,14 @@ def _of_assistant(message: Message) -> list[str]:
 
 def _of_these(replies: Sequence[tuple[str, ...]], sent: Sequence[str]) -> tuple[str, ...]:
     """Which of the replies the client sends back: the one with most of the texts that it sends, each as far as its
-    first mark. None of them is a reply in which nothing was painted over (of several alternatives, say)."""
+    first mark. None of them is a reply in which nothing was painted over (of several alternatives, say); and where none
+    begins like what was sent, it may be any of them, beside what was sent."""
     if not any(REDACTED in text for text in sent):
         return ()
     starts = [text.partition(REDACTED)[0] for text in sent]
     like = [sum(any(text.startswith(start) for text in reply) for start in starts) for reply in replies]
+    if not any(like):
+        return (*sent, *(text for reply in replies for text in reply))
     return replies[like.index(max(like))]
 
 

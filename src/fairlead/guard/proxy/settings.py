@@ -21,7 +21,14 @@ def _money(text: str) -> str:
     return text
 
 
+def _address(text: str) -> str:
+    if not text.startswith(("http://", "https://")):
+        raise ValueError(f"{text!r} is no http or https address")
+    return text
+
+
 Money: TypeAlias = Annotated[str, AfterValidator(_money)]
+Address: TypeAlias = Annotated[str, AfterValidator(_address)]
 Seconds: TypeAlias = Annotated[float, Field(gt=0, le=86_400)]
 Count: TypeAlias = Annotated[int, Field(ge=1)]
 Kind: TypeAlias = Literal["code", "classifier", "critic"]
@@ -108,7 +115,7 @@ class Audit(_Part):
     loss: Seconds = 0.2
     store_text: bool = False
     retention_days: Annotated[float, Field(gt=0)] = 30.0
-    heads_url: str | None = Field(None, description="where the end of each chain is posted while it grows")
+    heads_url: Address | None = Field(None, description="where the end of each chain is posted while it grows")
 
 
 class Settings(_Part):
