@@ -150,5 +150,5 @@ def test_heads_that_nobody_takes_are_counted_and_a_wrong_address_is_told(tmp_pat
             while not (head := proxy.command("heads")["heads"][0])["heads_failures"] and time.monotonic() < until:
                 time.sleep(0.05)
             assert "500" in head["heads_why"]
-        with pytest.raises(InputError, match="give an http or https address"):
+        with pytest.raises(InputError, match="guard.yaml:5: audit: heads_url: .keeper. is no http or https address"):
             Proxy(tmp_path, mock.url, audit=log, policy=POLICY + "audit: {heads_url: keeper}\n")
