@@ -61,7 +61,7 @@ def test_halves_of_surrogate_pairs_and_numbers_that_are_none_do_not_stop_the_log
 def test_everything_that_is_not_empty_is_there() -> None:
     would = Verdict("v-9", "critic", "voice", "revise")
     more = {"classifier": "d" * 64, "tenant": "t", "stream": True, "principle": "p", "verdict": "v-1", "ended": "deadline",
-            "withheld": {"opaque reasoning": 1}, "passed": {"image": 2}, "usage": {"prompt_tokens": 3}, "spend": 0.01,
+            "withheld": {"opaque reasoning": 1}, "passed": {"image": 2}, "usage": {"prompt_tokens": 3},
             "more": True}  # fmt: skip
     body = orjson.loads(encode(entry(1, shadow=(would,), asked="a" * 64, **more), KEY))
     assert {key: body[key] for key in more} == more

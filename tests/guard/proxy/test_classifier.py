@@ -14,9 +14,11 @@ pytest.importorskip("sklearn", reason="scikit-learn is missing: pip install 'fai
 
 import openai
 
-from guard.classifier.made import trained
+from fairlead.constitution import load
+from fairlead.guard.classifier.train import train
+from guard.classifier.made import rows, trained
 from support.guard_proxy import Proxy
-from support.mock_upstream import Mock, chat, chat_stream, json_reply, sse_reply
+from support.mock_upstream import Mock, chat, chat_chunk, chat_stream, json_reply, sse_reply
 
 WRITTEN = """
 name: small
@@ -66,6 +68,24 @@ def test_what_it_judges_broken_is_refused_and_the_rest_passes(both: tuple[Proxy,
     counts = proxy.command("metrics")["counts"]
     assert any(row[0] == "model_calls" and row[1] == "classifier:no-sinking" for row in counts)
     assert proxy.worker.app.setup.all()[0].book.classifier
+
+
+def test_a_stream_that_a_model_has_ended_ends_at_once(tmp_path: Path) -> None:
+    """The verdict comes while the server says nothing more: the reply ends, and nobody waits for the server."""
+    window = WRITTEN.replace("on_violation: refuse,", "on_violation: refuse, stream: window,")
+    (tmp_path / "window.yaml").write_text(window)
+    folder = tmp_path / "made"
+    train(load(tmp_path / "window.yaml"), rows(), folder, copies=0)
+    begun = [chat_chunk({"content": f"{BROKEN} "}) for _ in range(40)]
+    with (
+        Mock(lambda _: sse_reply(*begun, "hang")) as mock,
+        Proxy(tmp_path, mock.url, constitution=window, policy="{}\n", classifier=folder) as proxy,
+    ):
+        client = openai.OpenAI(base_url=f"{proxy.url}/v1", api_key="k", max_retries=0, timeout=20)
+        asked: Any = [{"role": "user", "content": "sink badar kofin luhup?"}]
+        chunks = [c for c in client.chat.completions.create(model="mock", messages=asked, stream=True) if c.choices]
+        assert "".join(c.choices[0].delta.content or "" for c in chunks) == "I sink nothing."
+        assert chunks[-1].choices[0].finish_reason == "content_filter"
 
 
 def test_the_same_question_is_judged_once(both: tuple[Proxy, Mock]) -> None:

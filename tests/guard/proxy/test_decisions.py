@@ -191,6 +191,30 @@ def test_what_is_escalated_waits_in_the_queue_whether_asked_or_answered_streamed
     assert [entry["decision"] for entry in _entries(log)] == ["escalate"] * 3
 
 
+def test_what_code_sees_a_part_of_is_said_so_and_waits_like_the_rest(tmp_path: Path) -> None:
+    """Personal data is a part of privacy: the principle is not unchecked, and not checked either."""
+    written = """
+name: two
+principles:
+  - id: privacy
+    dimension: secrecy
+    severity: 4
+    text: Keep private facts about people private.
+    guard: {at: [reply], on_violation: refuse, stream: buffer, say: "no ."}
+  - {id: no-gossip, dimension: harmless, severity: 3, text: Do not gossip., guard: {on_violation: refuse, say: "no ."}}
+"""
+    with (
+        Mock(lambda _: json_reply(chat("hello"))) as mock,
+        Proxy(tmp_path, mock.url, constitution=written, policy="{}\n") as proxy,
+    ):
+        lines = told(proxy.worker.app.setup)
+    (partly,) = [line for line in lines if "CHECKED IN PART" in line]
+    assert partly.startswith("  CHECKED IN PART: privacy, by personal:privacy, ")
+    (unseen,) = [line for line in lines if "NOT CHECKED" in line]
+    assert unseen.startswith("  NOT CHECKED: no-gossip. ")
+    assert any(line.startswith("  buffer: ") and "privacy" in line for line in lines)
+
+
 def test_without_a_log_nobody_reads_what_is_escalated_which_is_said_and_counted(tmp_path: Path) -> None:
     with (
         Mock(lambda _: json_reply(chat("a little arsenic"))) as mock,

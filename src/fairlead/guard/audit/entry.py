@@ -44,7 +44,6 @@ class Entry:
     passed        what left unread because the policy says so, by kind
     shadow        verdicts of checks in shadow mode: what they would have done; "allow" included
     usage         counts, by name: tokens, calls of critics
-    spend         money spent on checks and revisions, in US dollars
     status        of the HTTP answer
     ended         how it ended, where not as it should: "client left", "upstream failed", "deadline", …
     more          further entries of this request follow (`--audit strict` writes before each release); their ranges go
@@ -69,7 +68,6 @@ class Entry:
     passed: Mapping[str, int] = field(default_factory=lambda: NOTHING)
     shadow: tuple[Verdict, ...] = ()
     usage: Mapping[str, int] = field(default_factory=lambda: NOTHING)
-    spend: float = 0.0
     status: int = 200
     ended: str = ""
     more: bool = False
@@ -117,8 +115,6 @@ def encode(entry: Entry, digest_key: bytes, **beside: Any) -> bytes:
         body["shadow"] = [_verdict(v) for v in entry.shadow]
     if entry.usage:
         body["usage"] = entry.usage
-    if entry.spend:
-        body["spend"] = entry.spend
     if entry.ended:
         body["ended"] = entry.ended
     if entry.more:

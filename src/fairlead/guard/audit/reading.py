@@ -41,7 +41,7 @@ class Found:
             under = ", ".join(names[i] if isinstance(i, int) and i < len(names) else f"{i}?" for i in ids)
             at = f"{where} {choice}.{part} [{start}, {end})"
             yield f"  released {at}, {size} bytes, {digest}: {under or 'no verdict'}"
-        for key in ("withheld", "passed", "usage", "spend", "ended"):
+        for key in ("withheld", "passed", "usage", "ended"):
             if key in body:
                 yield f"  {key} {body[key]}"
 

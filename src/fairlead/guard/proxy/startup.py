@@ -41,7 +41,8 @@ def _book(book: Book, names: list[str], setup: Setup) -> Iterator[str]:
     guarded = [p for p in constitution.principles if p.guard is not None]
     who = "" if setup.anyone is not None else f" for {', '.join(names)}"
     yield f"constitution {constitution.name}{who} (sha256 {book.sha256[:12]}): {len(guarded)} principles with a guard"
-    checked = [p.id for p in guarded if p.id not in book.unchecked]
+    unseen = [id for id in book.unchecked if id not in _partly(book)]
+    checked = [p.id for p in guarded if p.id not in unseen]
     buffer = [id for id in checked if book.policies[id].stream == "buffer"]
     window = [id for id in checked if book.policies[id].stream == "window"]
     if buffer:
@@ -72,8 +73,20 @@ def _book(book: Book, names: list[str], setup: Setup) -> Iterator[str]:
     if escalates:
         where = "waits in the queue of the audit log" if log else "NOBODY READS IT: there is no log, give --audit FILE"
         yield f"  escalate: {', '.join(escalates)}. What is escalated is refused, and {where}"
-    if book.unchecked:
-        missing = ", ".join(book.unchecked)
+    for id, by in _partly(book).items():
+        rest = "The rest of it needs a reader: --critic MODEL or --classifier DIR"
+        yield f"  CHECKED IN PART: {id}, by {', '.join(by)}. {rest}"
+    if unseen:
+        missing = ", ".join(unseen)
         yield f"  NOT CHECKED: {missing}. Nothing here can check them; --critic MODEL or --classifier DIR can"
     if not checked:
         yield "  NOTHING IS CHECKED: every reply passes"
+
+
+def _partly(book: Book) -> dict[str, list[str]]:
+    """Principles that no check stands for as a whole, with the checks that see a part of what they say."""
+    found: dict[str, list[str]] = {}
+    for one in book.plan.followed:
+        if one.principle in book.unchecked:
+            found.setdefault(one.principle, []).append(one.name)
+    return found
