@@ -89,8 +89,8 @@ def test_presidio_is_opened_with_what_it_knows_and_told_of_where_it_is_missing(m
     """By a stub of the package: its spans are places in the text as written, whatever stands before them."""
 
     class Engine:
-        def __init__(self, supported_languages: list[str]) -> None:
-            assert supported_languages == ["en"]
+        def __init__(self, nlp_engine: Any, supported_languages: list[str]) -> None:
+            assert (nlp_engine, supported_languages) == ("en_core_web_lg", ["en"])
 
         def get_supported_entities(self, language: str) -> list[str]:
             return ["PERSON", "LOCATION"]
@@ -102,7 +102,15 @@ def test_presidio_is_opened_with_what_it_knows_and_told_of_where_it_is_missing(m
             unsure = {"entity_type": "PERSON", "start": 0, "end": 2, "score": 0.2}
             return [type("R", (), one) for one in (found, unsure)] if at >= 0 else []
 
+    class Provider:
+        def __init__(self, nlp_configuration: dict[str, Any]) -> None:
+            self.model = nlp_configuration["models"][0]["model_name"]
+
+        def create_engine(self) -> str:
+            return str(self.model)
+
     monkeypatch.setitem(sys.modules, "presidio_analyzer", type("P", (), {"AnalyzerEngine": Engine}))
+    monkeypatch.setitem(sys.modules, "presidio_analyzer.nlp_engine", type("N", (), {"NlpEngineProvider": Provider}))
     check = PersonalData("p", entities=(), extra=open_presidio(("PERSON",)), cost=1)
     reply = Message("assistant", (Text("well ."), Text("grüße 👋 from Ada , 1 555 0100")))
     [decision] = check.decide([Exchange((user("?"),), (reply,))])

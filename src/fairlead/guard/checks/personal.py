@@ -242,6 +242,9 @@ def _found(text: str, entities: Collection[str]) -> Iterator[tuple[str, int, int
         yield (name, *folded.locate(start, end))
 
 
+MODEL = "en_core_web_lg"  # the spaCy model that presidio takes by itself
+
+
 @dataclass(frozen=True)
 class Presidio:
     """presidio-analyzer (optional) as a finder of what needs a reader: names, places. `engine` is its AnalyzerEngine."""
@@ -256,21 +259,25 @@ class Presidio:
         return [(item.entity_type, item.start, item.end) for item in found if item.score >= self.threshold]
 
 
-def open_presidio(entities: Sequence[str], language: str = "en") -> Presidio:
-    """Presidio with the spaCy model it asks for. Raises MissingResource where either is not installed, InputError for a
-    kind of data that it does not know."""
+def open_presidio(entities: Sequence[str], language: str = "en", model: str = MODEL) -> Presidio:
+    """Presidio over a spaCy model, by name or folder. Raises MissingResource where one of the two is not installed,
+    InputError for a kind of data that it does not know."""
     try:
         analyzer = importlib.import_module("presidio_analyzer")
+        engines = importlib.import_module("presidio_analyzer.nlp_engine")
     except ModuleNotFoundError as missing:
         raise MissingResource(
             f"presidio looks for {', '.join(entities)}, and {missing.name} is not installed: pip install "
-            "'fairlead[presidio]', and its model: python -m spacy download en_core_web_lg"
+            f"'fairlead[presidio]', and its model: python -m spacy download {model}"
         ) from None
+    asked = {"nlp_engine_name": "spacy", "models": [{"lang_code": language, "model_name": model}]}
     try:
-        engine = analyzer.AnalyzerEngine(supported_languages=[language])
+        read = engines.NlpEngineProvider(nlp_configuration=asked).create_engine()
+        engine = analyzer.AnalyzerEngine(nlp_engine=read, supported_languages=[language])
     except (OSError, SystemExit, ValueError) as problem:  # spaCy ends the process where it cannot get a model
         raise MissingResource(
-            f"presidio cannot start ({type(problem).__name__}): python -m spacy download en_core_web_lg"
+            f"presidio cannot start ({type(problem).__name__}): python -m spacy download {model}, or name a folder of "
+            "one in the settings (checks: {presidio_model: ./FOLDER})"
         ) from None
     known = sorted(engine.get_supported_entities(language=language))
     for name in entities:

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from fairlead.constitution.yaml import load_yaml
 from fairlead.errors import InputError
+from fairlead.guard.checks.personal import MODEL
 from fairlead.guard.wire.asked import Allow
 from fairlead.models.budget import Budget
 
@@ -65,6 +66,7 @@ class Checks(_Part):
     classifier: Classified = Classified()
     critic: Criticised = Criticised()
     presidio: tuple[str, ...] = Field((), description="what presidio-analyzer looks for too: PERSON, LOCATION, …")
+    presidio_model: str = Field(MODEL, min_length=1, description="its spaCy model, by name or folder")
     rules: dict[str, tuple[str, ...]] = Field({}, description="by principle id, patterns that a text must not hold")
     hosts: tuple[str, ...] = Field((), description="names that tool calls and links may reach with anything")
     unknown_hosts: bool = Field(True, description="whether they may reach any other at all")

@@ -126,7 +126,7 @@ class Keep:
         self.budgets: dict[tuple[str, str], Budget] = {}
         self.critics: dict[tuple[str, str, str], Model] = {}
         self.rewards: dict[Path, Judge] = {}
-        self.presidio: dict[tuple[str, ...], Presidio] = {}
+        self.presidio: dict[tuple[str, ...], Presidio] = {}  # by model and kinds of data
         self.paces: dict[tuple[str, float], Pace] = {}
         self.local: Upstream | None = None
         self.pool = Pool()
@@ -210,11 +210,12 @@ def _book(reference: str, name: str, budget: str | None, settings: Settings, kee
             "checks.rules need google-re2, by which no pattern takes longer than the text is long; it is not "
             "installed: pip install 'fairlead[guard]'"
         )
-    if kinds.presidio and keep.presidio.get(kinds.presidio) is None:
-        keep.presidio[kinds.presidio] = open_presidio(kinds.presidio)
+    reads = (kinds.presidio_model, *kinds.presidio)
+    if kinds.presidio and reads not in keep.presidio:
+        keep.presidio[reads] = open_presidio(kinds.presidio, model=kinds.presidio_model)
     checks = proxy_checks(
         constitution, critic, hosts=kinds.hosts, unknown_hosts=kinds.unknown_hosts, thresholds=kinds.thresholds,
-        rules=kinds.rules, presidio=keep.presidio.get(kinds.presidio),
+        rules=kinds.rules, presidio=keep.presidio.get(reads),
     )  # fmt: skip
     classifier = None if kinds.model is None else load_classifier(kinds.model)
     if classifier is not None:
