@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fairlead.constitution import load, packs, resolve
+from fairlead.constitution.diff import changes
 from fairlead.errors import InputError
 
 EXAMPLE = """\
@@ -137,6 +138,19 @@ def test_later_bases_override_earlier_ones(tmp_path: Path) -> None:
     _write(tmp_path, "name: two\n" + row % (2, "Two."), "two.yaml")
     assert load(_write(tmp_path, "name: top\nextends: [one.yaml, two.yaml]\n"))["a"].text == "Two."
     assert load(_write(tmp_path, "name: top\nextends: [two.yaml, one.yaml]\n"))["a"].text == "One."
+
+
+def test_vendors_are_those_of_all_and_a_constitution_without_keeps_its_hash(tmp_path: Path) -> None:
+    row = "principles: [{id: a, dimension: voice, severity: 1, text: A.}]\n"
+    _write(tmp_path, "name: one\nvendors: [one.example]\n" + row, "one.yaml")
+    both = load(_write(tmp_path, "name: top\nextends: [one.yaml]\nvendors: [two.example, one.example]\n"))
+    assert both.vendors == ("one.example", "two.example")
+    none = load(_write(tmp_path, "name: none\n" + row, "none.yaml"))
+    assert none.sha256 != both.sha256
+    assert (
+        none.sha256 == "70c787c604e04a8dd559a4af489a248485c1ef0658b7767190396fe9054e5fbd"
+    )  # what it was before there were vendors
+    assert [c.what for c in changes(none, both)] == ["vendors"]
 
 
 def test_circles_are_named(tmp_path: Path) -> None:

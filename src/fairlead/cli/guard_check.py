@@ -51,12 +51,14 @@ def check(
     from fairlead.errors import CannotTell
     from fairlead.guard.audit.review import review, summary
     from fairlead.guard.compile import checks_from, policies_from, unchecked
+    from fairlead.guard.vendors import refuse_others, vendors
 
     terminal = Terminal(quiet_out=as_json)
     (reader,), limit = opened([critic], budget, prices)
     written = load(constitution or usual(world=critic == "apprentice"))
     exchanges, places = _read(file)
     checks: tuple[Check, ...] = (*checks_from(written, reader), *_classifier(written, classifier))
+    refuse_others(vendors(checks, reader), written, constitution or written.name)
     blind = unchecked(written, checks)
     if not checks:
         raise CannotTell(

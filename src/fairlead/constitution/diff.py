@@ -18,7 +18,7 @@ KEYS = ("text", "dimension", "severity", "over", "conflicts", "guard", "judges",
 class Change:
     """One thing that is not the same in both.
 
-    what    `principle ID`, `secret ID`, `assistant`, or `order` (of the principles both have)
+    what    `principle ID`, `secret ID`, `assistant`, `vendors`, or `order` (of the principles both have)
     keys    what of it changed, with the value before and after as JSON; all of it where it was added or removed
     """
 
@@ -42,6 +42,8 @@ def changes(before: Constitution, after: Constitution) -> list[Change]:
         for id, item in second.items():
             if id not in first:
                 found.append(Change(f"{kind} {id}", "added", {k: (None, v) for k, v in _plain(item).items()}))
+    if set(before.vendors) != set(after.vendors):
+        found.append(Change("vendors", "changed", {"vendors": (list(before.vendors), list(after.vendors))}))
     both = [id for id in before.ids if id in after]
     now = [id for id in after.ids if id in before]
     if both != now:

@@ -231,7 +231,7 @@ class Constitution(_Part):
     """How a model should behave, written once.
 
     As loaded, `principles` and `secrets` are complete: those of `extends` first, each replaced where a later one has
-    the same id.
+    the same id. `vendors` are those of all.
     """
 
     name: Words
@@ -241,6 +241,9 @@ class Constitution(_Part):
     assistant: Assistant = Assistant()
     principles: tuple[Principle, ...] = ()
     secrets: tuple[Secret, ...] = ()
+    vendors: Annotated[tuple[Words, ...], AfterValidator(_distinct), UNIQUE] = Field(
+        (), description="hosts that a guard's checks may send texts to, beside the model's own server: api.openai.com"
+    )
     _sha256: str = PrivateAttr("")
 
     @model_validator(mode="after")
@@ -322,6 +325,8 @@ class Constitution(_Part):
             for key in LATER:  # keys that came later: a constitution without them keeps its hash
                 if not principle[key]:
                     del principle[key]
+        if not meaning["vendors"]:
+            del meaning["vendors"]
         body = json.dumps(meaning, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
         return hashlib.sha256(body.encode()).hexdigest()
 
@@ -355,6 +360,7 @@ def merged(own: Constitution, bases: Sequence[Constitution], *, assistant_given:
         assistant=assistant,
         principles=tuple(principles.values()),
         secrets=tuple(secrets.values()),
+        vendors=tuple(dict.fromkeys(host for source in (*bases, own) for host in source.vendors)),
     )
 
 

@@ -18,8 +18,10 @@ from fairlead.guard.decision import Check
 from fairlead.guard.guard import GuardedModel
 from fairlead.guard.policy import ROUNDS, SAY, Policy
 from fairlead.guard.revise import reviser
+from fairlead.guard.vendors import refuse_others, vendors
 from fairlead.judges.check import JudgeCheck
 from fairlead.judges.critic import critic
+from fairlead.models.access import vendor
 from fairlead.models.protocol import Model
 
 THRESHOLD = 0.5
@@ -164,8 +166,12 @@ def guarded(
     rounds: int = ROUNDS,
     deadline: float | None = None,
 ) -> GuardedModel:
-    """`model` behind the guard that the constitution asks for; the critic model also writes the revisions."""
+    """`model` behind the guard that the constitution asks for; the critic model also writes the revisions.
+
+    Raises InputError for a critic at a vendor that neither serves the model nor is among the constitution's `vendors`.
+    """
     checks = checks_from(constitution, critic_model, thresholds=thresholds, deadline=deadline)
+    refuse_others(vendors(checks, critic_model), constitution, constitution.name, vendor(model))
     revise = None if critic_model is None else reviser(critic_model)
     return GuardedModel(model, checks, policies_from(constitution), revise, rounds)
 

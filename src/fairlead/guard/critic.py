@@ -12,6 +12,7 @@ from fairlead.guard.decision import Decision, Outcome, Span
 from fairlead.guard.pieces import PLACES, only, pieces
 from fairlead.judges.check import CheckResult, JudgeCheck
 from fairlead.judges.lineage import Lineage
+from fairlead.models.access import vendor
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class CriticCheck:
     @property
     def lineage(self) -> Lineage:
         return self.check.lineage
+
+    @property
+    def sends_to(self) -> str:
+        """The host that reads what is judged; "" for a model in this process, or in a network of one's own."""
+        return vendor(getattr(self.check.judge, "model", None))
 
     def decide(self, exchanges: Sequence[Exchange]) -> list[Decision]:
         shown = [dataclasses.replace(item, reply=only(item.reply, self.at)) for item in exchanges]

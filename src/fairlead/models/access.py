@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from fairlead.errors import InputError, MissingResource
 from fairlead.exchange import Message, Refusal
-from fairlead.models.keys import Secret
+from fairlead.models.keys import Secret, near
 from fairlead.models.prices import without_date
 from fairlead.models.protocol import CapabilityError, Reply, Usage
 from fairlead.models.toolong import TooLong
@@ -109,6 +109,13 @@ def remote_lineage(provider: str, model: str, url: str, official: str) -> str:
     host = (parts.hostname or "").replace("localhost", "127.0.0.1")
     where = provider if url.rstrip("/") == official.rstrip("/") else f"{host}:{parts.port or parts.scheme}"
     return f"api:{where}/{without_date(model.lower())}"
+
+
+def vendor(model: object) -> str:
+    """The host that reads what this model is asked; "" where it is no other's: in this process, or on a network of
+    one's own."""
+    host = urlsplit(getattr(model, "url", None) or "").hostname or ""
+    return "" if near(host) else host
 
 
 def scrub(text: str, *keys: Secret | None) -> str:

@@ -69,7 +69,7 @@ def key_from(variable: str, *, url: str, optional: bool, name: str) -> Secret | 
 def travels_safely(variable: str, url: str, name: str) -> None:
     """Raise InputError where the key would go over plain http to a place outside."""
     parts = urlsplit(url)
-    if parts.scheme == "http" and not _near(parts.hostname or ""):
+    if parts.scheme == "http" and not near(parts.hostname or ""):
         raise InputError(f"{name}: {url} is plain http, and {variable} would travel in clear; use https")
 
 
@@ -101,7 +101,7 @@ def _from_file(path: Path, variable: str, name: str) -> Secret:
     return key
 
 
-def _near(host: str) -> bool:
+def near(host: str) -> bool:
     """Loopback, private networks and names without a dot: where plain http is usual."""
     try:
         return ipaddress.ip_address(host).is_private

@@ -228,6 +228,17 @@ def test_one_reply_or_rows_from_standard_input(
     assert run("check", "-c", quay) == 2
 
 
+def test_a_critic_at_a_vendor_is_refused_where_the_constitution_does_not_name_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("openai", reason="openai is missing: pip install 'fairlead[dev]'")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-none")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"prompt": "hello", "completion": "good day ."}) + "\n")
+    assert run("check", "-c", "harbour", "--critic", "openai/x@https://critic.example", str(rows)) == 2
+    assert "sends what is said to critic.example, and the constitution harbour" in capsys.readouterr().err
+
+
 def test_a_critic_reads_what_code_cannot_check(
     tmp_path: Path, quay: Path, capsys: Out, monkeypatch: pytest.MonkeyPatch
 ) -> None:

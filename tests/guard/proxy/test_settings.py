@@ -82,6 +82,30 @@ def test_rules_are_not_served_without_re2(tmp_path: Path, monkeypatch: pytest.Mo
     assert read_setup(replace(options, policy=None), Keep()).all()
 
 
+def test_texts_go_to_no_vendor_that_the_constitution_does_not_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A critic at a provider's reads what users say. The model's own server does so anyway, and so does what is ours."""
+    pytest.importorskip("uvicorn", reason="uvicorn is missing: pip install 'fairlead[guard]'")
+    pytest.importorskip("openai", reason="openai is missing: pip install 'fairlead[dev]'")
+    from fairlead.guard.proxy.setup import Keep, Options, read_setup
+    from fairlead.guard.proxy.startup import told
+
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-none")
+    written = "name: c\nprinciples:\n  - {id: be-kind, dimension: voice, severity: 1, text: Be kind., guard: {on_violation: refuse}}\n"
+    (tmp_path / "closed.yaml").write_text(written)
+    (tmp_path / "open.yaml").write_text(written + "vendors: [critic.example]\n")
+    far, near, own = (
+        f"openai/x@{url}" for url in ("https://critic.example/v1", "http://10.1.2.3/v1", "https://model.example")
+    )
+    options = Options(str(tmp_path / "closed.yaml"), "https://model.example/v1")
+    with pytest.raises(InputError, match=r"to critic\.example, and the constitution .*vendors: \[critic\.example\]"):
+        read_setup(replace(options, critic=far), Keep())
+    for name, critic in (("closed", near), ("closed", own), ("open", far)):
+        read = read_setup(replace(options, constitution=str(tmp_path / f"{name}.yaml"), critic=critic), Keep())
+        assert ("texts go to critic.example" in "\n".join(told(read))) == (name == "open")
+
+
 # ------------------------------------------------------------------------------------------------ tenants
 
 

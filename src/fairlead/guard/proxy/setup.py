@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from fairlead.constitution.load import load
 from fairlead.constitution.schema import Constitution
@@ -30,6 +31,7 @@ from fairlead.guard.proxy.settings import Settings, allowed, read_settings
 from fairlead.guard.proxy.tenants import ANYONE, Pace, Tenant, read_tenants, tenant_of
 from fairlead.guard.proxy.upstream import Upstream, open_server
 from fairlead.guard.revise import reviser
+from fairlead.guard.vendors import refuse_others, vendors
 from fairlead.guard.verdict_cache import VerdictCache
 from fairlead.guard.watch import PromptCheck
 from fairlead.guard.wire.asked import Allow
@@ -64,6 +66,7 @@ class Book:
     asker, pool  ask the models among the checks; no asker where there are none
     prompts      the checks of what is asked
     unchecked    ids of principles with a guard that nothing here stands for
+    vendors      hosts that the checks send texts to
     """
 
     constitution: Constitution
@@ -77,6 +80,7 @@ class Book:
     classifier: str = ""  # its sha256, "" for none
     deadlines: Mapping[int, float] = field(default_factory=lambda: DEADLINES)  # by cost of a check
     on_error: Mapping[int, str] = field(default_factory=dict)  # by cost, where not what the principle says
+    vendors: tuple[str, ...] = ()
 
     @property
     def policies(self) -> Mapping[str, Policy]:
@@ -146,10 +150,9 @@ def read_setup(options: Options, keep: Keep, before: Setup | None = None) -> Set
         budget = (tenant.budget if tenant else None) or settings.checks.spend
         if (constitution, name if budget else "") not in books:
             books[constitution, name if budget else ""] = _book(constitution, name, budget, settings, keep)
-        made = Account(
-            name, digest, allowed(settings), books[constitution, name if budget else ""],
-            _upstream(tenant, options, settings, keep),
-        )  # fmt: skip
+        book, upstream = books[constitution, name if budget else ""], _upstream(tenant, options, settings, keep)
+        refuse_others(book.vendors, book.constitution, constitution, urlsplit(upstream.shown).hostname or "")
+        made = Account(name, digest, allowed(settings), book, upstream)
         if tenant is not None:
             made.most, made.retention_days = tenant.in_flight, tenant.retention_days
             if tenant.requests_per_minute is not None:
@@ -240,6 +243,7 @@ def _book(reference: str, name: str, budget: str | None, settings: Settings, kee
         constitution, constitution.sha256, made, everything_waits(made),
         Asker(made, keep.pool, keep.cache) if asks else None, keep.pool, asked, tuple(missing), sha256, deadlines,
         {cost: one.on_error for cost, one in enumerate((kinds.code, kinds.classifier, kinds.critic)) if one.on_error},
+        vendors(checks, critic),
     )  # fmt: skip
 
 

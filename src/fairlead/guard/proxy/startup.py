@@ -73,6 +73,8 @@ def _book(book: Book, names: list[str], setup: Setup) -> Iterator[str]:
     if escalates:
         where = "waits in the queue of the audit log" if log else "NOBODY READS IT: there is no log, give --audit FILE"
         yield f"  escalate: {', '.join(escalates)}. What is escalated is refused, and {where}"
+    for host in book.vendors:
+        yield f"  texts go to {host}, which reads them for the checks"
     for id, by in _partly(book).items():
         rest = "The rest of it needs a reader: --critic MODEL or --classifier DIR"
         yield f"  CHECKED IN PART: {id}, by {', '.join(by)}. {rest}"
