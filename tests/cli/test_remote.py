@@ -60,6 +60,31 @@ def test_without_a_terminal_it_starts_only_with_a_budget(capsys: pytest.CaptureF
     assert echo.asked == []
 
 
+CRITICS = """
+layers:
+  - sft: {data: {revise: {rounds: 1, critic: openai/x@http://127.0.0.1:9/v1}}}
+  - dpo: {preferences: {from: ai, critic: openai/gpt-5-mini}}
+"""
+
+
+def test_critics_of_training_stages_are_costed_and_opened_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """96 prompts: judged by 6 principles before and after a round, criticised and revised; a pair each in two orders."""
+    pytest.importorskip("torch")
+    Path("critics.yaml").write_text(CRITICS)
+    told = ["align", "--recipe", "critics.yaml", "--smoke", "--out", "run"]
+    assert main(told) == 2
+    out = capsys.readouterr().out
+    calls = 96 * (6 * 2 + 2) + 96 * 2
+    assert f"remote: {calls:,} calls" in out and f"at most {calls:,} of the calls by critics of training stages" in out
+    assert "measured" not in out and "price unknown" in out
+    monkeypatch.delenv("OPENAI_API_KEY")
+    assert main([*told, "--budget", "2M tokens"]) == 4
+    captured = capsys.readouterr()
+    assert "no key" in captured.err and "measured" not in captured.out
+
+
 @pytest.mark.parametrize("keyboard", ["0</dev/null", "0<&-"])
 def test_a_terminal_that_cannot_answer_is_not_asked(keyboard: str, elsewhere: Path) -> None:
     """The output is watched, the input is closed, as in `yes | …` or under a scheduler: a limit is asked for, exit 2."""

@@ -25,6 +25,7 @@ from fairlead.stack.atomic import plain_disk_errors
 from fairlead.stack.cache import Cache
 from fairlead.stack.context import Built, Context, Rewarded, Used
 from fairlead.stack.estimate import estimate, go_on, remote_models
+from fairlead.stack.estimate_training import of_training
 from fairlead.stack.folder import place_for, run_folder, write_json, write_lines
 from fairlead.stack.guarded import Row, guard_of, warnings
 from fairlead.stack.identity import cores
@@ -218,7 +219,7 @@ def _work(ctx: Context, options: Options) -> tuple[list[Built], _Work]:
             built[layer.name] = build(layer, built[layer.from_], ctx)
     measures = believable(measures, foreseen(ctx, built), ctx)
     if remote_models(ctx):
-        agree(ctx, options, estimate(ctx, list(built.values()), measures, bank))
+        agree(ctx, options, estimate(ctx, list(built.values()), measures, bank), of_training(ctx, measures, bank))
     work = _Work()
 
     def measured_now(item: Built) -> None:
@@ -286,23 +287,24 @@ def build(layer: AnyLayer, below: Built, ctx: Context) -> Built:
     return prompt(layer, below, ctx)
 
 
-def agree(ctx: Context, options: Options, cost: Estimate) -> None:
+def agree(ctx: Context, options: Options, cost: Estimate, training: Estimate) -> None:
     """Say what remote models will be asked and cost, and go on only within a budget or with a person's yes."""
-    trains = any(layer.trains for layer in ctx.plan.layers)
     tunes = any(isinstance(layer, FinetuneLayer) for layer in ctx.plan.layers)
-    if cost.calls == 0 and not trains and not tunes:
+    cost += training
+    if cost.calls == 0 and not tunes:
         ctx.voice.say("remote: nothing to ask, every answer is in the cache (--fresh asks again)")
         return
     more = [
         words
         for words, on in (
-            ("critics of training stages", trains),
             ("fine-tuning at the provider, its price told first, and measuring what comes of it", tunes),
             ("revisions by the guard", any(isinstance(layer, GuardLayer) for layer in ctx.plan.layers)),
         )
         if on
     ]
     on_top = f"; {' and '.join(more)} come on top" if more else ""
+    if training.calls:
+        on_top = f", at most {training.calls:,} of the calls by critics of training stages{on_top}"
     limit = f"; budget {options.budget}" if options.budget else ""
     ctx.voice.say(f"remote: {cost}{on_top}{limit}")
     go_on(options.budget, options.confirm)

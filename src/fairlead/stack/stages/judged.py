@@ -80,7 +80,7 @@ def judging(term: Term, role: Role, below: Built, ctx: Context, reader: str = "b
     elif reads(term):
         judge, who = _constitution(term, below, ctx, reader)
         lineage, value = judge.lineage, "broken" if role == "cost" else "score"
-        identity = digest([who, principle_key(_principles(term, ctx))])
+        identity = digest([who, principle_key(principles_of(term, ctx))])
         opened = partial(_itself, judge)
     else:
         named = open_judge(term.judge, oracle=ctx.oracle)
@@ -107,7 +107,7 @@ def check(term: Term, rewards: Sequence[str], ctx: Context) -> None:
     if term.judge in rewards:
         return
     if reads(term):
-        _principles(term, ctx)
+        principles_of(term, ctx)
         return
     if term.calibrated:
         raise InputError(f"judge {term.column!r}: calibrated belongs to a reward stage; a judge by name has its score")
@@ -123,7 +123,7 @@ def reads(term: Term) -> bool:
     return term.judge.partition(":")[0] in READ
 
 
-def _principles(term: Term, ctx: Context) -> Sequence[Any]:
+def principles_of(term: Term, ctx: Context) -> Sequence[Any]:
     """The principles that `constitution[:DIMENSION]` or `critic:PRINCIPLE` means."""
     head, _, wanted = term.judge.partition(":")
     every = ctx.constitution.principles
@@ -146,5 +146,5 @@ def _constitution(term: Term, below: Built, ctx: Context, reader: str) -> tuple[
     from fairlead.judges.ensemble import minimum
 
     who, model = ctx.critic(reader, below)
-    critics = [critic(principle, model) for principle in _principles(term, ctx)]
+    critics = [critic(principle, model) for principle in principles_of(term, ctx)]
     return minimum(critics, name=term.column), who
