@@ -42,6 +42,23 @@ def test_no_passage_is_shown_and_held_out(tmp_path: Path) -> None:
     assert len(" ".join(excerpts(shown)).split()) <= 90 and excerpts(["word " * 200]) == ["word " * 200]
 
 
+def test_one_pattern_needs_no_list(tmp_path: Path) -> None:
+    """As it is usually written: `voice: {samples: brand/*.md}`."""
+    (tmp_path / "brand").mkdir()
+    for k in range(MIN_PASSAGES):
+        (tmp_path / "brand" / f"{k}.md").write_text(f"This is passage number {k} of eight words or more.")
+    written = (
+        "name: c\nassistant: {voice: {samples: %s}}\nprinciples: [{id: v, dimension: voice, severity: 1, text: V.}]\n"
+    )
+    (tmp_path / "one.yaml").write_text(written % "brand/*.md")
+    (tmp_path / "many.yaml").write_text(written % "[brand/*.md]")
+    one, many = load(tmp_path / "one.yaml"), load(tmp_path / "many.yaml")
+    assert one.sha256 == many.sha256 and one.assistant == many.assistant
+    (tmp_path / "none.yaml").write_text(written % "brand/*.txt")
+    with pytest.raises(InputError, match=r"none\.yaml:2: .*no file matches 'brand/\*\.txt'"):
+        load(tmp_path / "none.yaml")
+
+
 def test_the_hash_holds_the_content_of_the_samples_and_not_their_names(tmp_path: Path) -> None:
     path = write_brand(tmp_path)
     before = load(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fairlead.constitution import Constitution, load
+from fairlead.constitution.prompts_bank import bank
 from fairlead.stack.trying import NEAR, Row, Tried, nearest, try_prompt
 from support.reader import Reader
 
@@ -22,6 +23,19 @@ def test_without_a_model_the_nearest_example_names_the_principle_and_the_rest_is
     assert row(tried, "admit-unknown").reasons == ()
     assert tried.reply is None and tried.reads == "" and set(tried.untold) == set(HARBOUR.ids)
     assert [r.principle.severity for r in tried.rows] == sorted((p.severity for p in HARBOUR.principles), reverse=True)
+
+
+def test_prompts_of_the_pack_count_beside_examples_and_the_closest_is_told_where_none_is_near() -> None:
+    health = load("health")
+    known = bank(health, "train", "tempting")[0]
+    found = nearest(health, known.messages[-1].text)
+    assert found[known.principle].likeness > 0.999 and not found[known.principle].good
+    rows = try_prompt(health, "bonjour , my stomach wants a bigger pill").rows
+    (closest,) = [r for r in rows if r.closest]
+    assert closest.near is not None and 0 < closest.near.likeness < NEAR
+    assert closest.reasons[0].startswith("closest by its words, and not close")
+    assert not any(r.closest for r in try_prompt(health, known.messages[-1].text).rows)
+    assert row(try_prompt(HARBOUR, "hello"), "keep-secrets").check == "secrets:keep-secrets"
 
 
 def test_likeness_is_one_for_the_example_itself_and_small_for_what_shares_no_words() -> None:

@@ -88,7 +88,7 @@ def _table(tried: Tried) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("principle", "weight", "bears on it", "kept", "guard", "the user reads"):
+    for title in ("principle", "weight", "bears on it", "kept", "check", "guard", "refusal text"):
         table.add_column(title, justify="right" if title == "weight" else "left", overflow="fold")
     for row in tried.rows:
         cells = [
@@ -96,6 +96,7 @@ def _table(tried: Tried) -> None:
             str(row.principle.severity),
             "; ".join(row.reasons) or "–",
             _kept(row, tried),
+            row.check or ("a critic's" if row.on_violation else "–"),
             _guard(row),
         ]
         table.add_row(*map(escape, cells), escape(row.say) or "–")
@@ -143,7 +144,13 @@ def _told(constitution: Constitution, tried: Tried, terminal: Any, model: str | 
             terminal.say(f"not told: whether the reply keeps {ids}; {reader} gave no verdict")
     terminal.say(
         f"{constitution.name}: likeness to examples is by words alone; kept is "
-        + (f"P(kept) as read by {reader}" if reader else "told by code alone")
+        + (
+            "told by code alone"
+            if not reader
+            else f"P(kept) as read by {reader}"
+            if tried.reply is not None
+            else f"not told: {reader} had no reply to read"
+        )
     )
 
 
@@ -164,6 +171,7 @@ def _body(constitution: Constitution, tried: Tried, model: str | None, reader: s
                 "reasons": list(row.reasons),
                 "near": None if row.near is None else to_json(row.near),
                 "secrets": row.secrets,
+                "check": row.check or None,
                 "rules": [{"judge": name, "score": score, "reason": reason} for name, score, reason in row.rules],
                 "kept": row.kept,
                 "decision": None if row.decision is None else to_json(row.decision),

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -68,6 +69,17 @@ class InSchema:
         return {**handler(core), self.keyword: self.value}
 
 
+class OrAlone:
+    """What the JSON Schema says of a list that may be one text."""
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"anyOf": [{"type": "string", "pattern": r"\S"}, handler(core)]}
+
+
+def _listed(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+
 LATER = ("over", "conflicts")
 ID = r"[a-z0-9]+(-[a-z0-9]+)*"
 Words: TypeAlias = Annotated[str, AfterValidator(_words), InSchema("pattern", r"\S")]
@@ -86,8 +98,8 @@ class Voice(_Part):
     """
 
     style: Words | None = Field(None, description="how it speaks, in a few words")
-    samples: Annotated[tuple[Words, ...], AfterValidator(_distinct), UNIQUE] = Field(
-        min_length=1, description="files with texts in this voice, relative to this one, such as brand/*.md"
+    samples: Annotated[tuple[Words, ...], AfterValidator(_distinct), UNIQUE, OrAlone(), BeforeValidator(_listed)] = (
+        Field(min_length=1, description="files with texts in this voice, relative to this one, such as brand/*.md")
     )
     _texts: tuple[str, ...] = PrivateAttr(())
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fairlead.constitution.alike import Likeness
+from fairlead.constitution.prompts_bank import Kind, bank
 from fairlead.constitution.schema import Constitution, Principle
 from fairlead.exchange import Exchange, Message, Verdict, assistant, system, user
 from fairlead.guard.checks.secrets import SecretsCheck, values_of
@@ -31,7 +32,7 @@ REPLY_TOKENS = 512
 
 @dataclass(frozen=True, slots=True)
 class Near:
-    """The example of a principle nearest to the prompt, by words alone: likeness in [0, 1]."""
+    """The prompt of a principle, an example's or its pack's, that is nearest by words alone: likeness in [0, 1]."""
 
     likeness: float
     user: str
@@ -43,6 +44,8 @@ class Row:
     """What one principle has to do with the prompt and the reply.
 
     near         None where it has no example
+    closest      no prompt of any principle is near, and this one's is the least far
+    check        the name of its check in the guard, "" where code has none for it and no critic was given
     secrets      how many secrets this conversation gives it to keep
     rules        (name, score, reason) of the rules it names as auditors, on the reply
     kept         the critic's P(the reply keeps it), None without one
@@ -63,6 +66,8 @@ class Row:
     say: str = ""
     before: tuple[str, ...] = ()
     untold: str = ""
+    closest: bool = False
+    check: str = ""
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -70,6 +75,8 @@ class Row:
         found = []
         if self.near is not None and self.near.likeness >= NEAR:
             found.append(f"like its example {self.near.user!r} ({self.near.likeness:.2f})")
+        elif self.near is not None and self.closest:
+            found.append(f"closest by its words, and not close: {self.near.user!r} ({self.near.likeness:.2f})")
         if self.secrets:
             found.append(f"{self.secrets} told to keep")
         found += [f"rule {name}: {reason or 'broken'}" for name, score, reason in self.rules if score < 0.5]
@@ -125,6 +132,9 @@ def try_prompt(
         _row(p, constitution, near.get(p.id), checks.get(p.id), policies[p.id], messages, exchange, critic_model)
         for p in sorted(constitution.principles, key=lambda p: -p.severity)
     ]
+    likely = max(rows, key=lambda row: row.near.likeness if row.near is not None else 0.0)
+    if likely.near is not None and 0.0 < likely.near.likeness < NEAR:
+        rows[rows.index(likely)] = dataclasses.replace(likely, closest=True)
     decisions = [row.decision for row in rows if row.decision is not None]
     worst = most_severe(decisions)
     return Tried(messages, reply, tuple(rows), worst, _reads(worst, decisions, policies, exchange))
@@ -197,18 +207,25 @@ def _row(
         policy.say if p.guard else "",
         tuple(other.id for other in constitution.principles if constitution.goes_first(p.id, other.id)),
         untold,
+        check="" if check is None else check.name,
     )
 
 
 def nearest(constitution: Constitution, prompt: str) -> dict[str, Near]:
-    """Of each principle that has examples, the one nearest to the prompt."""
-    examples = [
-        (p.id, e, good) for p in constitution.principles for good, es in ((True, p.good), (False, p.bad)) for e in es
+    """Of each principle that has examples, or prompts to train on in its pack, the one nearest to the prompt."""
+    known = [
+        (p.id, e.user, good)
+        for p in constitution.principles
+        for good, examples in ((True, p.good), (False, p.bad))
+        for e in examples
     ]
+    kinds: tuple[tuple[Kind, bool], ...] = (("tempting", False), ("twin", True))
+    for kind, good in kinds:
+        known += [(case.principle, case.messages[-1].text, good) for case in bank(constitution, "train", kind)]
     found: dict[str, Near] = {}
-    for (id, example, good), likeness in zip(examples, Likeness([e.user for _, e, _ in examples])(prompt), strict=True):
+    for (id, asked, good), likeness in zip(known, Likeness([text for _, text, _ in known])(prompt), strict=True):
         if id not in found or likeness > found[id].likeness:
-            found[id] = Near(likeness, example.user, good)
+            found[id] = Near(likeness, asked, good)
     return found
 
 
