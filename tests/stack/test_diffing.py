@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from fairlead.constitution import Constitution
+from fairlead.constitution import Constitution, load
 from fairlead.errors import InputError, MissingResource
 from fairlead.exchange import assistant, exchange
 from fairlead.models.protocol import Prompt, Reply, Sampling
-from fairlead.stack.diffing import Pair, drawn_pairs, example_pairs, label_changes, run_changes
+from fairlead.stack.diffing import Pair, check_runs, drawn_pairs, example_pairs, label_changes, run_changes
 from support.reader import Reader
 
 
@@ -117,6 +117,21 @@ def test_two_runs_are_compared_on_the_cases_of_their_products(tmp_path: Path) ->
     assert effect.verdict == "better" and effect.change == pytest.approx(2 / 3) and effect.n == 30 and apart == []
     other = run_folder(tmp_path / "c", [1.0] * 30, lineage="other")
     assert run_changes(a, other) == ([], ["facts: judged by rule and by rule, which are not the same judge"])
+
+
+def test_runs_are_of_the_constitutions_that_are_compared(tmp_path: Path) -> None:
+    """Else another recipe's effect would be told as that of a reworded principle."""
+    folders = []
+    for name, recipe in (("harbour", "managed"), ("hhh", "constitutional")):
+        folder = run_folder(tmp_path / name, [1.0] * 3)
+        body = json.loads((folder / "results.json").read_text())
+        body |= {"constitution": {"name": name, "sha256": load(name).sha256}, "recipe": recipe, "seed": 0, "model": "m"}
+        (folder / "results.json").write_text(json.dumps(body))
+        folders.append(folder)
+    told = check_runs((folders[0], folders[1]), (load("harbour"), load("hhh")))
+    assert told == ["the runs differ in recipe too (managed, constitutional): a change may come from that"]
+    with pytest.raises(InputError, match="hhh went by a constitution 'hhh' of another content than 'harbour'"):
+        check_runs((folders[0], folders[1]), (load("harbour"), load("harbour")))
 
 
 def test_folders_that_are_no_runs_are_named(tmp_path: Path) -> None:

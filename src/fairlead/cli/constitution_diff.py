@@ -65,16 +65,16 @@ def diff(
     labels, said = None, ""
     if reads is not None:
         labels, said = _labels(first, second, writes, reads, prompts, seed, limit, terminal)
-    effects, apart = _measured(runs) if runs is not None else (None, [])
+    effects, apart, besides = _measured(runs, first, second) if runs is not None else (None, [], [])
     if as_json:
-        print_json(_body(first, second, found, labels, said, effects, apart))
+        print_json(_body(first, second, found, labels, said, effects, apart, besides))
         return
     for line in _lines(first, second, found):
         terminal.say(line)
     if labels is not None:
         for line in _label_lines(labels, said):
             terminal.say(line)
-    for line in _effect_lines(effects or [], apart):
+    for line in (*_effect_lines(effects or [], apart), *besides):
         terminal.say(line)
 
 
@@ -132,10 +132,12 @@ def _own_prompts(first: Constitution, second: Constitution) -> list[tuple[Messag
     return list(dict.fromkeys((*example_prompts(first, second), *templates)))
 
 
-def _measured(runs: Sides) -> tuple[list[SideEffect], list[str]]:
-    from fairlead.stack.diffing import run_changes
+def _measured(runs: Sides, first: Constitution, second: Constitution) -> tuple[list[SideEffect], list[str], list[str]]:
+    """(what changed, what could not be compared, what else the runs differ in)."""
+    from fairlead.stack.diffing import check_runs, run_changes
 
-    return run_changes(*runs)
+    besides = check_runs(runs, (first, second))
+    return *run_changes(*runs), besides
 
 
 # --------------------------------------------------------------------------------------------------- print
@@ -192,6 +194,7 @@ def _body(
     said: str,
     effects: list[SideEffect] | None,
     apart: list[str],
+    besides: list[str],
 ) -> dict[str, Any]:
     body: dict[str, Any] = {
         "before": {"name": first.name, "sha256": first.sha256},
@@ -216,4 +219,5 @@ def _body(
     if effects is not None:
         body["measures"] = [effect.row() for effect in effects]
         body["not_compared"] = apart
+        body["differ_besides"] = besides
     return body

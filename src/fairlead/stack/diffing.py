@@ -155,14 +155,44 @@ def run_changes(before: Path, after: Path) -> tuple[list[SideEffect], list[str]]
     return judge_all(effects), told
 
 
-def _product(folder: Path) -> dict[str, MeasureResult]:
+def check_runs(runs: tuple[Path, Path], constitutions: tuple[Constitution, Constitution]) -> list[str]:
+    """Raises InputError where a run did not go by its constitution. Returns what else the two runs differ in, in words:
+    what changed between them may come from that."""
+    bodies = [_results(folder) for folder in runs]
+    for folder, body, constitution in zip(runs, bodies, constitutions, strict=True):
+        went_by = body.get("constitution") or {}
+        if went_by.get("sha256") != constitution.sha256:
+            raise InputError(
+                f"{folder} went by a constitution {went_by.get('name', '?')!r} of another content than "
+                f"{constitution.name!r} ({str(went_by.get('sha256', '?'))[:12]}, not {constitution.sha256[:12]}): "
+                "give a run of each of the two that are compared"
+            )
+    first, second = bodies
+    return [
+        f"the runs differ in {key} too ({first.get(key)}, {second.get(key)}): a change may come from that"
+        for key in ("model", "recipe", "seed")
+        if first.get(key) != second.get(key)
+    ]
+
+
+def _results(folder: Path) -> dict[str, Any]:
     import orjson
 
     path = folder / "results.json"
     if not path.is_file():
         raise MissingResource(f"{path}: not found; give the folder of a finished run")
     try:
-        body: dict[str, Any] = orjson.loads(path.read_bytes())
+        body = orjson.loads(path.read_bytes())
+    except ValueError as problem:
+        raise InputError(f"{path}: is not JSON: {problem}") from None
+    if not isinstance(body, dict):
+        raise InputError(f"{path}: is not the results of a run")
+    return body
+
+
+def _product(folder: Path) -> dict[str, MeasureResult]:
+    body = _results(folder)
+    try:
         layer = body["layers"][-1]
         outcomes: dict[str, list[Outcome]] = {}
         for row in _rows(folder / "exchanges" / f"{layer}.jsonl"):
