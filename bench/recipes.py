@@ -21,11 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from fairlead.apprentice import cases as world
-from fairlead.apprentice.annotators import Biases, annotator, demonstrations
 from fairlead.apprentice.gold import gold_utility
 from fairlead.engine.checkpoint import atomic_write
-from fairlead.exchange import Case, Exchange, Preference, user
-from fairlead.feedback.write import write_preferences
+from fairlead.exchange import Case, Exchange, user
 from fairlead.judges.gold import gold
 from fairlead.models import Sampling, open_model
 from fairlead.stack.read import parse_plan, read_recipe, read_stack, with_options, with_recipe
@@ -38,7 +36,6 @@ RECIPES = (
     "managed", "constitutional", "constitutional-rl", "dpo", "instructgpt", "online", "safe", "r1",
     "r1-preferences-first", "r1-aligned-first",
 )  # fmt: skip
-BROUGHT = 1500  # prompts with a comparison, for recipes whose preferences a user brings
 MORE = ("totals", "large sums", "utility", "hacking")
 
 
@@ -48,8 +45,6 @@ def made(recipe: str, seed: int, work: Path, args: argparse.Namespace) -> dict[s
     if file.exists():
         return dict(json.loads(file.read_text()))
     given: dict[tuple[str | int, ...], Any] = {("seed",): seed, ("measure", "cases"): args.cases}
-    if recipe == "dpo":
-        given["preferences",] = str(brought(work / f"preferences-{seed}.jsonl", seed))
     plan = parse_plan(with_recipe(with_options(read_stack(None), given), read_recipe(recipe)))
     plan = smoke(plan) if args.smoke else plan
     cache, out = work / "cache" / f"{recipe}-{seed}", work / f"{recipe}-{seed}"
@@ -73,26 +68,6 @@ def made(recipe: str, seed: int, work: Path, args: argparse.Namespace) -> dict[s
     atomic_write(file, json.dumps(found, indent=1) + "\n")
     shutil.rmtree(cache)
     return found
-
-
-def brought(file: Path, seed: int) -> Path:
-    """Preferences as a user would bring them, from writers of several kinds: of three replies of the base and one of a
-    demonstrator who slips now and then, the best and the worst by a rater who errs (`annotators.py`)."""
-    if not file.exists():
-        scenes = world.ordinary(BROUGHT, seed)
-        shown = demonstrations(BROUGHT, seed)
-        how = Sampling(n=3, max_tokens=40, temperature=1.0, seed=seed)
-        drawn = open_model("apprentice").generate([scene.messages for scene in scenes], how)
-        rater = annotator("rater", Biases(noise=0.1), seed=seed)
-        pairs = []
-        for scene, human, replies in zip(scenes, shown, drawn, strict=True):
-            meta = world.as_case(scene, "").meta
-            said = [human.reply, *(reply.messages for reply in replies if reply.finish == "stop")]
-            ranked = sorted((Exchange(scene.messages, one, meta) for one in said), key=rater.utility)
-            if ranked[0].reply_text != ranked[-1].reply_text:
-                pairs.append(Preference(scene.messages, ranked[-1].reply, ranked[0].reply, annotator="simulated rater"))
-        write_preferences(file, pairs)
-    return file
 
 
 class Talking(Quiet):

@@ -17,6 +17,7 @@ from fairlead.stack.plan_rl import PolicyLayer
 from fairlead.stack.preflight import preflight
 from fairlead.stack.read import parse_plan, read_recipe, read_stack, recipe_names, with_options, with_recipe
 from fairlead.stack.run import Options, context
+from fairlead.stack.simulated import whose
 from fairlead.stack.smoke import MOST, smoke
 from fairlead.stack.voice import Quiet
 from support import tiny
@@ -24,7 +25,7 @@ from support import tiny
 HISTORIC = [
     "constitutional-rl", "instructgpt", "online", "r1", "r1-aligned-first", "r1-preferences-first", "safe",
 ]  # fmt: skip
-ALONE = ["constitutional", "managed", *HISTORIC]  # run on the apprentice without any file of the user
+ALONE = ["constitutional", "dpo", "managed", *HISTORIC]  # run on the apprentice without any file of the user
 
 
 def planned(recipe: str, **options: Any) -> Plan:
@@ -60,6 +61,21 @@ def test_a_recipe_needs_no_file_in_the_apprentices_world(name: str) -> None:
 def elsewhere_model(tmp_path: Path) -> Path:
     pytest.importorskip("torch")
     return tiny.folder(tmp_path / "model")
+
+
+def test_where_nobody_brings_comparisons_the_world_s_are_called_simulated(tmp_path: Path) -> None:
+    """Of `n` prompts a pair each at most; the same again from the cache; no human's in the ledger."""
+    pytest.importorskip("torch")
+    plan, voice = planned("dpo", prompts__per_principle=4), Quiet()
+    ctx = context(plan, Options(threads=1, cache=tmp_path / "cache"), voice)
+    pairs = ctx.preferences
+    assert 8 <= len(pairs) <= 24 and all(pair.annotator == "simulated rater" for pair in pairs.rows)
+    assert [line for line in voice.lines if line.startswith("simulated: preferences: the best and the worst")]
+    used, kind = whose(ctx.preferences_path, ["h"], ctx)
+    assert (used[0][:2], kind) == (("train", "simulated rater"), "simulated")
+    assert context(plan, Options(threads=1, cache=tmp_path / "cache"), Quiet()).preferences_path == ctx.preferences_path
+    other = context(planned("dpo", preferences="mine.jsonl"), Options(threads=1), Quiet())
+    assert other.preferences_path == "mine.jsonl" and whose("mine.jsonl", ["h"], other)[1] == "human"
 
 
 @pytest.mark.parametrize(

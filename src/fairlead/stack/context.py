@@ -151,8 +151,17 @@ class Context:
         return prompts
 
     @property
+    def preferences_are_simulated(self) -> bool:
+        """Whether what the plan would have been given is made by a rater of the apprentice's world."""
+        return self.plan.preferences is None and self.world
+
+    @cached_property
     def preferences_path(self) -> str:
-        """The file of preference data given with the plan."""
+        """The file of preference data given with the plan; in the apprentice's world, where none was, simulated."""
+        if self.preferences_are_simulated:
+            from fairlead.stack.simulated import comparisons_file
+
+            return comparisons_file(self)
         if self.plan.preferences is None:
             raise InputError(
                 "this stack learns from preference data: give a file with --preferences, or `preferences:`"

@@ -26,6 +26,7 @@ from fairlead.stack.folder import read_lines, write_json
 from fairlead.stack.identity import code_hash, digest, file_hash
 from fairlead.stack.outcome import facts_of, warnings_of
 from fairlead.stack.plan import DPOLayer, Preferences
+from fairlead.stack.simulated import whose
 from fairlead.stack.stages.data import comparisons_of, early_refusal, fitted, principle_key
 from fairlead.stack.stages.rater import ranked
 from fairlead.stack.stages.train import DATA_ROOMS, Clock, require_weights, settled, trained
@@ -292,11 +293,11 @@ def _from_file(layer: DPOLayer, config: Preferences, rows: PreferenceSet, ctx: C
         write_preferences(folder / "data.jsonl", train.rows, groups=train.groups, generators=train.generators)
 
     entry = ctx.cache.make("preferences", what, build)
-    human: Used = (("train", "human preferences", leaf("human", code=digest(hashes)[:16])),)
+    used, kind = whose(comparisons_of(config, layer.name, ctx), hashes, ctx)
     said = f"{len(train):,} pairs, {len(held_out):,} held out"
     facts = {"pairs": len(train), "held_out": len(held_out), "ties": rows.report.ties}
-    labels = {"human comparisons": len(train)}
-    return Pairs(entry, train.rows, train.places, human, said, facts, train, held_out, labels)
+    labels = {f"{kind} comparisons": len(train)}
+    return Pairs(entry, train.rows, train.places, used, said, facts, train, held_out, labels)
 
 
 def part(rows: PreferenceSet, indices: Sequence[int]) -> PreferenceSet:

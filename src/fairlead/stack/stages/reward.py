@@ -16,7 +16,7 @@ from fairlead.errors import InputError
 from fairlead.exchange import to_json
 from fairlead.feedback.rankings import Comparison
 from fairlead.feedback.split import split_by_group, take
-from fairlead.judges.lineage import leaf, merge
+from fairlead.judges.lineage import merge
 from fairlead.methods.catalogue import METHODS
 from fairlead.stack.cache import Entry
 from fairlead.stack.context import Built, Context, Rewarded, Used, used_from_json, used_to_json
@@ -24,6 +24,7 @@ from fairlead.stack.folder import write_lines
 from fairlead.stack.identity import code_hash, digest, file_hash
 from fairlead.stack.outcome import facts_of, warnings_of
 from fairlead.stack.plan import RewardLayer
+from fairlead.stack.simulated import whose
 from fairlead.stack.stages.data import comparisons_of
 from fairlead.stack.stages.dpo import compared
 from fairlead.stack.stages.rater import ranked
@@ -161,6 +162,6 @@ def _from_file(path: str, ctx: Context) -> Learnt:
         {"files": hashes, "skip": ctx.skip_bad_rows, "code": code_hash("feedback")},
         build,
     )
-    human: Used = (("train", "human preferences", leaf("human", code=digest(hashes)[:16])),)
+    used, kind = whose(path, hashes, ctx)
     said = f"{len(rows):,} comparisons from {Path(path).name}"
-    return Learnt(entry, rows.rows, rows.places, human, said, {"rows": len(rows)}, {"human comparisons": len(rows)})
+    return Learnt(entry, rows.rows, rows.places, used, said, {"rows": len(rows)}, {f"{kind} comparisons": len(rows)})

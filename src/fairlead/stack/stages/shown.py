@@ -117,5 +117,6 @@ def from_file(path: str, ctx: Context) -> Data:
     said = f"{len(rows):,} demonstrations from {Path(name).name}"
     if left:
         said += f"; {len(left):,} left out, whose prompts are held out to measure preference accuracy on"
-    labels = {"human demonstrations": len(rows)}
+    kind = "simulated" if path == GIVEN and ctx.preferences_are_simulated else "human"
+    labels = {f"{kind} demonstrations": len(rows)}
     return Data(entry, rows, places, (), said, {"rows": len(rows), "held_out": len(left)}, labels)
