@@ -222,3 +222,23 @@ def test_a_row_that_cannot_be_read_is_named_or_counted(capsys: pytest.CaptureFix
     assert "cut.jsonl:4: not valid JSON" in capsys.readouterr().err
     assert main([*order, "--skip-bad-rows"]) == 0
     assert json.loads(capsys.readouterr().out)["not_read"] == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["agreement", "pairs.jsonl", "--judge", "exact", "--repeats", "5"], "--repeats is for critics"),
+        (
+            ["agreement", "pairs.jsonl", "--judge", "exact", "--wordings", "w", "--critic", "x"],
+            "--wordings, --critic is",
+        ),
+        (["agreement", "pairs.jsonl", "--judge", "gold"], "gold is the truth of the apprentice's world"),
+        (["ai", "pairs.jsonl", "-o", "out", "--cot", "--how", "pointwise"], "--how pointwise judges each by itself"),
+        (["ai", "pairs.jsonl", "-o", "out", "--clamp", "0.6", "0.4"], "LOW is below 0.5 and HIGH above it"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(
+    argv: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["label", *argv]) == 2
+    assert told in capsys.readouterr().err

@@ -10,6 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from fairlead.errors import FairleadError
+from fairlead.models import open_model
+
 SMALL = {
     "OPENAI_API_KEY": ("openai/gpt-6-luna", "openai-responses/gpt-6-luna"),
     "ANTHROPIC_API_KEY": ("anthropic/claude-haiku-5-5",),
@@ -21,11 +24,17 @@ def main(named: list[str]) -> int:
     models = named or [model for key in keys for model in SMALL[key]]
     if not models:
         print(
-            f"make live: no key is set ({', '.join(SMALL)}), so the contract suite did NOT run against any provider.\n"
-            "The same suite runs against loopback servers in `make test`. To run it here: set a key, or name models "
+            f"make live: neither {' nor '.join(SMALL)} is set and no model is named, so the contract suite did NOT run "
+            "against any provider.\nThe same suite runs against loopback servers in `make test`. To run it here: set a key, or name models "
             'with MODELS="PROVIDER/NAME …".'
         )
         return 0
+    for model in models:
+        try:
+            open_model(model)
+        except FairleadError as error:
+            print(f"make live: {error}", file=sys.stderr)
+            return error.exit_code
     print(f"make live: the contract suite against {', '.join(models)}, for at most 100,000 tokens in all", flush=True)
     here = Path(__file__).parent
     env = {**os.environ, "FAIRLEAD_LIVE_MODELS": " ".join(models)}

@@ -33,3 +33,9 @@ def test_with_models_it_runs_the_contract() -> None:
     assert "2 failed, 5 passed" in done.stdout and done.returncode == 1, (
         "an echo does not take all that its format offers"
     )
+
+
+def test_a_model_without_a_key_is_one_sentence() -> None:
+    done = live("openai/gpt-6-luna")
+    assert done.returncode == 4 and done.stderr.startswith("make live: openai/gpt-6-luna: no key"), done.stderr
+    assert "Traceback" not in done.stdout + done.stderr

@@ -20,3 +20,9 @@ CacheOption: TypeAlias = Annotated[
 SeedOption: TypeAlias = Annotated[int, typer.Option("--seed", min=0)]
 ThreadsOption: TypeAlias = Annotated[int | None, typer.Option("--threads", min=1, show_default="all cores")]
 JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def typed(ctx: typer.Context, option: str) -> bool:
+    """Whether the user gave this option of the command that runs, and did not leave it at its default."""
+    source = ctx.get_parameter_source(option)
+    return source is not None and source.name == "COMMANDLINE"

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fairlead.cli.common import BudgetOption, CacheOption, JsonOption, PricesOption, SeedOption
+from fairlead.cli.common import BudgetOption, CacheOption, JsonOption, PricesOption, SeedOption, typed
 
 app = typer.Typer(no_args_is_help=True, help="Preferences: by AI, and how well labels agree with people.")
 
@@ -85,6 +85,7 @@ def ai(
 
 @app.command()
 def agreement(
+    ctx: typer.Context,
     files: Files,
     constitution: Constitution = "hhh",
     critic: Critic = "apprentice",
@@ -123,9 +124,11 @@ def agreement(
 
     terminal = Terminal(quiet_out=as_json)
     if judge is not None:
-        from fairlead.judges.named import open_judge
+        from fairlead.judges.named import Reader, open_judge
 
-        result = judge_with_people(files, open_judge(judge), limit=rows, seed=seed, skip_bad_rows=skip_bad_rows)
+        _no_critics(ctx, judge)
+        opened = open_judge(judge, reader=Reader(constitution, critic))
+        result = judge_with_people(files, opened, limit=rows, seed=seed, skip_bad_rows=skip_bad_rows)
     else:
         law = load(constitution)
         settings = _settings(how, cot, None, samples, principles=principles, draw=draw, seed=seed)
@@ -147,11 +150,34 @@ def agreement(
         _print_agreement(result)
 
 
+OF_CRITICS = (
+    "repeats", "wordings", "principles", "draw", "how", "cot", "samples", "budget", "prices", "cache", "timeout",
+)  # fmt: skip
+
+
+def _no_critics(ctx: typer.Context, judge: str) -> None:
+    """Raises InputError for options that a judge has no use for, so that none is dropped in silence."""
+    from fairlead.errors import InputError
+
+    if judge.partition(":")[0] == "gold":
+        raise InputError(f"--judge {judge}: gold is the truth of the apprentice's world, and knows nothing of a file's")
+    reads = () if judge.startswith("critic:") else ("constitution", "critic")
+    given = [name for name in (*OF_CRITICS, *reads) if typed(ctx, name)]
+    if given:
+        flags = ", ".join(f"--{name}" for name in given)
+        raise InputError(f"--judge {judge} scores each reply once, by itself: {flags} is for critics; leave it out")
+
+
 def _settings(how: str, cot: bool, clamp: tuple[float, float] | None, samples: int, **label: Any) -> Any:
+    from fairlead.errors import InputError
     from fairlead.methods.ai_labels import REASONED, LabelConfig
     from fairlead.stack.labels import LabelSettings
     from fairlead.stack.read import validated_settings
 
+    if cot and how == "pointwise":
+        raise InputError("--cot reasons about two replies side by side, and --how pointwise judges each by itself")
+    if clamp is not None and not 0 <= clamp[0] < 0.5 < clamp[1] <= 1:
+        raise InputError(f"--clamp {clamp[0]:g} {clamp[1]:g}: LOW is below 0.5 and HIGH above it, both in [0, 1]")
     bounds = clamp or (REASONED if cot else None)
     return validated_settings(
         LabelSettings,

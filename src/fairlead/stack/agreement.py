@@ -145,12 +145,15 @@ def judge_with_people(
 ) -> dict[str, Any]:
     """The same of a judge that scores one reply at a time: the reply with the higher score is its choice."""
     judged = judged_pairs(paths, limit=limit, seed=seed, skip_bad_rows=skip_bad_rows)
+    started = time.monotonic()
     verdicts = judge.judge([item for two in judged.pairs for item in two.pair])
+    each = (time.monotonic() - started) * 1000 / max(len(judged.pairs), 1)
     values = [v.score if v.raw is None else v.raw for v in verdicts]
     ps = [_higher(a, b) for a, b in zip(values[0::2], values[1::2], strict=True)]
     clusters = [two.group for two in judged.pairs]
     rows = [rows_of.agreement(judge.name, ps, _people(judged), clusters), *baselines(judged)]
-    return _table(judged, rows) | {"judge": judge.name}
+    cost = {"labels": len(judged.pairs), "seconds": round(each, 3)}
+    return _table(judged, rows) | {"judge": judge.name, "cost": cost}
 
 
 def baselines(judged: Judged) -> list[Row]:
