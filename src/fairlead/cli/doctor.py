@@ -16,13 +16,18 @@ EXTRAS = {
     ),
     "hub": (("datasets",), "data sets from the hub"),
     "guard": (("starlette", "uvicorn", "aiohttp", "onnxruntime"), "the guard as a server"),
+    "presidio": (("presidio_analyzer",), "names and places in the guard, by presidio"),
     "bedrock": (("boto3",), "models on Amazon Bedrock by AWS credentials"),
     "vertex": (("google.auth",), "models on Vertex AI by Google credentials"),
     "report": (("altair", "vl_convert"), "extra charts"),
     "history": (("sqlalchemy",), "versions over time"),
+    "cluster": (("ray",), "labels in bulk under Ray"),
     "inspect": (("inspect_ai",), "Inspect tasks and logs"),
 }
-KEYS = ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "AZURE_OPENAI_API_KEY", "AWS_BEARER_TOKEN_BEDROCK", "HF_TOKEN")
+KEYS = (
+    "OPENAI_API_KEY", "ANTHROPIC_API_KEY", "AZURE_OPENAI_API_KEY", "AZURE_OPENAI_AD_TOKEN", "AWS_BEARER_TOKEN_BEDROCK",
+    "CLOUDSDK_AUTH_ACCESS_TOKEN", "TOGETHER_API_KEY", "HF_TOKEN",
+)  # fmt: skip
 
 
 def doctor(
@@ -100,8 +105,19 @@ def examine() -> dict[str, Any]:
         "gpu": _gpu(),
         "apprentice": (apprentice.path() / "model.safetensors").is_file(),
         "extras": extras,
-        "keys": {name: bool(os.environ.get(name) or os.environ.get(f"{name}_FILE")) for name in KEYS},
+        "keys": {name: _has_key(name) for name in KEYS},
     }
+
+
+def _has_key(name: str) -> bool:
+    """Whether a key is to be had: from the environment, or from a file that is there and that others cannot read."""
+    from fairlead.errors import FairleadError
+    from fairlead.models.keys import key_from
+
+    try:
+        return bool(key_from(name, url="https://", optional=True, name="doctor"))
+    except FairleadError:
+        return False
 
 
 def _installed(package: str) -> bool:

@@ -31,6 +31,8 @@ def trainable(spec: str) -> Source:
     """Where a model's weights lie. Raises InputError for one without, MissingResource where torch is missing."""
     source = locate(spec)
     if source.folder is None:
+        if spec.startswith("together/"):
+            raise InputError(f"{spec}: together trains `sft` and `dpo` alone; other methods need the weights")
         raise InputError(f"{spec}: has no weights here to train; training needs a model folder or a hub name")
     if not torch_installed():
         raise MissingResource("training needs torch: pip install 'fairlead[train]'")
