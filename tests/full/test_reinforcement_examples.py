@@ -33,25 +33,33 @@ def read(file: Path) -> Any:
 
 
 def test_reward_model_and_rl_bring_a_demonstrated_model_closer_to_the_truth(tmp_path: Path) -> None:
-    argv = ["--methods", "ppo,rloo,dpo", "--demonstrations", "600", "--prompts", "800", "--cases", "150"]
+    argv = ["--methods", "ppo,rloo", "--demonstrations", "600", "--prompts", "800", "--cases", "150"]
     argv += ["--settings", '{"steps": 30}']
     said = example("rlhf.py", tmp_path, *argv)
     found = read(tmp_path / "out" / "results.json")
     start = found["sft 0"]["gold"]
     assert start > found["base"]["gold"] + 0.1
     assert found["reward 0"]["accuracy"] > 0.75
-    for name in ("ppo 0", "rloo 0", "dpo 0"):
+    for name in ("ppo 0", "rloo 0"):
         assert found[name]["gold"] > start + 0.01, (name, found[name]["gold"], start)
         assert 0.01 < found[name]["kl"] < 5.0, name
         assert found[name]["sums"] > 0.8, name
     assert (
         max(found["truth-sft 0"]["gold"], found["truth-rl 0"]["gold"])
-        >= max(found[f"{name} 0"]["gold"] for name in ("ppo", "rloo", "dpo")) - 0.02
+        >= max(found[f"{name} 0"]["gold"] for name in ("ppo", "rloo")) - 0.02
     )  # what the truth makes of it is the best attainable, but for chance
     assert "share of attainable" in said
     before = (tmp_path / "out" / "results.json").read_bytes()
     assert "rankings" not in example("rlhf.py", tmp_path, *argv)  # what is there is not run again
     assert (tmp_path / "out" / "results.json").read_bytes() == before
+
+
+def test_dpo_on_the_same_preferences_moves_the_same_way(tmp_path: Path) -> None:
+    """With all 2,000 prompts: on 800, with these settings, one epoch of pairs is not clear of noise (-0.04 and +0.02)."""
+    example("rlhf.py", tmp_path, "--methods", "dpo", "--cases", "150", "--settings", '{"steps": 30}')
+    found = read(tmp_path / "out" / "results.json")
+    assert found["dpo 0"]["gold"] > found["sft 0"]["gold"] + 0.02
+    assert 0.01 < found["dpo 0"]["kl"] < 5.0 and found["dpo 0"]["sums"] > 0.8
 
 
 def test_checked_rewards_raise_sums_never_asked_before(tmp_path: Path) -> None:
