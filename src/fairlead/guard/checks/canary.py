@@ -11,14 +11,14 @@ from __future__ import annotations
 import re
 from base64 import b64encode
 from codecs import encode
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 from fairlead.guard.checks import signs
-from fairlead.guard.checks.normalise import fold, lookalikes
-from fairlead.guard.checks.reader import OTHERS, Layer, compiled, layers, plain, roots, without_prose
+from fairlead.guard.checks.normalise import fold
+from fairlead.guard.checks.reader import OTHERS, Layer, compiled, layers, roots, without_prose
 
 BITS, LEAK = 128, 32
 SHORTEST = 16  # letters and digits; a shorter value is looked for as a whole (`decode.py`)
@@ -117,24 +117,22 @@ class Needles:
                 self._places[word] = found
         return found
 
-    def maybe(self, text: str) -> tuple[bool, bool]:
+    def maybe(self, seen: signs.Sight) -> tuple[bool, bool]:
         """The first look: (something may stand in it as it is, something may stand under a decoder)."""
-        read = plain(text)
-        letters = signs.glued(read)
-        known = self._may(read, letters)
-        if text.isascii() or known == (True, True) or not lookalikes(text):
+        known = self._may(seen)
+        if not seen.others or known == (True, True):
             return known
-        other = [self._may(root.data, signs.glued(root.data)) for root in roots(text)[1:]]
+        other = [self._may(one) for one in seen.others]
         return known[0] or any(may for may, _ in other), known[1] or any(may for _, may in other)
 
-    def _may(self, read: bytes, letters: bytes) -> tuple[bool, bool]:
-        if not self.hexed and self.anchors.search(letters):
+    def _may(self, seen: signs.Sight) -> tuple[bool, bool]:
+        if not self.hexed and self.anchors.search(seen.letters):
             return True, True
-        return signs.runs(letters), signs.encoded(read, letters, self.few)
+        return signs.runs(seen.letters), seen.encoded(self.few)
 
-    def scan(self, text: str) -> list[Hit]:
+    def scan(self, text: str, look: Callable[[str], signs.Sight] = signs.sight) -> list[Hit]:
         """All fragments in a text, outermost first. Raises TooMuch for a text made to keep the reader busy."""
-        bare, deep = self.maybe(text)
+        bare, deep = self.maybe(look(text))
         if not bare and not deep:
             return []
         found: set[Hit] = set()

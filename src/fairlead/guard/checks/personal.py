@@ -23,6 +23,7 @@ from typing import Any
 from fairlead.errors import InputError, MissingResource
 from fairlead.exchange import Exchange, Message
 from fairlead.guard.checks.normalise import normalise
+from fairlead.guard.checks.reader import compiled
 from fairlead.guard.checks.spans import SpanWatch, decided
 from fairlead.guard.decision import Decision, Outcome
 from fairlead.guard.pieces import PLACES
@@ -177,7 +178,7 @@ ENTITIES: tuple[Entity, ...] = (
     ),
 )  # fmt: skip
 NAMES = tuple(dict.fromkeys(entity.name for entity in ENTITIES))
-_ANY = re.compile(r"[0-9@]|-----BEGIN|\b(?:sk-|gh[pousr]_|hf_|xox|glpat-|eyJ|npm_|pypi-)")
+_ANY = compiled(rb"[0-9@]|-----BEGIN|\b(?:sk-|gh[pousr]_|hf_|xox|glpat-|eyJ|npm_|pypi-)")  # each of them has one
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,8 @@ class PersonalData:
 
     def matches(self, text: str) -> list[tuple[str, int, int]]:
         """(entity, start, end), in order, none inside another."""
-        found = list(_found(text, self.entities)) if self.entities and (_ANY.search(text) or not text.isascii()) else []
+        maybe = self.entities and (not text.isascii() or _ANY.search(text.encode()))
+        found = list(_found(text, self.entities)) if maybe else []
         if self.extra is not None:
             found += self.extra.matches(text)
         return found

@@ -152,6 +152,7 @@ class SecretsWatch:
         self._texts: dict[Channel, list[str]] = {}
         self._leaked = False
         said, painted = check.painted.said(messages)
+        look = signs.Eye()
         for places, anywhere in ((check.at, False), (PLACES, True)):
             pairs = {
                 value: secret.id
@@ -163,10 +164,10 @@ class SecretsWatch:
             worded = tuple(value for value in pairs if value not in drawn)
             if drawn:
                 self._known.append(
-                    (places, Spill(needles(drawn), said, painted, whole), tuple(pairs[v] for v in drawn))
+                    (places, Spill(needles(drawn), said, painted, whole, look), tuple(pairs[v] for v in drawn))
                 )
             if worded:
-                self._known.append((places, Told(worded, said, whole), tuple(pairs[v] for v in worded)))
+                self._known.append((places, Told(worded, said, whole, look), tuple(pairs[v] for v in worded)))
 
     def feed(self, seen: Seen) -> Ruling:
         self._open[seen.channel] = seen

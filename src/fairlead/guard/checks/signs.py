@@ -16,7 +16,7 @@ from binascii import a2b_base64
 from codecs import encode
 from typing import Any
 
-from fairlead.guard.checks.reader import OTHERS, ROT13, compiled
+from fairlead.guard.checks.reader import OTHERS, ROT13, compiled, plain, roots
 
 _BASE64 = string.ascii_uppercase + string.ascii_lowercase + string.digits + "+/"
 _HEX = b"0123456789abcdefABCDEF"
@@ -57,10 +57,19 @@ _SHORT = _tables(_HEX, _TURNED_HEX)  # hex digits in base64
 _LONG = _tables(_WORDLIKE, _PRINTABLE)  # base64 in base64; spelled out, escaped or in hex in base64
 
 
+def _bits(letters: bytes, tables: tuple[bytes, bytes, bytes, bytes]) -> tuple[int, int, int, int]:
+    one, two, three, four = tables
+    number = int.from_bytes
+    return (
+        number(letters.translate(one), "little"), number(letters.translate(two), "little"),
+        number(letters.translate(three), "little"), number(letters.translate(four), "little"),
+    )  # fmt: skip
+
+
 def _short_rhythm(letters: bytes, few: bool = False) -> bool:
     """Ten characters that eight hex digits would fill: two quartets, and two characters before, around or after.
     `few`: seven, that six would: two quartets, or one with three characters around it."""
-    one, two, three, four = (int.from_bytes(letters.translate(table), "little") for table in _SHORT)
+    one, two, three, four = _bits(letters, _SHORT)
     quartet = one & two >> 8 & three >> 16 & four >> 24
     pair = quartet & quartet >> 32
     if few:
@@ -74,19 +83,18 @@ def _short_rhythm(letters: bytes, few: bool = False) -> bool:
     return bool(after | around | before)
 
 
-_FIRST_FOUR = 0x0F
-_LAST_FOUR = 0xF0
+_FIRST_FOUR = b"\x0f"  # the bits of the first kind of inner text
 
 
 def _long_rhythm(letters: bytes, few: bool = False) -> bool:
     """Twelve characters that eleven letters would fill, or three quartets of fifteen printable characters. `few`: eight
     that seven letters would fill, which is what base64 of six hex digits has."""
-    one, two, three, four = (int.from_bytes(letters.translate(table), "little") for table in _LONG)
+    one, two, three, four = _bits(letters, _LONG)
     quartet = one & two >> 8 & three >> 16 & four >> 24
-    if not quartet:
-        return False
     pair = quartet & quartet >> 32
-    every = int.from_bytes(bytes([_FIRST_FOUR]) * len(letters), "little")
+    if not quartet or not (pair or few):
+        return False
+    every = int.from_bytes(_FIRST_FOUR * len(letters), "little")
     triple = pair & quartet >> 64
     if triple & ~every:
         return True
@@ -140,6 +148,54 @@ _EIGHT, _TWELVE, _SIXTEEN = b"h" * 8, b"h" * 12, b"h" * 16
 def glued(plain: bytes) -> bytes:
     """The letters and digits of a text alone: what stands between them is no sign of anything."""
     return plain.translate(None, OTHERS)
+
+
+class Sight:
+    """A text at a first look; what several checks ask of it is worked out once."""
+
+    __slots__ = ("_encoded", "_few", "letters", "low", "others", "read")
+
+    def __init__(self, read: bytes) -> None:
+        self.read = read  # folded, one byte a character
+        self.letters = glued(read)
+        self.low = self.letters.lower()
+        self.others: tuple[Sight, ...] = ()  # the same text as the other `roots` read it: where it has look-alikes
+        self._encoded: bool | None = None
+        self._few: bool | None = None
+
+    def encoded(self, few: bool = False) -> bool:
+        """`encoded` of this text."""
+        known = self._few if few else self._encoded
+        if known is None:
+            known = encoded(self.read, self.letters, few)
+            if few:
+                self._few = known
+            else:
+                self._encoded = known
+        return known
+
+
+def sight(text: str) -> Sight:
+    seen = Sight(plain(text))
+    if not text.isascii():
+        seen.others = tuple(Sight(root.data) for root in roots(text)[1:])
+    return seen
+
+
+class Eye:
+    """Remembers the last text that it looked at: those who share one look at the same texts one after another. It
+    belongs to one request, so that no text outlives it."""
+
+    __slots__ = ("_sight", "_text")
+
+    def __init__(self) -> None:
+        self._text = ""
+        self._sight = Sight(b"")
+
+    def __call__(self, text: str) -> Sight:
+        if text != self._text:
+            self._text, self._sight = text, sight(text)
+        return self._sight
 
 
 def encoded(plain: bytes, letters: bytes, few: bool = False) -> bool:

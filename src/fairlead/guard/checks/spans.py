@@ -59,6 +59,7 @@ class _Text:
     begins: int = 0
     seen: int = 0
     go: int = 0
+    found: list[tuple[str, int, int]] | None = None  # in `text`, where that has been looked at
 
 
 @dataclass(slots=True)
@@ -94,14 +95,20 @@ class SpanWatch:
 
     def _look(self, seen: Seen, new: str, place: str, last: bool) -> Ruling:
         channel = seen.channel
-        here = self._texts.setdefault(channel, _Text())
+        here = self._texts.get(channel)
+        if here is None:
+            here = self._texts[channel] = _Text()
         if not here.text and place == "tool_call":  # read as in a whole reply: its name, then its arguments
             here.text, here.begins = f"{seen.name}\n", -len(seen.name) - 1
-        here.text += new
-        here.seen += len(new)
+        if new:
+            here.text += new
+            here.seen += len(new)
+            here.found = None
+        if here.found is None:  # a text that has ended is looked at once more, and holds what it held
+            here.found = self.check.matches(here.text)
         cuts, why = [], []
         ends = here.seen if last else here.seen - self.held
-        for what, start, end in self.check.matches(here.text):
+        for what, start, end in here.found:
             a, b = max(here.begins + start, 0 if place == "tool_call" else here.go), max(1, here.begins + end)
             known = (channel, here.begins + start, here.begins + end)
             # a match at the very end may grow, or not be one, with what comes next
@@ -115,7 +122,7 @@ class SpanWatch:
         here.go = max(here.go, ends)
         if len(here.text) > 2 * self.back:
             here.begins += len(here.text) - self.back
-            here.text = here.text[-self.back :]
+            here.text, here.found = here.text[-self.back :], None
         safe = {channel: max(0, here.go)}
         if not cuts:
             return Ruling(safe=safe)

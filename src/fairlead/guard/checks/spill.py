@@ -9,12 +9,13 @@ even of a canary that is longer, when written, than all that is held back.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from fairlead.guard.checks.canary import Needles, needles
 from fairlead.guard.checks.drip import At, Drip
 from fairlead.guard.checks.odd import Odd
+from fairlead.guard.checks.signs import Sight, sight
 from fairlead.guard.checks.trail import Trail
 from fairlead.guard.pieces import REDACTED
 from fairlead.guard.wire.events import Channel
@@ -58,12 +59,13 @@ class Leak:
 class Spill:
     """Over one conversation. `said`: the earlier texts of the assistant. `painted`: something was painted over in them,
     and they are as they were before. `whole`: nothing is let go before all is read, as with replies that are not
-    streamed."""
+    streamed. `look` gives the first look at a text, which those who share it take once."""
 
     needles: Needles
     said: Iterable[str] = ()
     painted: bool = False
     whole: bool = False
+    look: Callable[[str], Sight] = sight
     _texts: dict[Channel, _Text] = field(default_factory=dict)
     _last: Trail = field(default_factory=Trail)
     _odd: Odd = field(default_factory=Odd)
@@ -95,7 +97,7 @@ class Spill:
         here.seen += len(new)
         found = [
             Leak(*place, hit.canary, hit.how)
-            for hit in self.needles.scan(here.trail.text)
+            for hit in self.needles.scan(here.trail.text, self.look)
             for place in self._places(here.trail.whose(hit.start, hit.end))
         ]
         found += self._pieces(channel, here, last)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from base64 import b64encode
 from codecs import encode
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 from fairlead.guard.checks import decode, signs
-from fairlead.guard.checks.reader import compiled, plain, roots
+from fairlead.guard.checks.reader import compiled
 from fairlead.guard.checks.spill import BLOCK, Leak, free
 from fairlead.guard.checks.trail import Trail
 from fairlead.guard.wire.events import Channel
@@ -26,33 +27,32 @@ _ODD = compiled(
     rb"|[A-Za-z+/_-]*[0-9][A-Za-z]+[0-9][A-Za-z0-9+/_-]*|[A-Za-z]+[0-9]+[A-Za-z]+[A-Za-z0-9+/_-]*"
 )
 _FIGURES = compiled(rb"(?:[2-7][0-9]|09|10|13){5}|(?:[0-9][2-7]|90|01|31){5}")
-_HEX = (compiled(rb"[0-9a-f]{10,}"), compiled(rb"[0-9n-s]{10,}"))
+# ten hex digits in a row, turned or not, a letter among them
+_HEX = compiled(
+    b"|".join(b"[0-9%s]{%d}[%s][0-9%s]{%d}" % (of, n, of, of, 9 - n) for of in (b"a-f", b"n-s") for n in range(10))
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What the first look goes by: pieces of letters, small and with figures read as letters, and of base64."""
+    """What the first look goes by: patterns of letters, small and with figures read as letters, and of base64."""
 
-    letters: tuple[bytes, ...]
-    coded: tuple[bytes, ...]
+    letters: Any
+    coded: Any
 
-    def maybe(self, text: str) -> bool:
-        if self._may(plain(text)):
-            return True
-        return not text.isascii() and any(self._may(root.data) for root in roots(text)[1:])
+    def maybe(self, seen: signs.Sight) -> bool:
+        return self._may(seen) or any(self._may(other) for other in seen.others)
 
-    def _may(self, read: bytes) -> bool:
-        letters = signs.glued(read)
-        low = letters.lower()
-        leet = low.translate(_LEET)
+    def _may(self, seen: signs.Sight) -> bool:
+        low = seen.low
         return (
-            any(form in leet for form in self.letters)
-            or any(form in letters for form in self.coded)
-            or _ALONE.search(read) is not None
-            or _ODD.search(read) is not None
+            self.letters.search(low.translate(_LEET)) is not None
+            or self.coded.search(seen.letters) is not None
+            or _ALONE.search(seen.read) is not None
+            or _ODD.search(seen.read) is not None
             or _FIGURES.search(low) is not None
-            or any(not run[0].isdigit() for pattern in _HEX for run in pattern.finditer(low))
-            or signs.encoded(read, letters)
+            or _HEX.search(low) is not None
+            or seen.encoded()
         )
 
 
@@ -61,7 +61,7 @@ def look(value: str) -> Look:
     """The first look for one secret."""
     text = "".join(char for char in decode.clean(value).text if char.isalnum())
     if not text.isascii():
-        return Look((b"",), ())  # letters of another alphabet: always read in full
+        return Look(compiled(b""), compiled(b""))  # letters of another alphabet: always read in full
     low = text.lower()
     turned = encode(low, "rot13")
     plainly = {form.encode().translate(_LEET) for form in (low, low[::-1], turned, turned[::-1])}
@@ -74,10 +74,14 @@ def look(value: str) -> Look:
             coded |= {_core(said, skip) for skip in range(3)}
     coded |= {encode(form, "rot13") for form in coded}
     coded |= {form[::-1] for form in coded}
-    return Look(
-        tuple(sorted(plainly | {form.encode().translate(_LEET) for form in hexed})),
-        tuple(sorted(form.encode() for form in coded if len(form) >= 2)),
-    )
+    plainly |= {form.encode().translate(_LEET) for form in hexed}
+    return Look(_any_of(plainly), _any_of({form.encode() for form in coded if len(form) >= 2}))
+
+
+def _any_of(forms: set[bytes]) -> Any:
+    """One pattern for all. They are letters and digits, so that nothing in them has to be escaped, and there are some:
+    base64 of letters and digits has no "+" or "/"."""
+    return compiled(b"|".join(sorted(forms)))
 
 
 def _core(text: str, skip: int) -> str:
@@ -102,6 +106,7 @@ class Told:
     values: Sequence[str]
     said: Iterable[str] = ()
     whole: bool = False
+    look: Callable[[str], signs.Sight] = signs.sight
     _texts: dict[Channel, _Text] = field(default_factory=dict)
     _last: Trail = field(default_factory=Trail)
     _margin: int = 0
@@ -132,7 +137,8 @@ class Told:
         return found
 
     def _find(self, trail: Trail) -> list[Leak]:
-        likely = [n for n, value in enumerate(self.values) if look(value).maybe(trail.text)]
+        seen = self.look(trail.text)
+        likely = [n for n, value in enumerate(self.values) if look(value).maybe(seen)]
         if not likely:
             return []
         views = list(decode.readings(trail.text))
