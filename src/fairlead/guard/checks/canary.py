@@ -128,7 +128,7 @@ class Needles:
     def _may(self, seen: signs.Sight) -> tuple[bool, bool]:
         if not self.hexed and self.anchors.search(seen.letters):
             return True, True
-        return signs.runs(seen.letters), seen.encoded(self.few)
+        return seen.bare, seen.encoded(self.few)
 
     def scan(self, text: str, look: Callable[[str], signs.Sight] = signs.sight) -> list[Hit]:
         """All fragments in a text, outermost first. Raises TooMuch for a text made to keep the reader busy."""
@@ -140,8 +140,8 @@ class Needles:
             found.update(self.in_layer(root))
             if deep:
                 odd = root if self.few else without_prose(root)
-                letters = signs.glued(odd.data)
-                if signs.encoded(odd.data, letters, self.few) or (not self.hexed and self.anchors.search(letters)):
+                seen = signs.Sight(odd.data)
+                if seen.encoded(self.few) or (not self.hexed and self.anchors.search(seen.letters)):
                     found.update(hit for layer in layers(odd) for hit in self.in_layer(layer))
         return sorted(found, key=lambda hit: (hit.start, -hit.end))
 

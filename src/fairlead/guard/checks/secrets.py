@@ -32,7 +32,7 @@ from fairlead.guard.checks import (
     trail,
     words,
 )
-from fairlead.guard.checks.canary import is_random, needles
+from fairlead.guard.checks.canary import Needles, is_random, needles
 from fairlead.guard.checks.painted import Painted
 from fairlead.guard.checks.reader import TooMuch
 from fairlead.guard.checks.spill import Leak, Spill
@@ -111,6 +111,15 @@ class SecretsCheck:
     def watch(self, messages: Sequence[Message]) -> SecretsWatch:
         return SecretsWatch(self, messages)
 
+    def wanted(self, messages: Sequence[Message]) -> list[Wanted]:
+        """What is looked for in a reply to these messages."""
+        return self._fixed if self._fixed is not None else _wanted(self, messages)
+
+    @cached_property
+    def _fixed(self) -> list[Wanted] | None:
+        """The same for all messages, where no secret is read from them."""
+        return _wanted(self, ()) if all(secret.values for secret in self.secrets) else None
+
     def with_canary(self, value: str, id: str = "canary") -> SecretsCheck:
         """The same check, of which `value` (from `fresh_canary`, placed by `with_canary`) is a canary.
 
@@ -138,6 +147,26 @@ _CANARY = Path(__file__).with_name("canary.md")
 
 
 _Known: TypeAlias = tuple[frozenset[str], "Spill | Told", tuple[str, ...]]  # places, state, ids
+Wanted: TypeAlias = tuple[frozenset[str], "Needles | None", tuple[str, ...], tuple[str, ...]]
+"""Places; needles of drawn values (None: they are words); the values; their ids."""
+
+
+def _wanted(check: SecretsCheck, messages: Sequence[Message]) -> list[Wanted]:
+    found: list[Wanted] = []
+    for places, anywhere in ((check.at, False), (PLACES, True)):
+        pairs = {
+            value: secret.id
+            for secret in check.secrets
+            if secret.anywhere is anywhere
+            for value in values_in(secret, messages)
+        }
+        drawn = tuple(value for value in pairs if is_random(value))
+        worded = tuple(value for value in pairs if value not in drawn)
+        if drawn:
+            found.append((places, needles(drawn), drawn, tuple(pairs[value] for value in drawn)))
+        if worded:
+            found.append((places, None, worded, tuple(pairs[value] for value in worded)))
+    return found
 
 
 class SecretsWatch:
@@ -153,21 +182,9 @@ class SecretsWatch:
         self._leaked = False
         said, painted = check.painted.said(messages)
         look = signs.Eye()
-        for places, anywhere in ((check.at, False), (PLACES, True)):
-            pairs = {
-                value: secret.id
-                for secret in check.secrets
-                if secret.anywhere is anywhere
-                for value in values_in(secret, messages)
-            }
-            drawn = tuple(value for value in pairs if is_random(value))
-            worded = tuple(value for value in pairs if value not in drawn)
-            if drawn:
-                self._known.append(
-                    (places, Spill(needles(drawn), said, painted, whole, look), tuple(pairs[v] for v in drawn))
-                )
-            if worded:
-                self._known.append((places, Told(worded, said, whole, look), tuple(pairs[v] for v in worded)))
+        for places, drawn, values, ids in check.wanted(messages):
+            state = Told(values, said, whole, look) if drawn is None else Spill(drawn, said, painted, whole, look)
+            self._known.append((places, state, ids))
 
     def feed(self, seen: Seen) -> Ruling:
         self._open[seen.channel] = seen

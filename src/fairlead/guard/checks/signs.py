@@ -153,26 +153,40 @@ def glued(plain: bytes) -> bytes:
 class Sight:
     """A text at a first look; what several checks ask of it is worked out once."""
 
-    __slots__ = ("_encoded", "_few", "letters", "low", "others", "read")
+    __slots__ = ("_encoded", "_few", "bare", "letters", "low", "others", "read")
 
     def __init__(self, read: bytes) -> None:
-        self.read = read  # folded, one byte a character
+        self.read = read  # folded, one byte a character; in `letters` what stands between them is no sign of anything
         self.letters = glued(read)
         self.low = self.letters.lower()
+        self.bare = runs(self.letters)
         self.others: tuple[Sight, ...] = ()  # the same text as the other `roots` read it: where it has look-alikes
         self._encoded: bool | None = None
         self._few: bool | None = None
 
     def encoded(self, few: bool = False) -> bool:
-        """`encoded` of this text."""
+        """Whether something in it could be a canary under a decoder. `few`: six of its digits, not eight, which ordinary
+        text looks like more often."""
         known = self._few if few else self._encoded
         if known is None:
-            known = encoded(self.read, self.letters, few)
+            known = self._look(few)
             if few:
                 self._few = known
             else:
                 self._encoded = known
         return known
+
+    def _look(self, few: bool) -> bool:
+        read, letters = self.read, self.letters
+        return (
+            _short_rhythm(letters, few)
+            or _long_rhythm(letters, few)
+            or (self.bare and _hexlike(letters, self.low, few))
+            or _prefixed(self.low)
+            or _dense(letters, few)
+            or (any(sign in read for sign in _SIGNED) and _dense(read.translate(_URL_SAFE, _NO_SEXTETS), few))
+            or _ESCAPED.search(read) is not None
+        )
 
 
 def sight(text: str) -> Sight:
@@ -198,36 +212,18 @@ class Eye:
         return self._sight
 
 
-def encoded(plain: bytes, letters: bytes, few: bool = False) -> bool:
-    """Whether something in a text could be a canary under a decoder; `letters` are its `glued` ones.
-
-    `few`: six of its digits, not eight. Ordinary text looks like that more often.
-    """
-    return (
-        _short_rhythm(letters, few)
-        or _long_rhythm(letters, few)
-        or _hexlike(letters, few)
-        or _prefixed(letters)
-        or _dense(letters, few)
-        or (any(sign in plain for sign in _SIGNED) and _dense(plain.translate(_URL_SAFE, _NO_SEXTETS), few))
-        or _ESCAPED.search(plain) is not None
-    )
-
-
-def _hexlike(letters: bytes, few: bool = False) -> bool:
+def _hexlike(letters: bytes, low: bytes, few: bool = False) -> bool:
     """Sixteen hex digits in a row that could be eight characters (`few`: twelve); figures alone are mostly none."""
     row = _TWELVE if few else _SIXTEEN
     if row not in letters.translate(_AS_HEX) and row not in letters.translate(_AS_TURNED_HEX):
         return False
-    low = letters.lower()
     figures, runs = (_FEW_HEX_FIGURES, _FEW_HEX_RUNS) if few else (_HEX_FIGURES, _HEX_RUNS)
     return figures.search(low) is not None or any(
         not run[0].isdigit() for pattern in runs for run in pattern.finditer(low)
     )
 
 
-def _prefixed(letters: bytes) -> bool:
-    low = letters.lower()
+def _prefixed(low: bytes) -> bool:
     if low.count(b"x") >= 4 or low.count(b"k") >= 4 or b"u" in low or b"h" in low:
         return _X_FORMS.search(low) is not None
     return False

@@ -90,9 +90,11 @@ class Spill:
         if not (last or len(here.waiting) >= BLOCK):
             return []
         new, here.waiting = here.waiting, ""
-        if not new:
+        if not new:  # the end comes by itself: its last word may have waited for it
+            found = self._pieces(channel, here, last)
+            self._drip.strict |= bool(found)
             here.go = here.go if self.whole else here.seen
-            return []
+            return found
         here.trail.add(channel, here.seen, new)
         here.seen += len(new)
         found = [
@@ -121,14 +123,15 @@ class Spill:
     # ------------------------------------------------------------------------------------------------- in pieces
 
     def _pieces(self, channel: Channel, here: _Text, last: bool) -> list[Leak]:
-        size = here.seen - here.words_from
+        size = min(here.seen - here.words_from, len(here.trail.text))  # of a word without end only its end is remembered
         text = here.trail.text[len(here.trail.text) - size :] if size else ""
         if not last:  # a word that still grows is weighed when it is whole
             whole = next((n for n in range(len(text), 0, -1) if not text[n - 1].isalnum()), 0)
             text = text[:whole]
         if not text:
             return []
-        start, here.words_from = here.words_from, here.words_from + len(text)
+        start = here.seen - size
+        here.words_from = start + len(text)
         found = [
             Leak(*place, canary, "in pieces")
             for canary, pieces in self._drip.feed(channel, start, text)

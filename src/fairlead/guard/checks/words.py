@@ -21,15 +21,16 @@ from fairlead.guard.checks.trail import Trail
 from fairlead.guard.wire.events import Channel
 
 _LEET = bytes.maketrans(b"4839105l7", b"abegiosit")  # both sides of `decode.py`'s table on one letter
-_ALONE = compiled(rb"(?:^|[^0-9A-Za-z])[0-9A-Za-z][^0-9A-Za-z]+[0-9A-Za-z][^0-9A-Za-z]+[0-9A-Za-z](?:$|[^0-9A-Za-z])")
+# Letters that stand alone, three in a row; tokens of capitals, small letters and figures without order.
 _ODD = compiled(
-    rb"[A-Za-z0-9+/_-]{3,}[a-z0-9][A-Z][A-Za-z0-9+/_-]*|[A-Za-z0-9+/_-]*[a-z0-9][A-Z][A-Za-z0-9+/_-]{3,}"
+    rb"(?:^|[^0-9A-Za-z])[0-9A-Za-z][^0-9A-Za-z]+[0-9A-Za-z][^0-9A-Za-z]+[0-9A-Za-z](?:$|[^0-9A-Za-z])"
+    rb"|[A-Za-z0-9+/_-]{3,}[a-z0-9][A-Z][A-Za-z0-9+/_-]*|[A-Za-z0-9+/_-]*[a-z0-9][A-Z][A-Za-z0-9+/_-]{3,}"
     rb"|[A-Za-z+/_-]*[0-9][A-Za-z]+[0-9][A-Za-z0-9+/_-]*|[A-Za-z]+[0-9]+[A-Za-z]+[A-Za-z0-9+/_-]*"
 )
-_FIGURES = compiled(rb"(?:[2-7][0-9]|09|10|13){5}|(?:[0-9][2-7]|90|01|31){5}")
-# ten hex digits in a row, turned or not, a letter among them
+# Five characters in figures; ten hex digits in a row, turned or not, a letter among them.
 _HEX = compiled(
-    b"|".join(b"[0-9%s]{%d}[%s][0-9%s]{%d}" % (of, n, of, of, 9 - n) for of in (b"a-f", b"n-s") for n in range(10))
+    rb"(?:[2-7][0-9]|09|10|13){5}|(?:[0-9][2-7]|90|01|31){5}|"
+    + b"|".join(b"[0-9%s]{%d}[%s][0-9%s]{%d}" % (of, n, of, of, 9 - n) for of in (b"a-f", b"n-s") for n in range(10))
 )
 
 
@@ -48,9 +49,7 @@ class Look:
         return (
             self.letters.search(low.translate(_LEET)) is not None
             or self.coded.search(seen.letters) is not None
-            or _ALONE.search(seen.read) is not None
             or _ODD.search(seen.read) is not None
-            or _FIGURES.search(low) is not None
             or _HEX.search(low) is not None
             or seen.encoded()
         )
@@ -126,12 +125,18 @@ class Told:
         if not (last or len(here.waiting) >= BLOCK):
             return []
         new, here.waiting = here.waiting, ""
+        if not new:
+            here.go = here.go if self.whole else here.seen
+            self._last = here.trail
+            return []
         here.trail.add(channel, here.seen, new)
         here.seen += len(new)
-        found = self._find(here.trail) if new else []
-        if not self.whole:
+        found = self._find(here.trail)
+        if last and not self.whole:
+            here.go = here.seen
+        elif not self.whole:
             ordinary = min(here.seen - self._margin, free(here.trail.text, here.seen))
-            here.go = max(here.go, here.seen if last else ordinary)
+            here.go = max(here.go, ordinary)
         here.trail.forget()
         self._last = here.trail
         return found

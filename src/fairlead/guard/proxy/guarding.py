@@ -302,8 +302,10 @@ def merge(all_: Tally, one: Tally) -> None:
     """Adds the counts of a request to those of the worker."""
     for name in ("replies", "decisions", "failed", "withheld", "passed", "cost", "shadow"):
         counts = getattr(one, name)
-        if counts:
-            getattr(all_, name).update(counts)
+        if counts:  # a loop, since `Counter.update` asks what it was given at every call
+            total = getattr(all_, name)
+            for what, n in counts.items():
+                total[what] += n
 
 
 def everything_waits(plan: Plan) -> Plan:
