@@ -90,32 +90,30 @@ class Drip:
         found: list[_Found] = []
         size = len(word)
         worth = size * (4.0 if self.needles.hexed else 5.0)
-        sure = SURE_AFTER_A_LEAK if self.strict else SURE
+        least, enough = (2, -1.0) if self.strict else (5, 11.0)  # of a chain that may be a part of a leak
+        all_ends, log2, own = self._ends, math.log2, worth - PLACE
         for n, start, is_turned in self.needles.places(word):
             number = numbers[is_turned]
-            ends = self._ends[n]
-            chain: _Chain = (size, worth - PLACE, number, -1, start, (None, at))
+            ends = all_ends[n]
+            chain: _Chain = (size, own, number, -1, start, (None, at))
             before = ends[start]
             if before is not None:
                 skipped = number - before[2] - 1
-                bits = before[1] + worth - (0.0 if skipped == before[3] else math.log2(1 + skipped))
-                if bits > chain[1]:
+                bits = before[1] + worth - (0.0 if skipped == before[3] else log2(1 + skipped))
+                if bits > own:
                     chain = (before[0] + size, bits, number, skipped, before[4], (before[5], at))
             old = ends[start + size]
-            if old is None or chain[1] >= old[1] - math.log2(1 + number - old[2]):
+            if old is None or chain[1] >= old[1] - log2(1 + number - old[2]):
                 ends[start + size] = chain
-            if chain[0] >= 2 or size >= 2:
-                found += self._leak(n, chain, start + size, sure)
+            if chain[0] >= least and chain[1] >= enough:
+                found += self._leak(n, chain, start + size, least)
         return found
 
-    def _leak(self, n: int, chain: _Chain, end: int, sure: float) -> list[_Found]:
+    def _leak(self, n: int, chain: _Chain, end: int, least: int) -> list[_Found]:
         strand = self.needles.strands[n]
-        need = needed(len(strand.text))
+        need, sure = needed(len(strand.text)), SURE_AFTER_A_LEAK if self.strict else SURE
         if chain[0] >= need and chain[1] >= sure:
             return [(strand.canary, _flat(chain[5]))]
-        least, enough = (2, -1.0) if self.strict else (5, 11.0)
-        if chain[0] < least or chain[1] < enough:
-            return []
         return self._apart(strand, chain, end, need, sure, least)
 
     def _apart(self, strand: Strand, chain: _Chain, end: int, need: int, sure: float, least: int) -> list[_Found]:

@@ -23,7 +23,7 @@ from typing import Any
 from fairlead.errors import InputError, MissingResource
 from fairlead.exchange import Exchange, Message
 from fairlead.guard.checks.normalise import normalise
-from fairlead.guard.checks.reader import compiled
+from fairlead.guard.checks.reader import compiled, plain
 from fairlead.guard.checks.spans import SpanWatch, decided
 from fairlead.guard.decision import Decision, Outcome
 from fairlead.guard.pieces import PLACES
@@ -133,15 +133,20 @@ def always(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Entity:
-    """One kind of data: its name as presidio has it, its form, and what has to hold of a match."""
+    """One kind of data: its name as presidio has it, its form, and what has to hold of a match. `hint` matches wherever
+    `pattern` does, and is read by RE2, many times faster."""
 
     name: str
     pattern: re.Pattern[str]
+    hint: bytes
     holds: Callable[[str], bool] = always
 
 
 def _entity(name: str, pattern: str, holds: Callable[[str], bool] = always, flags: int = 0) -> Entity:
-    return Entity(name, re.compile(pattern, flags), holds)
+    # What RE2 does not know, or keeps large tables for, is left out: what has to stand beside a match, and the upper
+    # bounds of repeats. Letters beyond ASCII are "?" for the hint, so that it sees more borders of words, and not less.
+    hint = re.sub(r"\{([0-9]+),[0-9]+\}", r"{\1,}", re.sub(r"\(\?<?[=!][^()]*\)", "", pattern))
+    return Entity(name, re.compile(pattern, flags), b"(?i:%b)" % hint.encode() if flags else hint.encode(), holds)
 
 
 # Every repeat is bounded, so that no text takes longer than a multiple of its length. Of two that overlap the earlier in
@@ -178,7 +183,8 @@ ENTITIES: tuple[Entity, ...] = (
     ),
 )  # fmt: skip
 NAMES = tuple(dict.fromkeys(entity.name for entity in ENTITIES))
-_ANY = compiled(rb"[0-9@]|-----BEGIN|\b(?:sk-|gh[pousr]_|hf_|xox|glpat-|eyJ|npm_|pypi-)")  # each of them has one
+_HINTS = tuple(compiled(entity.hint) for entity in ENTITIES)
+_ANY = compiled(b"|".join(b"(?:%b)" % entity.hint for entity in ENTITIES))
 
 
 @dataclass(frozen=True)
@@ -211,8 +217,7 @@ class PersonalData:
 
     def matches(self, text: str) -> list[tuple[str, int, int]]:
         """(entity, start, end), in order, none inside another."""
-        maybe = self.entities and (not text.isascii() or _ANY.search(text.encode()))
-        found = list(_found(text, self.entities)) if maybe else []
+        found = list(_found(text, self.entities)) if self.entities else []
         if self.extra is not None:
             found += self.extra.matches(text)
         return found
@@ -232,10 +237,13 @@ class PersonalData:
 
 
 def _found(text: str, entities: Collection[str]) -> Iterator[tuple[str, int, int]]:
+    read = plain(text)
+    if not _ANY.search(read):
+        return
     folded = normalise(text)
     taken: list[tuple[str, int, int]] = []
-    for entity in ENTITIES:
-        if entity.name in entities:
+    for entity, hint in zip(ENTITIES, _HINTS, strict=True):
+        if entity.name in entities and hint.search(read):
             for match in entity.pattern.finditer(folded.text):
                 start, end = match.span()
                 if entity.holds(match[0]) and not any(start < b and a < end for _, a, b in taken):

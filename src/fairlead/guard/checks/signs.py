@@ -165,8 +165,8 @@ class Sight:
         self._few: bool | None = None
 
     def encoded(self, few: bool = False) -> bool:
-        """Whether something in it could be a canary under a decoder. `few`: six of its digits, not eight, which ordinary
-        text looks like more often."""
+        """Whether something in it could be a canary under a decoder. `few`: six of its digits, not eight; ordinary text
+        looks like that more often."""
         known = self._few if few else self._encoded
         if known is None:
             known = self._look(few)

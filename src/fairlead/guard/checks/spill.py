@@ -123,7 +123,9 @@ class Spill:
     # ------------------------------------------------------------------------------------------------- in pieces
 
     def _pieces(self, channel: Channel, here: _Text, last: bool) -> list[Leak]:
-        size = min(here.seen - here.words_from, len(here.trail.text))  # of a word without end only its end is remembered
+        size = min(
+            here.seen - here.words_from, len(here.trail.text)
+        )  # of a word without end only its end is remembered
         text = here.trail.text[len(here.trail.text) - size :] if size else ""
         if not last:  # a word that still grows is weighed when it is whole
             whole = next((n for n in range(len(text), 0, -1) if not text[n - 1].isalnum()), 0)
