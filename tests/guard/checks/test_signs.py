@@ -177,6 +177,24 @@ def test_where_the_first_look_sees_nothing_the_readings_find_no_word() -> None:
     assert nothing > 30 and found > 30
 
 
+def test_readings_too_short_for_a_word_are_left_out_and_nothing_else() -> None:
+    rng = random.Random(14)
+    found = fewer = 0
+    for n in range(120):
+        value = VALUES[n % len(VALUES)]
+        hidden = disguised(rng, disguised(rng, value))
+        if n % 4 == 0:  # folded from fewer characters than it has letters
+            value, hidden = "rads2rads2viii", base64.b64encode(base64.b64encode("㎯㎯ⅷ".encode())).decode()
+        text = among_prose(rng, hidden) if n % 3 else f"{PROSE[n % 5]}{hidden} {PROSE[n % 4]}"
+        every = list(decode.readings(text))
+        some = list(decode.readings(text, least=len(decode.shape(value).letters)))
+        hits = decode.find(value, every)
+        found += bool(hits)
+        fewer += len(some) < len(every)
+        assert decode.find(value, some) == hits, (value, text)
+    assert found > 40 and fewer > 80
+
+
 @given(st.sets(st.text("ab1", min_size=1, max_size=4).map(str.encode), min_size=1, max_size=6), st.text("ab1 "))
 @settings(max_examples=200, deadline=None)
 def test_one_pattern_for_all_forms_is_any_of_them(forms: set[bytes], text: str) -> None:

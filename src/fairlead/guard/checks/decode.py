@@ -13,8 +13,10 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 from fairlead.guard.checks.normalise import characters, normalise
+from fairlead.guard.checks.reader import compiled
 
 DEPTH = 3
 SHORTEST = 3  # a shorter secret would be found in every second sentence
@@ -110,7 +112,7 @@ _HEX_RUN_DECODED = re.compile(r"[0-9a-fA-FxX\s,:;.|%\\'\"-]{6,}")
 _HEX_TOKEN = re.compile(r"([0\\][\W_]*[xX])(?=[\W_]*[0-9a-fA-F][\W_]*[0-9a-fA-F])|([0-9a-fA-F])|([xX])")
 
 
-def unhex(view: View) -> Iterator[View]:
+def unhex(view: View, least: int = 0) -> Iterator[View]:
     """Runs of hex digits, with any separators and 0x or \\x before the bytes, read at both alignments."""
     run_pattern = _HEX_RUN_DECODED if view.path else _HEX_RUN
     for run in run_pattern.finditer(view.text):
@@ -119,14 +121,14 @@ def unhex(view: View) -> Iterator[View]:
             if token is not None and token[2]:
                 digits.append(token.start())
             elif token is None or token[3]:
-                yield from _hex_bytes(view, digits)
+                yield from _hex_bytes(view, digits, least)
                 digits = []
 
 
-def _hex_bytes(view: View, at: list[int]) -> Iterator[View]:
+def _hex_bytes(view: View, at: list[int], least: int) -> Iterator[View]:
     for skip in (0, 1):
         even = at[skip : len(at) - (len(at) - skip) % 2]
-        if len(even) >= 2 * SHORTEST:
+        if len(even) >= 2 * max(SHORTEST, _bytes(least)):
             text, offsets = characters(bytes.fromhex("".join(view.text[i] for i in even)))
             yield View(text, (*view.path, "hex"), _located(view, offsets, even, 2))
 
@@ -145,11 +147,12 @@ _NOT_BASE64 = re.compile(r"[^A-Za-z0-9+/]+")
 _URLSAFE = str.maketrans("-_", "+/")
 
 
-def unbase64(view: View) -> Iterator[View]:
+def unbase64(view: View, least: int = 0) -> Iterator[View]:
     """Runs of the base64 alphabet (either alphabet, padded or not) that do not look like plain words."""
+    short = 4 * _bytes(least) // 3
     for run in (_BASE64_RUN_DECODED if view.path else _BASE64_RUN).finditer(view.text):
-        if _MIXED.search(run[0]):
-            yield from _base64_bytes(view, run[0].translate(_URLSAFE), run.start(), glued=False)
+        if run.end() - run.start() >= short and _MIXED.search(run[0]):
+            yield from _base64_bytes(view, run[0].translate(_URLSAFE), run.start(), glued=False, least=least)
 
 
 def unbase64_glued(view: View) -> Iterator[View]:
@@ -162,7 +165,7 @@ def unbase64_glued(view: View) -> Iterator[View]:
         yield from _base64_bytes(view, view.text.translate(_URLSAFE), 0, glued=True)
 
 
-def _base64_bytes(view: View, source: str, start: int, *, glued: bool) -> Iterator[View]:
+def _base64_bytes(view: View, source: str, start: int, *, glued: bool, least: int = 0) -> Iterator[View]:
     stream = _NOT_BASE64.sub("", source)
     for skip in range(4):  # the run may be glued to what stands before it
         body = stream[skip:]
@@ -170,7 +173,8 @@ def _base64_bytes(view: View, source: str, start: int, *, glued: bool) -> Iterat
             body = body[:-1]
         if len(body) >= 4:
             data = base64.b64decode(body + "=" * (-len(body) % 4))
-            yield _base64_view(view, source, start, skip, data, glued=glued)
+            if len(data) >= _bytes(least):
+                yield _base64_view(view, source, start, skip, data, glued=glued)
 
 
 def _base64_view(view: View, source: str, start: int, skip: int, data: bytes, *, glued: bool) -> View:
@@ -188,12 +192,22 @@ def _base64_view(view: View, source: str, start: int, skip: int, data: bytes, *,
 
 def _readable(view: View) -> bool:
     """Most of it could be on a page: noise is not worth reading on."""
-    plain = sum(char.isprintable() or char.isspace() for char in view.text)
-    return plain >= 0.9 * len(view.text)
+    text = view.text
+    plain = len(text)
+    if text.isprintable():
+        return True
+    for char in text:
+        if not (char.isprintable() or char.isspace()):
+            plain -= 1
+            if plain < 0.9 * len(text):  # noise is seen at its beginning
+                return False
+    return True
 
 
-def readings(text: str, depth: int = DEPTH) -> Iterator[View]:
-    """The text and all its readings, up to `depth` on top of each other."""
+def readings(text: str, depth: int = DEPTH, least: int = 0) -> Iterator[View]:
+    """The text and all its readings, up to `depth` on top of each other. Left out are those that hold less than `least`
+    letters and digits, and of which no other can be read that holds so many."""
+    least = min(least, 600)  # longer ones are as rare, and RE2 counts to 1,000
     level = [clean(text)]
     if not text.isascii():  # rot13 of look-alikes: the letters have to be turned before they are folded
         level.append(replace(clean(text.translate(_ROT13)), path=("rot13 of look-alikes",)))
@@ -201,22 +215,41 @@ def readings(text: str, depth: int = DEPTH) -> Iterator[View]:
         yield from level
         if step == depth:
             return
-        level = [child for view in level for child in _children(view)]
+        level = [child for view in level for child in _children(view, least)]
 
 
-def _children(view: View) -> Iterator[View]:
+def _children(view: View, least: int) -> Iterator[View]:
     mirrored = all(name in ("reversed", "rot13") for name in view.path)  # as long as the text itself, never noise
     if not mirrored and view.loose and not _readable(view):
+        return
+    if least and not mirrored and not _encoded(least).search(view.text.encode("ascii", "replace")):
         return
     if "reversed" not in view.path:
         yield reverse(view)
     if "rot13" not in view.path and "reversed" not in view.path[-1:]:
         yield rot13(view)
-    for decode in (unescape, unhex, unbase64):
-        for child in decode(view):
+    for child in (*unescape(view), *unhex(view, least), *unbase64(view, least)):
+        if not child.text.isascii() or 2 * len(child.text) >= least:  # base64 over base64, as in `_bytes`
             yield _refolded(child)
     if mirrored:
         yield from unbase64_glued(view)
+
+
+def _bytes(least: int) -> int:
+    """Of how many bytes `least` letters or digits may come. Folding makes at most 5 of 3 bytes (of "㎯"); where base64
+    stands in them, and in that once more, it happens again to three quarters of it each time: 2.6 in all."""
+    return -(-least // 3)
+
+
+@lru_cache(maxsize=64)
+def _encoded(least: int) -> Any:
+    """Where decoded text, turned or not, may be read on and give `least` letters or digits: an escape, a run of base64,
+    hex digits in a row. Most noise has none of them, and what it would be turned into has neither."""
+    token, digits = max(6, 4 * _bytes(least) // 3), 2 * max(SHORTEST, _bytes(least))
+    return compiled(
+        rb"%%[0-9a-fA-Fn-sN-S]{2}|[0-9a-fA-Fn-sN-S]{2}%%|\\[xukh]|[xukh]\\|&#|#&|[A-Za-z0-9+/_-]{%d,}"
+        rb"|(?:[0-9a-fA-Fn-sN-S][xXkK\x09-\x0d\x1c-\x20?,:;.|%%\\'\"-]*){%d,}" % (token, digits)
+    )
 
 
 def _refolded(view: View) -> View:

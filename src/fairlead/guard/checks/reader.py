@@ -156,9 +156,11 @@ _BREAKS = re.compile(rb"\\[nrt]")
 
 
 def _decoded(layer: Layer, grain: _Grain) -> Iterator[Layer]:
-    yield from _unescaped(layer, grain)
-    if _DROPPED_BY_UNESCAPE.search(layer.data):
-        yield from _unescaped(without(layer, _GAPS), grain)
+    data = layer.data
+    if b"%" in data or b"&" in data or b"\\" in data:  # every escape begins with one of them
+        yield from _unescaped(layer, grain)
+        if _DROPPED_BY_UNESCAPE.search(data):
+            yield from _unescaped(without(layer, _GAPS), grain)
     yield from _unhexed(layer, grain)
     yield from _unbased(layer, grain)
 
@@ -251,8 +253,6 @@ _DROPPED_BY_UNESCAPE = re.compile(
 def _unescaped(layer: Layer, grain: _Grain) -> Iterator[Layer]:
     """URL, backslash and HTML escapes read; nothing where there are none."""
     data, where = layer.data, layer.where
-    if not (b"%" in data or b"&" in data or b"\\" in data):
-        return
     out: list[bytes] = []
     spans: list[tuple[int, int]] = []
     done = 0

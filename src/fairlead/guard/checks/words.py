@@ -146,7 +146,7 @@ class Told:
         likely = [n for n, value in enumerate(self.values) if look(value).maybe(seen)]
         if not likely:
             return []
-        views = list(decode.readings(trail.text))
+        views = list(decode.readings(trail.text, least=min(len(decode.shape(self.values[n]).letters) for n in likely)))
         return [
             Leak(channel, max(a, self.go(channel)), b, n, hit.how)
             for n in likely
