@@ -13,7 +13,7 @@ import asyncio
 import re
 from collections.abc import Callable, Sequence
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fairlead.errors import InputError
 from fairlead.exchange import Exchange, Message
@@ -105,17 +105,13 @@ class Release:
         self.dirty: set[int] = set()
         self._end = False
         self._news: asyncio.Event | None = None
-        self._act_on = {
-            Delta: self._delta, Open: self._open, Close: self._closed, Finish: self._finish, About: self._about,
-            Opaque: self._opaque, Unknown: self._unknown, Failed: self._broke_off, End: self._last,
-        }  # fmt: skip
 
     # ------------------------------------------------------------------------------------ in, and out
 
     def feed(self, event: Event) -> list[Out]:
         """One event from the provider; what may leave now."""
         if not self.ended:
-            self._act_on[type(event)](event)  # type: ignore[operator]
+            _ACTS[type(event)](self, event)
         return self.take()
 
     @property
@@ -390,3 +386,9 @@ class Release:
     def _cut_off(self, choice: Alternative) -> None:
         choice.withheld += sum(text.drop() for text in choice.texts if not text.done)
         ending.done(self, choice, "cut off")
+
+
+_ACTS: dict[type, Callable[[Release, Any], None]] = {
+    Delta: Release._delta, Open: Release._open, Close: Release._closed, Finish: Release._finish, About: Release._about,
+    Opaque: Release._opaque, Unknown: Release._unknown, Failed: Release._broke_off, End: Release._last,
+}  # fmt: skip

@@ -158,7 +158,9 @@ class App:
         if self.log is not None and not self.log.accepting:
             told = "the audit log cannot be written, and nothing is let out without it"
             raise Turned(503, told, "audit log", after=self.limits.retry_after, close=True)
-        head = too_many(scope["headers"], self.limits.headers, self.limits.header) or read_head(scope["headers"])
+        counted = ABORT in scope  # by our own protocol, while it read them
+        many = None if counted else too_many(scope["headers"], self.limits.headers, self.limits.header)
+        head = many or read_head(scope["headers"])
         if isinstance(head, BadHead):
             raise Turned(head.status, head.sentence, "headers", close=True)
         return head

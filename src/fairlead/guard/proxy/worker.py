@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import socket
 from collections.abc import Iterator
@@ -58,6 +59,8 @@ class Worker:
     async def run(self, sockets: list[socket.socket]) -> None:
         """Serves until it is told to stop; then lets go what is in flight, for so long as the limits say."""
         self.server = http_server(self.app, self.app.limits)
+        gc.collect()
+        gc.freeze()  # what is here from the start stays: nobody needs to go over it again and again for what has died
         try:
             await self.server.serve(sockets=sockets)
         finally:
