@@ -44,7 +44,8 @@ def whole(check: SecretsCheck, messages: list[Message], turn: tuple[Tracked, ...
 def streamed(
     check: SecretsCheck, messages: list[Message], turn: tuple[Tracked, ...], rng: random.Random
 ) -> list[Tracked]:
-    """What leaves of a reply that comes in pieces: only what is let go, and of that nothing that was cut before."""
+    """What leaves of a reply that comes in pieces: only what is let go, and of that nothing that was cut before. That a
+    text is whole is told by itself, as a proxy hears of it."""
     watch = check.watch(messages)
     gone: dict[Channel, set[int]] = {}
     safe: dict[Channel, int] = {}
@@ -63,9 +64,9 @@ def streamed(
         channel, at = Channel(0, part), 0
         while at < len(text):
             size = rng.choice((1, 2, 3, 5, 8, 40))
-            piece = said(text[at : at + size])
-            take(watch.feed(Seen(channel, "reply", piece, last=at + size >= len(text))))
+            take(watch.feed(Seen(channel, "reply", said(text[at : at + size]))))
             at += size
+        take(watch.feed(Seen(channel, "reply", "", last=True)))
     take(watch.finish(0))
     out = []
     for part, text in enumerate(turn):

@@ -140,7 +140,7 @@ def verify(
             _walk(db, report, keys, str(name), known, now or time.time(), progress, total)
             if heads is not None and report.heads != "broken":
                 report.heads = "match"
-    except (sqlite3.DatabaseError, MissingResource) as problem:
+    except (sqlite3.DatabaseError, MissingResource, UnicodeDecodeError) as problem:  # the last: a column's damaged name
         report.found(0, 0, f"the file itself is damaged; what could be read ends there ({problem})")
     if report.unfit and report.unfit == report.records:
         report.found(0, 0, "not one record fits: this is not the key they were made with, or all were changed")
