@@ -127,6 +127,14 @@ def test_planted_a_first_look_without_base64(monkeypatch: pytest.MonkeyPatch) ->
         test_where_the_first_look_sees_nothing_the_full_reading_finds_no_canary(False)
 
 
+@pytest.mark.parametrize("separator", [" . ", " - ", ", ", ""])
+def test_what_no_screen_shows_between_separators_hides_nothing(separator: str) -> None:
+    secret = "99480bc624bb07ead7a816e7d3c0415f"
+    hidden = f"{separator}\u2060{separator}".join(secret)
+    known, text = needles((secret,)), "I think that was\n" + base64.b64encode(hidden.encode()).decode()
+    assert told(known, text) and known.scan(text)
+
+
 def test_an_eye_sees_each_text_as_it_is() -> None:
     eye = signs.Eye()
     for text in ("", "a harbour", "YTZkN2E5", "a harbour", "р\u0430ss 9f8c1d2e", "YTZkN2E5", ""):

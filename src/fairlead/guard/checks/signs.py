@@ -246,10 +246,10 @@ def _dense(letters: bytes, few: bool) -> bool:
 
 _UNIT = rb"(?:[\xc2-\xd6][\x80-\xbf]|[\xe1-\xef][\x80-\xbf]{2}|\xf0[\x90-\xbf][\x80-\xbf]{2})"
 _ALIKE = compiled(
-    rb"(?:[ -~\t\r\n]{0,6}U){3}|UE{4}|EUE{3}|EEUEE|E{3}UE|E{4}U".replace(b"E", rb"(?:[0-9a-fA-Fn-sN-S]|U)").replace(
+    rb"(?:[ -~\t\r\n]{0,7}U){3}|UE{4}|EUE{3}|EEUEE|E{3}UE|E{4}U".replace(b"E", rb"(?:[0-9a-fA-Fn-sN-S]|U)").replace(
         b"U", _UNIT
     )
-)  # look-alikes among printable characters, or among hex digits
+)  # look-alikes or what no screen shows among printable characters (" . 9 . "), or look-alikes among hex digits
 
 
 def runs(letters: bytes) -> bool:
