@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fairlead.exchange import Message
+from fairlead.exchange import Message, ToolCall
 from fairlead.guard.decision import SEVERITY, Decision
 from fairlead.guard.holding import Held
 from fairlead.guard.watch import Seen, as_part
@@ -86,6 +87,11 @@ class Alternative:
             if text.kept
         )
         return (Message("assistant", parts),) if parts else ()
+
+    def number(self, call: Held, messages: Sequence[Message]) -> int:
+        """How many calls stand in the conversation before this one."""
+        before = sum(isinstance(part, ToolCall) for message in messages for part in message.parts)
+        return before + [one for one in self.texts if one.place == "tool_call"].index(call)
 
     def covering(self, release: Release, text: Held, upto: int) -> tuple[tuple[str, ...], int]:
         """Ids of the verdicts that let the next characters of a text go, and how far they all reach."""

@@ -97,7 +97,7 @@ def _call(release: Release, choice: Alternative, text: Held) -> None:
     """A tool call that every check has let go: as it is, painted over, or a sentence in its place."""
     arguments = "".join(piece for piece, _ in text.pieces)
     channel, place = text.channel, str(text.place)
-    cover = choice.covering(release, text, text.seen)[0]
+    cover = let_go = choice.covering(release, text, text.seen)[0]
     if text.cuts and not text.blocked:
         left = painted(arguments, [(a, b) for a, b, _ in text.cuts])
         if left is None:
@@ -114,6 +114,7 @@ def _call(release: Release, choice: Alternative, text: Held) -> None:
         return
     choice.calls += 1
     release.emit(text.opening(), *((Delta(channel, arguments),) if arguments else ()), Close(channel))
+    release.ledger.write(channel.choice, channel.part, "tool_call", text.name, let_go)
     release.ledger.write(channel.choice, channel.part, place, arguments, cover)
 
 

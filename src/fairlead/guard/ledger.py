@@ -42,7 +42,8 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Characters [start, end) of one text as the client reads it, the guard's own words in it included.
+    """Characters [start, end) of one text as the client reads it, the guard's own words in it included. The text of a
+    tool call is its name, and right behind it its arguments.
 
     choice, part  the alternative, and the number of the part within it
     place         place of the part, or "guard" for words of the guard itself (a mark, what a principle says)
@@ -151,7 +152,8 @@ def faults(ledger: Ledger, written: Iterable[Any]) -> list[str]:
         elif isinstance(event, Finish) and event.stop:
             texts.setdefault((event.choice, STOP), []).append(event.stop)
         elif isinstance(event, Open):
-            texts.setdefault((event.channel.choice, event.channel.part), [])
+            named = [event.name] if event.place == "tool_call" else []
+            texts.setdefault((event.channel.choice, event.channel.part), []).extend(named)
     known = {verdict.id for verdict in ledger.verdicts}
     by_part: dict[tuple[int, int], list[Range]] = {}
     for stretch in ledger.ranges:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ from fairlead.guard.released import Broken, Out
 from fairlead.guard.saying import failed, ruled
 from fairlead.guard.tally import Tally
 from fairlead.guard.watch import STOP, Seen, Watch
+from fairlead.guard.wire import ids
 from fairlead.guard.wire.events import (
     About,
     Channel,
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
 Escalate = Callable[[Exchange, Decision, str], None]
 """Hands an exchange, the decision and the id of its verdict to the people who look at it."""
 
+UNDECLARED = "call of a tool that was not declared"
 _NAME = re.compile(r"[A-Za-z0-9_.:/@+-]{1,256}")
 
 
@@ -57,6 +60,7 @@ class Release:
     """The release of one request's reply.
 
     messages  what was asked, as the checks read it
+    tools     names of the tools that may be called; None where nobody here can tell
     asker     asks models; needed where the plan has some, or revises
     pending   how many answers of models are outstanding: `settle` waits for the next
     over      everything that can leave has left: the upstream is not needed any more, `feed(End())` ends it
@@ -74,11 +78,12 @@ class Release:
         n: int = 1,
         escalate: Escalate | None = None,
         rounds: int | None = None,
+        tools: Collection[str] | None = None,
     ) -> None:
         self.plan, self.messages, self.tenant, self.n = plan, tuple(messages), tenant, n
         self.tally = Tally() if tally is None else tally
         self.ledger = Ledger() if ledger is None else ledger
-        self.escalate, self.asker = escalate, asker
+        self.escalate, self.asker, self.tools = escalate, asker, tools
         self.rounds = plan.rounds if rounds is None else rounds
         self.over = self.ended = self.sent = False
         self.refusing: tuple[Decision, str] | None = None  # a watch failed closed: so every alternative is refused
@@ -212,14 +217,15 @@ class Release:
             self._tell(choice, text, Seen(text.channel, text.place, "", True))
             return
         arguments = spelled("".join(piece for piece, _ in text.pieces))
-        if arguments is None or not _NAME.fullmatch(text.name):
-            self.tally.withheld["tool call that is no JSON" if arguments is None else "tool call without a name"] += 1
+        if arguments is None or (why := self._no_call(text.name)):
+            self.tally.withheld["tool call that is no JSON" if arguments is None else why] += 1
             choice.withheld += text.drop()
             choice.lost_call = True
             self.act(choice)
             return
         if not _NAME.fullmatch(text.id):
             text.id = f"call_{self.ledger.fresh()}" if text.id else ""
+        text.id = ids.numbered(text.id, text.name, partial(choice.number, text, self.messages))
         text.pieces.clear()
         text.seen = 0
         if text.kept is not None:
@@ -227,6 +233,12 @@ class Release:
         if arguments:
             text.add(arguments)
         self._tell(choice, text, Seen(text.channel, "tool_call", arguments, True, text.name))
+
+    def _no_call(self, name: str) -> str:
+        """Why nothing can be called by that name, for the counts; "" where something can."""
+        if not _NAME.fullmatch(name):
+            return "tool call without a name"
+        return "" if self.tools is None or name in self.tools else UNDECLARED
 
     def _tell(self, choice: Alternative, text: Held, seen: Seen) -> None:
         now, took, followed = perf_counter(), self.took, self.plan.followed

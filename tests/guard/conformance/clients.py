@@ -16,6 +16,7 @@ import anthropic
 import openai
 
 from guard.conformance.cells import Cell
+from guard.conformance.said import tools
 
 # The library that both SDKs speak HTTP through, and the one under it that holds the sockets.
 _HTTP = openai.DefaultHttpxClient.__mro__[1].__module__.partition(".")[0]
@@ -114,7 +115,6 @@ def heard(sdk: Sdk, cell: Cell) -> Heard:
     return found
 
 
-_TOOLS = ("look", "wait")
 _SCHEMA: dict[str, Any] = {"type": "object", "properties": {}}
 _ASKED: list[Any] = [{"role": "user", "content": "what is the hour of the ferry ?"}]
 
@@ -123,8 +123,8 @@ def _chat(sdk: Sdk, cell: Cell, out: Heard) -> None:
     more: dict[str, Any] = {"n": int(cell.n)}
     if cell.logprobs == "on":
         more |= {"logprobs": True, "top_logprobs": 1}
-    if cell.tools != "none":
-        more["tools"] = [{"type": "function", "function": {"name": name, "parameters": _SCHEMA}} for name in _TOOLS]
+    if names := tools(cell):
+        more["tools"] = [{"type": "function", "function": {"name": name, "parameters": _SCHEMA}} for name in names]
     if cell.stream:
         more["stream_options"] = {"include_usage": True}
     said = sdk.openai.chat.completions.create(model="mock", messages=_ASKED, stream=cell.stream, **more)
@@ -175,8 +175,8 @@ def _responses(sdk: Sdk, cell: Cell, out: Heard) -> None:
     more: dict[str, Any] = {}
     if cell.logprobs == "on":
         more |= {"include": ["message.output_text.logprobs"], "top_logprobs": 1}
-    if cell.tools != "none":
-        more["tools"] = [{"type": "function", "name": name, "parameters": _SCHEMA, "strict": False} for name in _TOOLS]
+    if names := tools(cell):
+        more["tools"] = [{"type": "function", "name": name, "parameters": _SCHEMA, "strict": False} for name in names]
     if cell.stream:
         grown = Alternative()
         last: Any = None
@@ -217,8 +217,8 @@ def _responses(sdk: Sdk, cell: Cell, out: Heard) -> None:
 
 def _messages(sdk: Sdk, cell: Cell, out: Heard) -> None:
     more: dict[str, Any] = {}
-    if cell.tools != "none":
-        more["tools"] = [{"name": name, "input_schema": _SCHEMA} for name in _TOOLS]
+    if names := tools(cell):
+        more["tools"] = [{"name": name, "input_schema": _SCHEMA} for name in names]
     asked: dict[str, Any] = {"model": "mock", "max_tokens": 50, "messages": _ASKED, "stop_sequences": ["END"], **more}
     if cell.stream:
         with sdk.anthropic.messages.stream(**asked) as stream:

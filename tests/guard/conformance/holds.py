@@ -34,7 +34,7 @@ def nothing_leaks(cell: Cell, heard: Heard) -> Iterator[str]:
     secret = cell.decision != "shadow"
     for place in planted(heard.raw, canary=secret):
         yield f"on the wire stands {place}"
-    read = "\n".join(" ".join([a.text, a.reasoning, a.refusal, a.stop, a.tokens, *a.titles, *(c[1] for c in a.calls)])
+    read = "\n".join(" ".join([a.text, a.reasoning, a.refusal, a.stop, a.tokens, *a.titles, *(" ".join(c) for c in a.calls)])
                      for a in heard.alternatives.values())  # fmt: skip
     for place in planted(read.encode(), IN_A_TEXT, canary=secret):
         yield f"in what the client reads stands {place}"
@@ -186,9 +186,13 @@ def audited(cell: Cell, heard: Heard, entries: list[dict[str, Any]]) -> Iterator
         ends[choice, part] = end
     cited = {(one[0], one[1]) for one in entry["released"] if one[2] == "citation"}  # as JSON, that nobody reads
     released = sum(one[5] for one in entry["released"] if (one[0], one[1]) not in cited)
-    read = sum(len("".join([a.text, a.reasoning, a.refusal, a.stop, *(c[1] for c in a.calls)]).encode())
+    read = sum(len("".join([a.text, a.reasoning, a.refusal, a.stop, *("".join(c) for c in a.calls)]).encode())
                for a in heard.alternatives.values())  # fmt: skip
     if released != read:
         yield f"{read} bytes were read, {released} are covered"
     if cell.decision != "failed" and not entry.get("withheld"):
         yield "nothing is counted as withheld"
+    undeclared = entry.get("withheld", {}).get("call of a tool that was not declared", 0)
+    to_its_end = want.decision not in ("refuse", "escalate", "failed") and cell.endpoint != "completions"
+    if to_its_end and undeclared != int(cell.n):
+        yield f"{undeclared} calls of a tool that was not declared are counted"

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field, replace
 
 from guard.conformance.cells import Cell
-from guard.conformance.markers import CANARY, FORMS
+from guard.conformance.markers import CANARY, FORMS, mark
 
 BEFORE = (  # longer than any check holds back of a stream: 512 characters, for an address
     "The harbour opens at six and the ferry leaves on the hour ☀ and the keeper writes the weather into the log before "
@@ -31,6 +31,9 @@ SAY = {
 }  # fmt: skip
 WORDS = {"refuse": "arsenic", "escalate": "nightshade", "revise": "wormwood", "failed": "mandrake"}
 TRIGGER = {**WORDS, "failed_late": WORDS["failed"], "shadow": WORDS["refuse"]}
+
+TOOLS = ("look", "wait")
+UNDECLARED = mark("name of a tool that was not declared")
 
 OUTCOMES = {"failed_late": "failed", "shadow": "allow"}
 
@@ -67,6 +70,26 @@ def form(cell: Cell) -> str:
     return FORMS[names[cell.number % len(names)]]
 
 
+def in_name(cell: Cell) -> bool:
+    """Whether a call that is to be blocked has the canary in its name, and not in its arguments."""
+    return cell.decision == "block_tool_call" and cell.number // len(FORMS) % 2 == 0
+
+
+def named(cell: Cell) -> str:
+    """The name of a tool that holds the canary, as names may be spelled."""
+    return f"look_{form(cell).rstrip('=').replace(' ', '_')}"
+
+
+def tools(cell: Cell) -> tuple[str, ...]:
+    """The tools that a client declares."""
+    return (*(() if cell.tools == "none" else TOOLS), *((named(cell),) if in_name(cell) else ()))
+
+
+def calls(said: Said) -> tuple[tuple[str, str], ...]:
+    """All calls that the provider makes: those that may leave, or be decided on, and one of what nobody declared."""
+    return (*said.calls, (UNDECLARED, '{"at":"the sea"}'))
+
+
 def concerned(cell: Cell) -> int:
     """The alternative that the decision is about."""
     return 0 if cell.n == "1" or cell.decision.startswith("failed") else 1
@@ -84,8 +107,9 @@ def spoken(cell: Cell) -> tuple[Said, ...]:
             )  # fmt: skip
         case "block_tool_call":
             (name, _), *others = said.calls
-            blocked = json.dumps({"to": "the keeper", "what": f"it is {code} today"}, separators=(",", ":"))
-            said = replace(said, calls=((name, blocked), *others))
+            what = "the weather" if in_name(cell) else f"it is {code} today"
+            blocked = json.dumps({"to": "the keeper", "what": what}, separators=(",", ":"))
+            said = replace(said, calls=((named(cell) if in_name(cell) else name, blocked), *others))
         case "failed" if said.reasoning:  # the first that comes, so that nothing has left
             said = replace(said, reasoning=f"{trigger} {code}")
         case "failed":

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from guard.conformance.cells import Cell
 from guard.conformance.markers import CANARY, mark
-from guard.conformance.said import URL, Said
+from guard.conformance.said import URL, Said, calls
 
 Event: TypeAlias = dict[str, Any] | str
 
@@ -86,8 +86,7 @@ def chat_body(cell: Cell, alternatives: Sequence[Said]) -> dict[str, Any]:
         if said.reasoning:
             message["reasoning_content"] = said.reasoning
         custom = {"id": "call_x", "type": "custom", "custom": {"name": "x", "input": mark("custom call")}}
-        if said.calls:
-            message["tool_calls"] = [*(_called(cell, n, call) for n, call in enumerate(said.calls)), custom]
+        message["tool_calls"] = [*(_called(cell, n, call) for n, call in enumerate(calls(said))), custom]
         if cell.tools == "none":
             message["annotations"] = _cites(said)
         logprobs = {"content": tokens(said.text), "refusal": None} if cell.logprobs == "on" else None
@@ -124,7 +123,7 @@ def _chat_deltas(cell: Cell, index: int, said: Said) -> list[dict[str, Any]]:
     deltas += [({"refusal": piece}, None) for piece in pieces(said.refusal)]
     if cell.tools == "none":
         deltas.append(({"annotations": _cites(said)}, None))
-    for n, call in enumerate(said.calls):
+    for n, call in enumerate(calls(said)):
         parts = pieces(call[1], 5) if cell.tools == "split" else [call[1]]
         first = _called(cell, n, (call[0], parts[0]))
         deltas.append(({"tool_calls": [{"index": n, **first}]}, None))

@@ -8,7 +8,7 @@ from typing import Any
 
 from guard.conformance.cells import Cell
 from guard.conformance.markers import CANARY, mark
-from guard.conformance.said import CITED, Said
+from guard.conformance.said import CITED, Said, calls
 from guard.conformance.upstream_chat import COUNT, HIDDEN, Event, pieces
 
 
@@ -35,7 +35,7 @@ def _blocks(cell: Cell, said: Said) -> list[tuple[dict[str, Any], list[dict[str,
     out.append(({"type": "text", "text": ""}, [*texts, *cited, unknown]))
     search = {"type": "server_tool_use", "id": "srv_1", "name": "web_search", "input": {"q": mark("unknown block")}}
     out.append((search, []))
-    for n, (name, arguments) in enumerate(said.calls):
+    for n, (name, arguments) in enumerate(calls(said)):
         parts = pieces(arguments, 5) if cell.tools == "split" else [arguments]
         block = {"type": "tool_use", "id": f"toolu_{mark('id of a call')}{n}", "name": name, "input": {}}
         out.append((block, [{"type": "input_json_delta", "partial_json": part} for part in parts]))

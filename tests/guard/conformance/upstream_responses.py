@@ -7,7 +7,7 @@ from typing import Any
 
 from guard.conformance.cells import Cell
 from guard.conformance.markers import mark
-from guard.conformance.said import URL, Said
+from guard.conformance.said import URL, Said, calls
 from guard.conformance.upstream_chat import COUNT, HIDDEN, Event, fake, pieces, tokens
 
 _ABOUT: dict[str, Any] = {
@@ -51,7 +51,7 @@ def _items(cell: Cell, said: Said) -> list[dict[str, Any]]:
     out += [
         {"type": "function_call", "id": f"fc_{mark('id of an item')}{n}", "call_id": f"call_{mark('id of a call')}{n}",
          "name": name, "arguments": arguments, "status": "completed"}
-        for n, (name, arguments) in enumerate(said.calls)
+        for n, (name, arguments) in enumerate(calls(said))
     ]  # fmt: skip
     return out
 

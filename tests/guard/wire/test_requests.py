@@ -271,7 +271,8 @@ def test_tools_that_the_provider_runs_are_refused(route: str, tool: dict[str, An
     assert refused(route, body).field.startswith("tools[0]")
     if "type" in tool:
         allowed = Allow(fields=frozenset((f"tools.{tool['type']}",)))
-        assert ask(route, body, allowed).tools == ()
+        named = (tool["name"],) if "name" in tool else ()  # some of them are called like functions
+        assert ask(route, body, allowed).tools == named
 
 
 def one_message(route: str, content: Any) -> dict[str, Any]:

@@ -39,7 +39,7 @@ from fairlead.guard.checks.spill import Leak, Spill
 from fairlead.guard.checks.words import Told
 from fairlead.guard.decision import ALLOW, Decision, Outcome, Span, most_severe
 from fairlead.guard.pieces import PLACES, Piece, pieces
-from fairlead.guard.watch import Cut, Ruling, Seen
+from fairlead.guard.watch import Cut, Ruling, Seen, cut_of
 from fairlead.guard.wire.events import Channel
 from fairlead.judges.lineage import Lineage, leaf
 
@@ -99,9 +99,10 @@ class SecretsCheck:
             {cut for ruling in rulings for cut in ruling.cuts}, key=lambda c: (c.channel, c.start, -c.end)
         ):
             part = parts[cut.channel.part]
-            before = len(part.text) - len(_seen(0, part).text)
-            if not (spans and spans[-1].at == part.at and before + cut.end <= spans[-1].end):
-                spans.append(Span(part.at, before + cut.start, before + cut.end))
+            name = part.text.find("\n") if part.place == "tool_call" else -1
+            start, end = (name + 1 + cut.start, name + 1 + cut.end) if cut.end else (0, name)
+            if not (spans and spans[-1].at == part.at and end <= spans[-1].end):
+                spans.append(Span(part.at, start, end))
         told = [ruling.decision for ruling in rulings if ruling.decision.outcome != "allow"]
         if not told:
             return ALLOW
@@ -187,16 +188,18 @@ class SecretsWatch:
             self._known.append((places, state, ids))
 
     def feed(self, seen: Seen) -> Ruling:
+        text = f"{seen.name}\n{seen.text}" if seen.place == "tool_call" else seen.text  # told of once, whole
         self._open[seen.channel] = seen
-        self._texts.setdefault(seen.channel, []).append(seen.text)
-        return self._look(seen, seen.text, seen.last)
+        self._texts.setdefault(seen.channel, []).append(text)
+        return self._look(seen, text, seen.last)
 
     def finish(self, choice: int) -> Ruling:
         waiting = [seen for channel, seen in self._open.items() if channel.choice == choice and not seen.last]
         ruling = _together([self._look(seen, "", True) for seen in waiting])
         if self._leaked:  # the next turn may go on where this one was painted over
-            told = ["".join(texts) for channel, texts in sorted(self._texts.items()) if channel.choice == choice]
-            self._check.painted.keep(self._messages, told)
+            told = {channel: "".join(texts) for channel, texts in sorted(self._texts.items()) if channel.choice == choice}
+            cut = {cut.channel for cut in self._cuts if self._open[cut.channel].place == "tool_call"}
+            self._check.painted.keep(self._messages, list(told.values()), [told[c] for c in told if c in cut])
         return ruling
 
     def _look(self, seen: Seen, text: str, last: bool) -> Ruling:
@@ -211,8 +214,8 @@ class SecretsWatch:
                     why = "the text is made so that reading it through its encodings has no end"
                     return Ruling(Decision("failed", self._check.principle, why, (), self._check.name))
                 safe.append(state.go(channel))
-        here = {channel: min(safe)} if safe else {channel: 1 << 62}
-        new = {Cut(leak.channel, leak.start, leak.end): (leak, id) for leak, id in leaks}
+        here = {channel: max(0, min(safe) - _before(seen))} if safe else {channel: 1 << 62}
+        new = {self._cut(leak): (leak, id) for leak, id in leaks}
         new = {cut: told for cut, told in new.items() if cut not in self._cuts}
         if not new:
             return Ruling(safe=here)
@@ -221,9 +224,24 @@ class SecretsWatch:
         outcome = self._check.on_violation
         if outcome == "redact" and any(self._open[cut.channel].place == "tool_call" for cut in new):
             outcome = "block_tool_call"  # a call with a hole in it is another call
-        why = "; ".join(dict.fromkeys(f"{id} {leak.how}, at {leak.start}" for leak, id in new.values()))
+        why = "; ".join(
+            dict.fromkeys(
+                f"{id} {leak.how}, " + (f"at {cut.start}" if cut.end else "in the name of a call")
+                for cut, (leak, id) in new.items()
+            )
+        )
         spans = tuple(Span((cut.channel.choice, cut.channel.part), cut.start, cut.end) for cut in new)
         return Ruling(Decision(outcome, self._check.principle, why, spans, self._check.name), tuple(new), here)
+
+    def _cut(self, leak: Leak) -> Cut:
+        """Where a leak stands in a text. One that touches the name of a call takes the call out."""
+        seen = self._open[leak.channel]
+        return cut_of(Span((0,), leak.start, leak.end), leak.channel, seen.place, seen.name)
+
+
+def _before(seen: Seen) -> int:
+    """Characters of a call that are read before its arguments: its name, and a line end."""
+    return len(seen.name) + 1 if seen.place == "tool_call" else 0
 
 
 _PLACE_OF = {"reply": "reply", "reasoning": "reasoning", "tool_call": "tool_call", "tool_result": "tool_result"}
@@ -237,10 +255,9 @@ def _together(rulings: Sequence[Ruling]) -> Ruling:
 
 
 def _seen(number: int, part: Piece) -> Seen:
-    """A whole text of a reply as the one piece that it comes in. Of a call, its name is looked at with the arguments
-    only where streams look at it too: by the rules."""
-    text = part.text.partition("\n")[2] if part.place == "tool_call" else part.text
-    return Seen(Channel(0, number), part.place, text, last=True)  # type: ignore[arg-type]  # a tool's result is a place too
+    """A whole text of a reply as the one piece that it comes in."""
+    name, _, text = part.text.partition("\n") if part.place == "tool_call" else ("", "", part.text)
+    return Seen(Channel(0, number), part.place, text, True, name)  # type: ignore[arg-type]  # a tool's result is a place too
 
 
 def values_of(secret: Secret, item: Exchange) -> tuple[str, ...]:

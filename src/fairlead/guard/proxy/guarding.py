@@ -26,7 +26,7 @@ from fairlead.guard.proxy.upstream import Broken
 from fairlead.guard.released import Broken as CheckFailed
 from fairlead.guard.released import Noted, Out, Stop
 from fairlead.guard.tally import Tally
-from fairlead.guard.wire.asked import Asked, with_messages
+from fairlead.guard.wire.asked import Asked, callable_tools, with_messages
 from fairlead.guard.wire.events import About, Channel, Close, Delta, End, Event, Finish, Open, Told, Unknown
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class Guarding:
             plan = replace(plan, best=replace(plan.best, n=1))  # no format to ask for more in: it has to be good enough
         begin = partial(
             release_for, plan, asked.messages, n=asked.n, asker=book.asker, tenant=one.account.name, tally=self.tally,
-            ledger=self.ledger, escalate=escalate,
+            ledger=self.ledger, escalate=escalate, tools=callable_tools(asked),
         )  # fmt: skip
         self.release = await self._aside(begin) if len(one.raw) > LONG else begin()
         if plan.best is not None and plan.best.n > 1:
@@ -202,6 +202,8 @@ class Guarding:
             if isinstance(item, Delta):
                 text = item.text
                 self.coming += len(text) if text.isascii() else len(text.encode())
+            elif isinstance(item, Open):
+                self.coming += len(item.name.encode()) if item.place == "tool_call" else 0
             elif isinstance(item, Noted | Stop):
                 self.tolds.append((item.choice, item.told))
                 if self.told is None or SEVERITY[item.told.decision] > SEVERITY[self.told.decision]:  # type: ignore[index]

@@ -20,7 +20,8 @@ class Allow:
     """What a policy lets pass although the guard cannot see into it. Empty is the safe setting.
 
     fields        names of request fields, in the words of the refusal: `previous_response_id`, `tools.web_search`,
-                  `messages.content.file`. What is named here passes unread
+                  `messages.content.file`. What is named here passes unread. `UNDECLARED` stands for calls of tools that
+                  a request does not declare
     images        images in requests pass (unread: no check looks at them)
     opaque        encrypted and signed reasoning goes on, both ways; else it is dropped and counted
     top_logprobs  alternatives that the model did not choose are written; they are text that no check has seen
@@ -51,7 +52,7 @@ class Asked:
     messages       the whole conversation that the model will see; tool results are of origin `tool`, system and
                    developer turns of origin `operator`, documents and search results of origin `retrieved`
     stream, n      whether the reply is to be streamed; how many alternatives
-    tools          names of the tools that the model may call
+    tools          names of the tools that the request declares, those of kinds that the policy lets pass among them
     include_usage  a chat or completions stream was asked to end with its usage (other formats always give it)
     upstream       the body to forward. Built here, never the client's own object
     paths          where each text of `messages` stands in `upstream`
@@ -71,6 +72,19 @@ class Asked:
     paths: Mapping[At, Path] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
     policy: Allow = field(default_factory=Allow)
+
+
+UNDECLARED = "tools.undeclared"
+_BRING_TOOLS = ("prompt", "previous_response_id", "conversation")  # where a policy lets it pass
+
+
+def callable_tools(asked: Asked) -> frozenset[str] | None:
+    """The names of the tools that a reply may call. None where the guard cannot know them: the policy lets calls of
+    undeclared tools pass, or state at the provider may bring tools of its own."""
+    allowed = asked.policy.fields
+    if UNDECLARED in allowed or any(name in allowed and asked.upstream.get(name) is not None for name in _BRING_TOOLS):
+        return None
+    return frozenset(asked.tools)
 
 
 def with_messages(asked: Asked, messages: Sequence[Message]) -> Asked:

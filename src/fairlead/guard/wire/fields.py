@@ -192,7 +192,8 @@ def count_of(body: Mapping[str, Any], name: str, most: int = 128) -> int:
 def tools_of(
     given: Any, policy: Allow, kind: str, name_of: Callable[[dict[str, Any], str], str], unsaid: str | None = None
 ) -> list[str]:
-    """The names of the tools of one kind, which the client runs. What a provider runs is refused.
+    """The names of the tools of one kind, which the client runs. What a provider runs is refused, unless the policy
+    lets it pass: then with its name, for some of those are called like the others (Anthropic's `bash`).
 
     name_of   the name of a tool of that kind, from it and its path; refuses what else it may not hold
     unsaid    the kind of a tool that names none
@@ -211,7 +212,17 @@ def tools_of(
         word = its[:64] if isinstance(its, str) else "without a type"
         refuse(path, f"tools.{word}", f"a tool of the type {word!r} is not one that the guard can follow", policy)
         shallow(tool, path)
+        names += _names_in(tool)
     return names
+
+
+def _names_in(tool: Any) -> list[str]:
+    """The names by which a tool of an unknown kind that passes may be called: its own, and those of tools in it."""
+    if not isinstance(tool, dict):
+        return []
+    inner = tool.get("tools")
+    found = [tool.get("name"), *(one.get("name") for one in (inner if isinstance(inner, list) else ()) if isinstance(one, dict))]
+    return [name for name in found if isinstance(name, str)]
 
 
 def digest(value: Any) -> str:

@@ -1,18 +1,21 @@
 """Names that leave the guard and were not scanned: made anew, or shown to be one of ours.
 
-An id is text too: some servers let the model write the ids of its tool calls. A client needs only that the same thing
-keeps the same id, so that what is written is a digest of what was read.
+An id is text too: some servers let the model write the ids of its tool calls, and what a model may choose can be made to
+say something, even through a digest (who knows that it is one of a thousand ids tries them all). So the ids of calls are
+drawn by chance, and other digests are keyed. A client gives back the ids that it was given, and needs no other.
 """
 
 from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Callable
 from hashlib import blake2b
 
 _PLAIN = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _NINE = re.compile(r"[A-Za-z0-9]{9}")
 _DATED = re.compile(r"[-@]\d[\d-]{3,9}")
+_KEY = secrets.token_bytes(16)  # of this process: an id is made once, and not looked up again
 
 
 def made(prefix: str, given: str, keep: bool = False) -> str:
@@ -22,17 +25,31 @@ def made(prefix: str, given: str, keep: bool = False) -> str:
     """
     if keep and _PLAIN.fullmatch(given):
         return given
-    return prefix + (blake2b(given.encode(), digest_size=12).hexdigest() if given else secrets.token_hex(12))
+    digest = blake2b(given.encode(), digest_size=12, key=_KEY).hexdigest() if given else secrets.token_hex(12)
+    return prefix + digest
 
 
 def of_call(prefix: str, given: str, tool: str) -> str:
-    """The id of a tool call. Two shapes are kept, since their servers ask for them: nine letters or digits (Mistral),
-    made anew as such, and `functions.NAME:INDEX` (Kimi) where NAME is the tool's, which is scanned."""
-    head, colon, index = given.rpartition(":")
-    if colon and head == f"functions.{tool}" and index.isdecimal() and index.isascii() and len(index) <= 3:
+    """The id of a tool call, by chance. Two shapes are kept, since their servers ask for them: nine letters or digits
+    (Mistral), and `functions.NAME:INDEX` (Kimi) where NAME is the tool's, which is scanned, and INDEX is `numbered`."""
+    if _INDEX.fullmatch(_index(given, tool)):
         return given
-    new = made(prefix, given)
-    return new.removeprefix(prefix)[:9] if _NINE.fullmatch(given) else new
+    return secrets.token_hex(5)[:9] if _NINE.fullmatch(given) else prefix + secrets.token_hex(12)
+
+
+_INDEX = re.compile("[0-9]{1,3}")
+
+
+def _index(given: str, tool: str) -> str:
+    """What stands in the place of INDEX in an id of the shape `functions.NAME:INDEX`, "" in any other."""
+    head, _, index = given.rpartition(":")
+    return index if head == f"functions.{tool}" else ""
+
+
+def numbered(given: str, tool: str, number: Callable[[], int]) -> str:
+    """An id of the shape `functions.NAME:INDEX` with the number that the call has by our own count, any other as it is:
+    a figure that the model may choose is text."""
+    return f"functions.{tool}:{number()}" if _index(given, tool) else given
 
 
 def model(asked: str, given: str) -> str:
