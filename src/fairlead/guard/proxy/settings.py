@@ -77,6 +77,12 @@ class Checks(_Part):
     spend: Money | None = Field(None, description="what those may cost a tenant that has no budget of its own")
     prices: Path | None = Field(None, description="JSON: the critic's price, where this program does not know it")
 
+    @property
+    def on_error(self) -> dict[int, str]:
+        """By cost of a check (code, classifier, critic), what follows when it fails, where that is said here."""
+        kinds = (self.code, self.classifier, self.critic)
+        return {cost: kind.on_error for cost, kind in enumerate(kinds) if kind.on_error is not None}
+
 
 class Best(_Part):
     """The best of `n` replies by a reward model (its folder; needs torch). Below `threshold` none is good enough, and
