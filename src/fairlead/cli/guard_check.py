@@ -62,7 +62,7 @@ def check(
 
     terminal = Terminal(quiet_out=as_json)
     settings = read_settings(policy)
-    kinds = settings.checks.model_copy(update={"model": classifier or settings.checks.model})
+    kinds = settings.checks.model_copy(update={"model": classifier or settings.checks.model, "probe": None})
     critic = critic or kinds.ask
     (reader,), limit = opened([critic], budget, prices or kinds.prices)
     written = load(constitution or usual(world=critic == "apprentice"))
@@ -79,6 +79,8 @@ def check(
         _agree(written, reader, exchanges, limit, terminal)
     if settings.shadow:
         terminal.say(f"{policy}: shadow is not heeded: told is what would be done without it")
+    if settings.checks.probe is not None:
+        terminal.say(f"{policy}: the probe is not asked: it reads the model in the proxy that wrote the reply")
     with terminal.progress("checking") as advance:
         rows = list(
             review(

@@ -38,10 +38,15 @@ class Checked:
 
 
 def checked(
-    constitution: Constitution, critic: Model | None, settings: Checks, presidio: Presidio | None = None
+    constitution: Constitution,
+    critic: Model | None,
+    settings: Checks,
+    presidio: Presidio | None = None,
+    hosted: Model | None = None,
 ) -> Checked:
     """The checks as they are asked for. `presidio` is the reader that `settings.presidio` asks for; opening it takes
-    seconds, so whoever reads several constitutions opens it once.
+    seconds, so whoever reads several constitutions opens it once. `hosted` is the model in this process that answers,
+    which `settings.probe` reads.
 
     Raises InputError for settings that do not fit the constitution, MissingResource for what is not installed.
     """
@@ -60,6 +65,16 @@ def checked(
             replies = (*replies, *classifier_checks(constitution, classifier))
         except ValueError as problem:
             raise InputError(f"{settings.model}: {problem}") from None
+    if settings.probe is not None:
+        if hosted is None:
+            raise InputError(
+                f"{settings.probe}: a probe reads the hidden states of a model in this process; serve one with --model"
+            )
+        from fairlead.guard.classifier.probe import load_probes
+        from fairlead.guard.classifier.probe_check import probe_checks
+
+        probes = load_probes(settings.probe, model=hosted.lineage)
+        replies = (*replies, *probe_checks(constitution, probes, hosted))
     prompts = prompt_checks(replies, constitution)
     missing = dict.fromkeys((*unchecked(constitution, replies), *unchecked_prompts(prompts, constitution)))
     partly = {id: tuple(check.name for check in replies if check.principle == id) for id in missing}

@@ -72,6 +72,7 @@ class Checks(_Part):
     unknown_hosts: bool = Field(True, description="whether they may reach any other at all")
     thresholds: dict[str, float] = Field({}, description="by principle id, the critic's score below which it is broken")
     model: Path | None = Field(None, description="folder of a classifier trained by `fairlead guard train`")
+    probe: Path | None = Field(None, description="folder of `fairlead guard train --probe`, for a model in the process")
     ask: str | None = Field(None, description="the critic: apprentice, ./dir, PROVIDER/NAME[@URL]")
     dear: Annotated[int, Field(ge=0)] = Field(16, description="questions to critics, and revisions, of one request")
     spend: Money | None = Field(None, description="what those may cost a tenant that has no budget of its own")

@@ -53,6 +53,7 @@ class Options:
     workers: int | None = None
     critic: str | None = None
     classifier: Path | None = None
+    probe: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +146,13 @@ def read_setup(options: Options, keep: Keep, before: Setup | None = None) -> Set
     def account(name: str, digest: str, tenant: Tenant | None) -> Account:
         constitution = (tenant.constitution if tenant else None) or options.constitution
         budget = (tenant.budget if tenant else None) or settings.checks.spend
+        probed = None if settings.checks.probe is None else _upstream(tenant, options, settings, keep)
         if (constitution, name if budget else "") not in books:
-            books[constitution, name if budget else ""] = _book(constitution, name, budget, settings, keep)
+            hosted = None if probed is None else getattr(probed, "model", None)
+            books[constitution, name if budget else ""] = _book(constitution, name, budget, settings, keep, hosted)
         book, upstream = books[constitution, name if budget else ""], _upstream(tenant, options, settings, keep)
+        if probed is not None and probed is not keep.local:
+            raise InputError(f"{name}: the probe reads the model in this process, and {upstream.shown} answers here")
         refuse_others(book.vendors, book.constitution, constitution, urlsplit(upstream.shown).hostname or "")
         made = Account(name, digest, allowed(settings), book, upstream)
         if tenant is not None:
@@ -172,6 +177,8 @@ def settings_of(options: Options) -> Settings:
         checks = checks.model_copy(update={"ask": options.critic})
     if options.classifier is not None:
         checks = checks.model_copy(update={"model": options.classifier})
+    if options.probe is not None:
+        checks = checks.model_copy(update={"probe": options.probe})
     changed = {"audit": audit, "checks": checks, "workers": options.workers or settings.workers}
     if options.shadow:
         changed["shadow"] = True
@@ -202,13 +209,15 @@ def _upstream(tenant: Tenant | None, options: Options, settings: Settings, keep:
     return keep.upstreams[where]
 
 
-def _book(reference: str, name: str, budget: str | None, settings: Settings, keep: Keep) -> Book:
+def _book(
+    reference: str, name: str, budget: str | None, settings: Settings, keep: Keep, hosted: Model | None = None
+) -> Book:
     constitution = load(reference)
     critic, kinds = _critic(name, budget, settings, keep), settings.checks
     reads = (kinds.presidio_model, *kinds.presidio)
     if kinds.presidio and reads not in keep.presidio:
         keep.presidio[reads] = open_presidio(kinds.presidio, model=kinds.presidio_model)
-    found = checked(constitution, critic, kinds, keep.presidio.get(reads))
+    found = checked(constitution, critic, kinds, keep.presidio.get(reads), hosted)
     policies = _policies(constitution, settings)
     deadlines = {0: kinds.code.deadline, 1: kinds.classifier.deadline, 2: kinds.critic.deadline}
     made = plan(
