@@ -6,8 +6,9 @@
 Ours runs with rules, secrets, canaries with decoding and the audit log on; LiteLLM's without any guard, in an
 environment of its own (`pip install 'litellm[proxy]'`), by bench/guard_litellm.yaml. Both stand in front of the same
 mock of a model's server on loopback, with one worker, and are asked by the same client: the package's own load
-generator, and wrk as well where it is on PATH. Works: `chat` (1 kB in, 1 kB out), `stream` (200 chunks), `long` (a
-conversation of 8,000 tokens). What is told: requests per second, added milliseconds by percentile, load before.
+generator, and wrk as well where it is on PATH. Works: `chat` (1 kB in, 1 kB out), `stream` (200 chunks at once),
+`paced` (60 chunks, one every 5 ms: what the first text of a stream waits), `long` (a conversation of 8,000 tokens).
+What is told: requests per second, added milliseconds by percentile, load before.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ STARTS = 120.0  # seconds that LiteLLM may take to listen
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--works", default="chat,stream,long")
+    parser.add_argument("--works", default="chat,stream,paced,long")
     parser.add_argument("--depths", default="1,16")
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--warm", type=float, default=5.0)
@@ -65,6 +66,8 @@ def main() -> int:
     args.out.write_text(json.dumps(found, indent=1) + "\n")
     for row in found["rows"]:
         print(f"{row['work']:7} x{row['in_flight']:<3} {row['requests_per_second']:>9,.1f}/s  added {row['added_ms']}")
+        if "added_first_byte_ms" in row:
+            print(f"{'':12} first text {row['added_first_byte_ms']}, held back {row.get('hold_back_ms')} ms")
     print(json.dumps({key: found.get(key) for key in ("wrk", "litellm", "times_litellm")}, indent=1))
     print(args.out)
     return 0

@@ -7,14 +7,12 @@ A leak is 32 or more of a canary's 128 bits released over the whole conversation
 from __future__ import annotations
 
 import argparse
-import base64
 import gzip
 import json
 import random
 import re
 import sys
 import time
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -149,34 +147,14 @@ def false_alarms(n: int, seed: int) -> dict[str, Any]:
     }
 
 
-def not_listed(n: int, seed: int) -> dict[str, str]:
-    """Encodings that are not listed: how often a whole canary got out, no target."""
-    rng = random.Random(seed)
-    dots = "----- .---- ..--- ...-- ....- ..... -.... --... ---.. ----. .- -... -.-. -.. . ..-."
-    morse = {"0123456789abcdef"[n]: code for n, code in enumerate(dots.split(" "))}
-    named = "zero one two three four five six seven eight nine"
-    words = {str(n): word for n, word in enumerate(named.split(" "))}
-    ways = {
-        "base32": lambda s: base64.b32encode(s.encode()).decode(),
-        "base85": lambda s: base64.b85encode(s.encode()).decode(),
-        "zlib, base64": lambda s: base64.b64encode(zlib.compress(s.encode())).decode(),
-        "raw bytes in base64": lambda s: base64.b64encode(bytes.fromhex(s)).decode(),
-        "Morse": lambda s: " ".join(morse[c] for c in s),
-        "digits as words": lambda s: " ".join(words.get(c, c) for c in s),
-        "acrostic": lambda s: "\n".join(f"{c}lways the same line" for c in s),
-        "decimal code points": lambda s: " ".join(str(ord(c)) for c in s),
-    }
-    out = {}
-    for name, way in ways.items():
-        caught = 0
-        for _ in range(n):
-            secret = f"{rng.getrandbits(128):032x}"
-            check = SecretsCheck((Secret("c", (secret,), anywhere=True),))
-            caught += (
-                check.decide([Exchange((user("?"),), (assistant(f"it is {way(secret)} ."),))])[0].outcome != "allow"
-            )
-        out[name] = f"{caught} of {n} seen"
-    return out
+def not_listed(n: int, most: int, seed: int) -> dict[str, Any]:
+    """Encodings that are not listed and secrets that are words: what is seen, and what is painted over for it."""
+    from guard_unlisted import markdown, of_canaries, of_words, on_harmless
+
+    found = {
+        "canaries": of_canaries(n, seed), "words": of_words(seed), "harmless": on_harmless(harmless(), most, seed),
+    }  # fmt: skip
+    return {**found, "markdown": markdown(found)}
 
 
 def cpu(n: int, seed: int) -> dict[str, float]:
@@ -222,7 +200,8 @@ def main() -> None:
     if "harmless" in given.only:
         result["harmless"] = false_alarms(given.harmless, given.seed)
     if "not-listed" in given.only:
-        result["not_listed"] = not_listed(50, given.seed)
+        result["not_listed"] = not_listed(200, 5_000, given.seed)
+        print(result["not_listed"].pop("markdown"), file=sys.stderr)
     if "whole" in given.only:
         result["whole"] = leaks(given.cases, whole, given.seed, given.split)
     if "streamed" in given.only:

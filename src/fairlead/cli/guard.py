@@ -54,6 +54,10 @@ def serve(
     classifier: Annotated[
         Path | None, typer.Option("--classifier", metavar="DIR", help="As trained by `fairlead guard train`.")
     ] = None,
+    probe: Annotated[
+        Path | None,
+        typer.Option("--probe", metavar="DIR", help="Probes of --model, by `fairlead guard train --probe`."),
+    ] = None,
     audit: Annotated[Path | None, typer.Option("--audit", metavar="FILE", help="Keep a tamper-evident log.")] = None,
     shadow: Annotated[bool, typer.Option("--shadow", help="Do nothing; report what would have been done.")] = False,
     workers: Annotated[
@@ -70,6 +74,8 @@ def serve(
 
     if (upstream is None) == (model is None):
         raise InputError("name who answers: either --upstream URL or --model MODEL")
+    if probe is not None and model is None:
+        raise InputError("--probe reads a model in this process: name it with --model, or leave the probe out")
     try:
         from fairlead.guard.proxy.serve import Place, serve
         from fairlead.guard.proxy.setup import Options
@@ -80,7 +86,18 @@ def serve(
             f"this needs {error.name}, which is not installed: pip install 'fairlead[guard]'"
         ) from None
     options = Options(
-        constitution, upstream, upstream_key, model, policy, tenants, audit, shadow, workers, critic, classifier
+        constitution,
+        upstream,
+        upstream_key,
+        model,
+        policy,
+        tenants,
+        audit,
+        shadow,
+        workers,
+        critic,
+        classifier,
+        probe,
     )
     place = Place(host, port, None if admin_port < 0 else admin_port)
     code = serve(options, place, lambda line: typer.echo(line, err=True))

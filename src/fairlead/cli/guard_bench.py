@@ -16,7 +16,8 @@ def add(app: typer.Typer) -> None:
 
 def bench(
     work: Annotated[
-        list[str] | None, typer.Option("--work", metavar="NAME", help="chat, stream, long; may be repeated.")
+        list[str] | None,
+        typer.Option("--work", metavar="NAME", help="chat, stream, paced (as a model writes), long; may be repeated."),
     ] = None,
     depth: Annotated[
         list[int] | None, typer.Option("--depth", min=1, help="Requests in flight; may be repeated.")
@@ -59,3 +60,7 @@ def bench(
             f"{row['work']}, {row['in_flight']} in flight: {row['requests_per_second']:,.0f} requests/s, "
             f"adds {added} ms"
         )
+        if "added_first_byte_ms" in row:
+            first = ", ".join(f"{q} {v:.2f}" for q, v in row["added_first_byte_ms"].items())
+            held = f"; held back by what is read: {row['hold_back_ms']:.0f} ms" if "hold_back_ms" in row else ""
+            typer.echo(f"  its first text comes later by {first} ms{held}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from fairlead.constitution import Constitution
     from fairlead.exchange import Exchange
     from fairlead.guard.audit.review import Reviewed, Summary
-    from fairlead.guard.decision import Check
     from fairlead.models import Budget, Model
 
 MANY = 20  # rows that are all printed; of more, those that were not allowed
@@ -35,6 +33,10 @@ def check(
     critic: Annotated[
         str | None, typer.Option("--critic", metavar="MODEL", help="Reads the principles no code can check.")
     ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option("--policy", metavar="FILE", help="The settings of the proxy: rules, hosts, thresholds, presidio."),
+    ] = None,
     every: Annotated[bool, typer.Option("--every", help="Print what was allowed too.")] = False,
     budget: BudgetOption = None,
     prices: PricesOption = None,
@@ -42,34 +44,56 @@ def check(
 ) -> None:
     """What would the guard have done with these exchanges? Exit 0: allowed them all; 1: not all.
 
-    Each row is looked at by every check of the constitution, and the most severe decision is printed with its
-    principle and evidence; then, by principle, how many of n it would not have let pass, with an interval.
+    Each row is looked at by every check that `fairlead guard serve` would have: what was asked where a principle looks
+    there, and the reply. The most severe decision is printed with its principle and evidence; then, by principle, how
+    many of n it would not have let pass, with an interval. What --policy says of the critic, the classifier and prices
+    holds where no option says otherwise; shadow is not heeded.
     """
     from fairlead.cli.remote import opened
     from fairlead.cli.terminal import Terminal, print_json
     from fairlead.constitution import load, usual
     from fairlead.errors import CannotTell
     from fairlead.guard.audit.review import review, summary
-    from fairlead.guard.compile import checks_from, policies_from, unchecked
+    from fairlead.guard.checks.personal import open_presidio
+    from fairlead.guard.compile import policies_from
+    from fairlead.guard.proxy.checked import checked
+    from fairlead.guard.proxy.settings import read_settings
     from fairlead.guard.vendors import refuse_others, vendors
 
     terminal = Terminal(quiet_out=as_json)
-    (reader,), limit = opened([critic], budget, prices)
+    settings = read_settings(policy)
+    kinds = settings.checks.model_copy(update={"model": classifier or settings.checks.model, "probe": None})
+    critic = critic or kinds.ask
+    (reader,), limit = opened([critic], budget, prices or kinds.prices)
     written = load(constitution or usual(world=critic == "apprentice"))
     exchanges, places = _read(file)
-    checks: tuple[Check, ...] = (*checks_from(written, reader), *_classifier(written, classifier))
-    refuse_others(vendors(checks, reader), written, constitution or written.name)
-    blind = unchecked(written, checks)
-    if not checks:
+    presidio = open_presidio(kinds.presidio, model=kinds.presidio_model) if kinds.presidio else None
+    found = checked(written, reader, kinds, presidio)
+    refuse_others(vendors(found.replies, reader), written, constitution or written.name)
+    if not found.replies:
         raise CannotTell(
             f"{written.name}: no check of it can run by code alone; name a model that reads it with --critic MODEL, "
             "or a trained classifier with --classifier DIR"
         )
     if reader is not None:
         _agree(written, reader, exchanges, limit, terminal)
+    if settings.shadow:
+        terminal.say(f"{policy}: shadow is not heeded: told is what would be done without it")
+    if settings.checks.probe is not None:
+        terminal.say(f"{policy}: the probe is not asked: it reads the model in the proxy that wrote the reply")
     with terminal.progress("checking") as advance:
-        rows = list(review(exchanges, checks, policies_from(written), advance))
-    told = summary(rows, blind)
+        rows = list(
+            review(
+                exchanges,
+                found.replies,
+                policies_from(written),
+                advance,
+                prompts=found.prompts,
+                on_error=kinds.on_error,
+            )
+        )
+    unseen = [id for id in found.unchecked if id not in found.partly]
+    told = summary(rows, unseen, found.partly)
     if as_json:
         print_json(_body(written, rows, places, told))
     else:
@@ -103,19 +127,6 @@ def _read(file: str) -> tuple[Sequence[Exchange], Sequence[str]]:
     return rows.rows, [place.replace(str(copy), "-") for place in rows.places]
 
 
-def _classifier(constitution: Constitution, folder: Path | None) -> tuple[Check, ...]:
-    if folder is None:
-        return ()
-    from fairlead.errors import InputError
-
-    load = importlib.import_module("fairlead.guard.classifier.model").load
-    checks = importlib.import_module("fairlead.guard.classifier.check").classifier_checks
-    try:
-        return tuple(checks(constitution, load(folder)))
-    except ValueError as problem:
-        raise InputError(f"{folder}: {problem}") from None
-
-
 def _agree(
     constitution: Constitution, reader: Model, exchanges: Sequence[Exchange], limit: Budget | None, terminal: Any
 ) -> None:
@@ -134,7 +145,8 @@ def _print(rows: Sequence[Reviewed], places: Sequence[str], told: Summary, every
     for row, at in zip(rows, places, strict=True):
         if every or row.outcome != "allow":
             principle = f"  {row.principle}" if row.principle else ""
-            typer.echo(f"{at}  {row.outcome}{principle}{f': {row.evidence}' if row.evidence else ''}")
+            where = ", in what was asked" if row.where == "asked" else ""
+            typer.echo(f"{at}  {row.outcome}{principle}{where}{f': {row.evidence}' if row.evidence else ''}")
     for line in told.lines():
         typer.echo(line)
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fairlead.cli.common import JsonOption, SeedOption
+
+if TYPE_CHECKING:
+    from fairlead.cli.terminal import Terminal
+    from fairlead.constitution import Constitution
+    from fairlead.guard.classifier.rows import Row
 
 
 def train(
@@ -25,9 +30,14 @@ def train(
     encoder: Annotated[
         str, typer.Option("--encoder", metavar="DIR|tfidf", help="A sentence encoder's folder, or words alone.")
     ] = "tfidf",
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The classifier's folder.")] = Path(
-        "runs/classifier"
-    ),
+    probe: Annotated[
+        str | None,
+        typer.Option("--probe", metavar="MODEL", help="Probes of a model that runs here, not a classifier: ./dir, …"),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="DIR", help="Its folder.", show_default="runs/classifier, or runs/probe"),
+    ] = None,
     rate: Annotated[
         float, typer.Option("--rate", min=0.0001, max=0.5, help="False-positive rate that thresholds are set for.")
     ] = 0.05,
@@ -39,9 +49,12 @@ def train(
     """Train a classifier from a constitution: what each principle calls broken, beside what keeps it.
 
     Exit 3 where there are too few rows for any principle. The folder is what `fairlead guard serve --classifier` reads.
+    With --probe the same rows fit a linear probe for each principle, on the hidden states of a model that runs here:
+    `fairlead guard serve --model MODEL --probe DIR`.
     """
     from fairlead.cli.terminal import Terminal, print_json
     from fairlead.constitution import load
+    from fairlead.errors import InputError
     from fairlead.guard.classifier.synth import found, from_constitution, harmless_pool
     from fairlead.guard.classifier.train import TFIDF, check_rows
     from fairlead.guard.classifier.train import train as train_it
@@ -55,6 +68,12 @@ def train(
     ]
     check_rows(rows)
     terminal.say(f"{len(rows):,} rows for {len(written.principles)} principles")
+    if probe is not None:
+        if encoder != TFIDF or tune:
+            raise InputError("--probe reads the model's own states: leave --encoder and --tune out")
+        _probes(written, rows, probe, out or Path("runs/probe"), rate, seed, terminal, as_json)
+        return
+    out = out or Path("runs/classifier")
     options: dict[str, Any] = {"rate": rate, "copies": copies, "seed": seed, "say": terminal.say}
     if encoder != TFIDF:
         from fairlead.guard.classifier.encode import encoder_learner
@@ -68,16 +87,43 @@ def train(
         print_json({"out": str(trained.folder), "sha256": trained.classifier.sha256, "card": trained.card})
         return
     for head in trained.card["heads"]:
-        t = head["test"]
-        a, r, f = (t[k] for k in ("auroc", "recall", "false_positives"))
-        terminal.say(
-            f"{head['principle']:<24} {head['view']:<9} AUROC {a['value']:.2f} [{a['low']:.2f}, {a['high']:.2f}], "
-            f"recall {r['value']:.2f} [{r['low']:.2f}, {r['high']:.2f}] (n {r['n']}), "
-            f"false positives {f['value']:.3f} [{f['low']:.3f}, {f['high']:.3f}] (n {f['n']})"
-        )
+        terminal.say(f"{head['principle']:<24} {head['view']:<9} {_numbers(head['test'])}")
     for id, view, why in trained.card["left_out"]:
         terminal.say(f"no head: {id} ({view}): {why}")
     terminal.say(f"{trained.folder}: classifier {trained.classifier.sha256[:12]}, card in card.md")
+
+
+def _numbers(test: dict[str, Any]) -> str:
+    a, r, f = (test[k] for k in ("auroc", "recall", "false_positives"))
+    return (
+        f"AUROC {a['value']:.2f} [{a['low']:.2f}, {a['high']:.2f}], "
+        f"recall {r['value']:.2f} [{r['low']:.2f}, {r['high']:.2f}] (n {r['n']}), "
+        f"false positives {f['value']:.3f} [{f['low']:.3f}, {f['high']:.3f}] (n {f['n']})"
+    )
+
+
+def _probes(
+    constitution: Constitution, rows: list[Row], spec: str, out: Path, rate: float, seed: int, terminal: Terminal,
+    as_json: bool,
+) -> None:  # fmt: skip
+    from fairlead.cli.terminal import print_json
+    from fairlead.errors import InputError
+    from fairlead.guard.classifier.probe_train import fit_probes
+    from fairlead.models import is_remote, open_model
+
+    if is_remote(spec):
+        raise InputError(f"--probe {spec}: a probe reads hidden states; name a model that runs here")
+    fitted = fit_probes(constitution, open_model(spec), rows, out, rate=rate, seed=seed, say=terminal.say)
+    if as_json:
+        print_json({"out": str(fitted.folder), "card": fitted.card})
+        return
+    for one in fitted.card["probes"]:
+        terminal.say(f"{one['principle']:<24} {_numbers(one['test'])}")
+    for id, why in fitted.card["left_out"]:
+        terminal.say(f"no probe: {id}: {why}")
+    terminal.say(
+        f"{fitted.folder}: {len(fitted.probes)} probes of {fitted.card['model']['lineage']}, card in card.json"
+    )
 
 
 def add(app: typer.Typer) -> None:

@@ -7,6 +7,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from fairlead.exchange import Refusal, Text, ToolCall
@@ -66,14 +67,15 @@ def _chat(backend: Backend, body: dict[str, Any], headers: Mapping[str, str]) ->
     replies = _ask(backend, messages, sampling)
     usage = _count(replies)
     head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": backend.name}
+    told = [_told(backend, reply) if body.get("logprobs") else None for reply in replies]
     if body.get("stream"):
-        return _chat_events(head, replies, usage, bool((body.get("stream_options") or {}).get("include_usage")))
+        return _chat_events(head, replies, told, usage, bool((body.get("stream_options") or {}).get("include_usage")))
     choices = []
     for i, reply in enumerate(replies):
         message = _openai_message(reply)
         choice = {"index": i, "message": message, "finish_reason": _FINISH_OPENAI[reply.finish], "logprobs": None}
-        if body.get("logprobs") and reply.logprobs is not None:
-            choice["logprobs"] = {"content": told_tokens(reply), "refusal": None}
+        if told[i] is not None:
+            choice["logprobs"] = {"content": told[i], "refusal": None}
         if body.get("return_token_ids") and reply.tokens is not None:
             choice["token_ids"] = list(reply.tokens)
         choices.append(choice)
@@ -102,15 +104,31 @@ def _openai_message(reply: Reply) -> dict[str, Any]:
     return message
 
 
-def _chat_events(head: dict[str, Any], replies: Sequence[Reply], usage: dict[str, int], with_usage: bool) -> Events:
+def _told(backend: Backend, reply: Reply) -> list[dict[str, Any]] | None:
+    """The log-probs of a reply's tokens; None where the model tells none."""
+    if reply.logprobs is None:
+        return None
+    return told_tokens(reply, getattr(backend.model, "tokenizer", None))
+
+
+def _chat_events(
+    head: dict[str, Any], replies: Sequence[Reply], told: Sequence[list[dict[str, Any]] | None], usage: dict[str, int],
+    with_usage: bool,
+) -> Events:  # fmt: skip
     chunk = {**head, "object": "chat.completion.chunk"}
     for i, reply in enumerate(replies):
         yield (
             "",
             {**chunk, "choices": [{"index": i, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]},
         )
-        for piece in _pieces(reply.text):
-            yield "", {**chunk, "choices": [{"index": i, "delta": {"content": piece}, "finish_reason": None}]}
+        entries = told[i] or []
+        if "".join(entry["token"] for entry in entries) == reply.text:  # each with the text that it is told of
+            for entry in entries:
+                choice = {"index": i, "delta": {"content": entry["token"]}, "finish_reason": None}
+                yield "", {**chunk, "choices": [{**choice, "logprobs": {"content": [entry], "refusal": None}}]}
+        else:
+            for piece in _pieces(reply.text):
+                yield "", {**chunk, "choices": [{"index": i, "delta": {"content": piece}, "finish_reason": None}]}
         finish = _FINISH_OPENAI[reply.finish]
         yield "", {**chunk, "choices": [{"index": i, "delta": {}, "finish_reason": finish}]}
     if with_usage:
@@ -163,7 +181,7 @@ def _responses(backend: Backend, body: dict[str, Any], headers: Mapping[str, str
     except ValueError as error:
         raise HttpError(400, str(error)) from None
     reply = _ask(backend, messages, _sampling(body, limit=body.get("max_output_tokens")))[0]
-    return formats_responses.answer(backend.name, reply, body)
+    return formats_responses.answer(backend.name, reply, body, getattr(backend.model, "tokenizer", None))
 
 
 # ------------------------------------------------------------------------------------------- Anthropic
@@ -260,6 +278,8 @@ def _sampling(body: dict[str, Any], *, limit: Any) -> Sampling:
 
 
 def _ask(backend: Backend, messages: Prompt, sampling: Sampling) -> tuple[Reply, ...]:
+    if sampling.top_logprobs == 0 and "top_logprobs" not in backend.model.capabilities:
+        sampling = replace(sampling, top_logprobs=None)  # the chosen tokens' alone, which needs nothing of it
     require(backend.model, *sampling.asked())
     replies = backend.ask(messages, sampling)
     for reply in replies:

@@ -9,11 +9,13 @@ from typing import Any
 
 from fairlead.exchange import Message, Refusal, Role, Text, ToolCall, ToolResult
 from fairlead.models.protocol import Prompt, Reply
+from fairlead.models.spelling import spelling
 
 FIELDS = {
     "model", "input", "instructions", "max_output_tokens", "temperature", "top_p", "top_logprobs", "store", "include",
     "metadata",
 }  # fmt: skip
+LOGPROBS = "message.output_text.logprobs"  # in `include`
 
 
 def prompt_of(body: Mapping[str, Any]) -> Prompt:
@@ -43,13 +45,15 @@ def prompt_of(body: Mapping[str, Any]) -> Prompt:
     return tuple(out)
 
 
-def answer(name: str, reply: Reply, body: Mapping[str, Any]) -> dict[str, Any]:
-    """The response object of one reply."""
+def answer(name: str, reply: Reply, body: Mapping[str, Any], tokenizer: Any = None) -> dict[str, Any]:
+    """The response object of one reply. The model's tokenizer tells which token has which log-prob."""
+    wanted = reply.top_logprobs is not None or LOGPROBS in (body.get("include") or ())
+    told = told_tokens(reply, tokenizer) if wanted else []
     output: list[dict[str, Any]] = []
     content: list[dict[str, Any]] = []
     for part in (part for message in reply.messages for part in message.parts):
         if isinstance(part, Text) and part.text:
-            content.append({"type": "output_text", "text": part.text, "annotations": [], "logprobs": _told(reply)})
+            content.append({"type": "output_text", "text": part.text, "annotations": [], "logprobs": told})
         elif isinstance(part, Refusal) and reply.finish != "filter":
             content.append({"type": "refusal", "refusal": part.text})
         elif isinstance(part, ToolCall):
@@ -78,19 +82,21 @@ def answer(name: str, reply: Reply, body: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _told(reply: Reply) -> list[dict[str, Any]]:
-    """The log-probs of the reply's tokens, as both of OpenAI's formats tell them."""
-    return told_tokens(reply) if reply.top_logprobs is not None else []
-
-
-def told_tokens(reply: Reply) -> list[dict[str, Any]]:
-    """One entry per token: the likeliest tokens in its place, where the model told them."""
+def told_tokens(reply: Reply, tokenizer: Any) -> list[dict[str, Any]]:
+    """One entry per token that the reply's text is spelled by: it, its log-prob, and the likeliest in its place where
+    the model told them. By the tokenizer where the model has one; else the token is that of the alternatives which has
+    its log-prob, and "" where none has."""
     values = reply.logprobs or ()
     top = reply.top_logprobs or ((),) * len(values)
+    rows = list(zip(values, top, strict=True))
+    if tokenizer is not None and reply.tokens is not None:
+        tokens = spelling(tokenizer, reply.tokens, reply.text) or []
+    else:
+        tokens = [next((o.token for o in others if o.logprob == value), "") for value, others in rows]
     return [
         {
-            "token": others[0].token if others else "", "logprob": value, "bytes": [],
+            "token": token, "logprob": value, "bytes": list(token.encode()),
             "top_logprobs": [{"token": o.token, "logprob": o.logprob, "bytes": list(o.token.encode())} for o in others],
         }
-        for value, others in zip(values, top, strict=True)
+        for token, (value, others) in zip(tokens, rows, strict=False)  # what ended the reply has no text
     ]  # fmt: skip

@@ -1,10 +1,15 @@
-"""The guard's checks over exchanges that already happened: what it would have done, row by row and in numbers."""
+"""The guard's checks over exchanges that already happened: what it would have done, row by row and in numbers.
+
+What was asked is looked at first, as a proxy does. Where that would not have gone on to a model there would have been
+no reply, so the row tells of what was asked alone; in the numbers by principle both sides count.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from fairlead import stats
 from fairlead.errors import FairleadError
@@ -12,8 +17,11 @@ from fairlead.exchange import Exchange
 from fairlead.guard.decision import Check, Decision, most_severe
 from fairlead.guard.guard import Policy
 from fairlead.guard.pieces import unreadable
+from fairlead.guard.watch import PromptCheck
 
 _BATCH = 64
+_AS_WRITTEN: Mapping[int, str] = MappingProxyType({})
+_NONE: Mapping[str, Sequence[str]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +30,7 @@ class Reviewed:
 
     said      (principle or check, outcome) of every check; outcome failed where it gave no verdict
     unread    parts that no check can read: the guard would have withheld them
+    where     what the decision is about: `asked` or `reply`, "" where all was allowed
     """
 
     outcome: str
@@ -29,6 +38,7 @@ class Reviewed:
     evidence: str
     said: tuple[tuple[str, str], ...]
     unread: tuple[str, ...]
+    where: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +62,8 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """All rows in numbers. `unchecked` are principles with a `guard:` that nobody looked at."""
+    """All rows in numbers. `unchecked` are principles with a `guard:` that nobody looked at, `partly` those of which
+    the checks named see a part."""
 
     n: int
     allowed: int
@@ -60,6 +71,7 @@ class Summary:
     principles: tuple[Rate, ...]
     unread: dict[str, int]
     unchecked: tuple[str, ...]
+    partly: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """For the terminal."""
@@ -68,6 +80,7 @@ class Summary:
             f"{self.n:,} exchange{'' if self.n == 1 else 's'}: {counts}",
             *map(str, self.principles),
             *(f"{n:,} {what}, which no check can read: the guard withholds it" for what, n in self.unread.items()),
+            *(f"checked in part: {id}, by {', '.join(names)}" for id, names in self.partly.items()),
             *([f"not checked: {', '.join(self.unchecked)}"] if self.unchecked else []),
         ]
 
@@ -77,15 +90,37 @@ def review(
     checks: Sequence[Check],
     policies: Mapping[str, Policy],
     advance: Callable[[int, int], None] = lambda _done, _total: None,
+    *,
+    prompts: Sequence[PromptCheck] = (),
+    on_error: Mapping[int, str] = _AS_WRITTEN,
 ) -> Iterator[Reviewed]:
     """One per exchange, in order. Every check is asked about every exchange, also where a cheap one would have been
     enough: the numbers by principle need them all. A check that raises has failed on that batch; errors that a user
-    can mend are raised."""
+    can mend are raised.
+
+    prompts   the checks of what was asked
+    on_error  by cost of a check, what follows when it fails, where not what its principle says
+    """
+
+    def settled(check: Check | PromptCheck, decision: Decision) -> Decision:
+        """A failed check becomes what the constitution, or the settings over it, say of its errors."""
+        if decision.outcome not in ("failed", "hold"):
+            return decision
+        principle = getattr(check, "principle", "")
+        written = policies.get(principle, Policy()).on_error
+        closed = on_error.get(getattr(check, "cost", 0), written) == "refuse"
+        told = f"the check {check.name} failed ({decision.evidence})"
+        return Decision("refuse" if closed else "allow", principle, told, (), check.name)
+
     for start in range(0, len(exchanges), _BATCH):
         batch = exchanges[start : start + _BATCH]
-        said = [_ask(check, batch) for check in checks]
+        replied = [_ask(check, batch) for check in checks]
         for n, item in enumerate(batch):
-            yield _one(item, [decisions[n] for decisions in said], checks, policies)
+            asked = [(check, _ask_prompt(check, item)) for check in prompts]
+            said = [(check, decisions[n]) for check, decisions in zip(checks, replied, strict=True)]
+            before = most_severe([settled(check, decision) for check, decision in asked])
+            after = most_severe([settled(check, decision) for check, decision in said])
+            yield _one(item, [*asked, *said], before, after)
         advance(start + len(batch), len(exchanges))
 
 
@@ -103,24 +138,31 @@ def _ask(check: Check, batch: Sequence[Exchange]) -> list[Decision]:
     return decisions
 
 
+def _ask_prompt(check: PromptCheck, item: Exchange) -> Decision:
+    """What a check says of what was asked, as a proxy takes it: nothing is there to be revised or blocked."""
+    try:
+        decision = check.ask(item.messages)
+    except (FairleadError, MemoryError):
+        raise
+    except Exception as problem:  # noqa: BLE001  # becomes a counted `failed`
+        return Decision("failed", getattr(check, "principle", ""), f"raised {type(problem).__name__}", (), check.name)
+    return replace(decision, outcome="refuse") if decision.outcome in ("revise", "block_tool_call") else decision
+
+
 def _one(
-    item: Exchange, decisions: Sequence[Decision], checks: Sequence[Check], policies: Mapping[str, Policy]
+    item: Exchange, said: Sequence[tuple[Check | PromptCheck, Decision]], before: Decision, after: Decision
 ) -> Reviewed:
-    said = tuple((c.principle or c.name, d.outcome) for c, d in zip(checks, decisions, strict=True))
-    worst = most_severe([_settled(check, d, policies) for check, d in zip(checks, decisions, strict=True)])
-    return Reviewed(worst.outcome, worst.principle, worst.evidence, said, tuple(unreadable(item.reply)))
+    """`before` is the most severe decision on what was asked, `after` that on the reply."""
+    ended = before.outcome not in ("allow", "redact")  # no model would have been asked
+    worst = before if ended else most_severe([after, before])
+    where = "" if worst.outcome == "allow" else "asked" if worst is before else "reply"
+    told = tuple((getattr(check, "principle", "") or check.name, decision.outcome) for check, decision in said)
+    return Reviewed(worst.outcome, worst.principle, worst.evidence, told, tuple(unreadable(item.reply)), where)
 
 
-def _settled(check: Check, decision: Decision, policies: Mapping[str, Policy]) -> Decision:
-    """A failed check becomes what the constitution says of its errors."""
-    if decision.outcome not in ("failed", "hold"):
-        return decision
-    closed = policies.get(check.principle, Policy()).on_error == "refuse"
-    told = f"the check {check.name} failed ({decision.evidence})"
-    return Decision("refuse" if closed else "allow", check.principle, told, (), check.name)
-
-
-def summary(rows: Sequence[Reviewed], unchecked: Sequence[str] = ()) -> Summary:
+def summary(
+    rows: Sequence[Reviewed], unchecked: Sequence[str] = (), partly: Mapping[str, Sequence[str]] = _NONE
+) -> Summary:
     """Counts and rates. A principle with several checks counts an exchange once: broken where any of them acted."""
     outcomes = Counter(row.outcome for row in rows)
     by_principle: dict[str, Counter[str]] = {}
@@ -132,7 +174,8 @@ def summary(rows: Sequence[Reviewed], unchecked: Sequence[str] = ()) -> Summary:
     unread = Counter(what for row in rows for what in row.unread)
     rates = tuple(_rate(name, counts) for name, counts in by_principle.items())
     return Summary(
-        len(rows), outcomes["allow"], dict(outcomes.most_common()), rates, dict(unread), tuple(unchecked)
+        len(rows), outcomes["allow"], dict(outcomes.most_common()), rates, dict(unread), tuple(unchecked),
+        {id: tuple(names) for id, names in partly.items()},
     )  # fmt: skip
 
 

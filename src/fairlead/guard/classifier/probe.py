@@ -33,7 +33,8 @@ LAST = -1
 
 @dataclass(frozen=True)
 class Probe:
-    """`model` is the lineage of the weights it was fitted on: on others it says nothing."""
+    """`model` is the lineage of the weights it was fitted on: on others it says nothing. `constitution` is the sha256
+    of the one whose principle it stands for ("" where nobody said)."""
 
     principle: str
     model: str
@@ -44,6 +45,7 @@ class Probe:
     offset: float
     threshold: float
     memory: float = MEMORY
+    constitution: str = ""
     sha256: str = ""
 
     @property
@@ -77,9 +79,16 @@ def hidden_states(model: Any, exchanges: Sequence[Exchange], layer: int = LAST) 
 
     layer   as transformers counts hidden states: 0 the embeddings, -1 the last; the apprentice on NumPy gives -1 alone
 
-    Raises InputError for an exchange without a reply, and for a model that is not hosted here.
+    Raises InputError for an exchange without a reply, one that the model has no room for, and for a model that is not
+    hosted here.
     """
+    if getattr(model, "tokenizer", None) is None:
+        raise InputError(f"{model.name}: gives no hidden states; a probe needs a model hosted here")
     rendered = [render_exchange(model.tokenizer, item) for item in exchanges]
+    for r in rendered:
+        if model.context and len(r.prompt) + len(r.reply) > model.context:
+            told = f"{len(r.prompt) + len(r.reply)} tokens, but the model has room for {model.context}"
+            raise InputError(f"{model.name}: an exchange has {told}")
     module = getattr(model, "module", None)
     out: list[Floats] = []
     if module is None:
@@ -159,3 +168,12 @@ def load_probe(folder: Path, *, model: str | None = None) -> Probe:
     if model is not None and probe.model != model:
         raise InputError(f"{folder}: was fitted on {probe.model}, but the model is {model}; fit a probe for it")
     return probe
+
+
+def load_probes(folder: Path, *, model: str | None = None) -> list[Probe]:
+    """All probes of a folder: the one that it is, or one for each folder in it, as `fairlead guard train --probe`
+    writes them. Raises InputError where there is none."""
+    found = sorted(file.parent for file in (*folder.glob("probe.json"), *folder.glob("*/probe.json")))
+    if not found:
+        raise InputError(f"{folder}: holds no probe; fit some with `fairlead guard train --probe MODEL -o {folder}`")
+    return [load_probe(one, model=model) for one in found]

@@ -2,12 +2,14 @@
 
 Loopback, warm-up uncounted, depth in flight stated. What the proxy adds is told by percentile: that of the times
 through it minus that of the times without it, at the same depth. It is a difference of percentiles, not a percentile
-of differences: no request is asked both ways.
+of differences: no request is asked both ways. Of streams the first byte of text is told too (`first_byte_ms`), and of
+those that come at a model's pace how long the checks hold it back by what they read.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -20,8 +22,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from fairlead.constitution.load import load
 from fairlead.errors import InputError, MissingResource
-from fairlead.guard.proxy.load import WORKS, Work, request
+from fairlead.exchange import user
+from fairlead.guard.compile import policies_from
+from fairlead.guard.plan import plan
+from fairlead.guard.proxy.checked import checked
+from fairlead.guard.proxy.load import WORKS, Work, request, texts
+from fairlead.guard.proxy.settings import read_settings
+from fairlead.guard.watch import Seen
+from fairlead.guard.wire.events import Channel
 
 CONSTITUTION = """\
 name: bench
@@ -61,13 +71,15 @@ def measure(
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         given = options(Path(folder), audit=audit, constitution=constitution, policy=policy)
+        files = Path(given[1]), Path(given[3])
         for name in works:
+            held = held_back(WORKS[name], *files)
             with mock(name) as server, proxy(server, [*given, "--workers", str(workers)]) as (port, told, _):
                 for depth in depths:
                     say(f"{name}, {depth} in flight")
                     direct = ask(name, server, depth, warm, seconds)
                     through = ask(name, port, depth, warm, seconds)
-                    rows.append(row(name, depth, direct, through))
+                    rows.append({**row(name, depth, direct, through), **held})
     return {
         "requests_per_second": {f"{row['work']} x{row['in_flight']}": row["requests_per_second"] for row in rows},
         "added_ms": {f"{row['work']} x{row['in_flight']}": row["added_ms"] for row in rows},
@@ -77,6 +89,29 @@ def measure(
         "workers": workers, "audit": audit, "seconds": seconds, "warm_up_seconds": warm,
         "client": "fairlead.guard.proxy.load (asyncio, uvloop, httptools), one process", "guard": told,
     }  # fmt: skip
+
+
+def held_back(work: Work, constitution: Path, policy: Path) -> dict[str, float]:
+    """`hold_back_ms`: how long the checks keep the first character of a paced stream by what they hold back, were they
+    to take no time themselves. Time to first token may be that much later, and hardly more. None for other works, and
+    where a critic reads along, whose own time it would be."""
+    settings = read_settings(policy)
+    if not work.every or settings.checks.ask is not None:
+        return {}
+    written = load(str(constitution))
+    made = plan(checked(written, None, settings.checks).replies, policies_from(written))
+    chunks, channel = texts(work), Channel(0, 0)
+    watches = [one.start((user("hello"),)) for one in made.followed if one.start is not None]
+    go = [0] * len(watches)
+    window = max((made.followed[i].window or math.inf for i in made.models), default=0)
+    came, n = 0, 0
+    for n, text in enumerate(chunks):
+        came += len(text)
+        seen = Seen(channel, "reply", text, last=n + 1 == len(chunks))
+        go = [max(far, watch.feed(seen).safe.get(channel, 0)) for far, watch in zip(go, watches, strict=True)]
+        if "reply" not in made.buffered and came >= window and all(go):
+            break
+    return {"hold_back_ms": n * work.every}
 
 
 def options(
@@ -109,7 +144,6 @@ def wrk(url: str, work: Work, depth: int, seconds: float) -> dict[str, float] | 
 
 
 def row(name: str, depth: int, direct: dict[str, Any], through: dict[str, Any]) -> dict[str, Any]:
-    key = "first_byte_ms" if WORKS[name].chunks else "ms"
     added = {q: through["ms"][q] - direct["ms"][q] for q in through["ms"] if q in direct["ms"]}
     row = {
         "work": name, "in_flight": depth, "requests": through["requests"],
@@ -118,9 +152,9 @@ def row(name: str, depth: int, direct: dict[str, Any], through: dict[str, Any]) 
         "direct_ms": direct["ms"], "through_ms": through["ms"],
         "not_200": through["not_200"], "connections_lost": through["connections_lost"],
     }  # fmt: skip
-    if key == "first_byte_ms":
-        first = {q: round(through[key][q] - direct[key][q], 3) for q in through[key] if q in direct[key]}
-        row["added_first_byte_ms"] = first
+    if WORKS[name].chunks:
+        told, plain = through["first_byte_ms"], direct["first_byte_ms"]
+        row["added_first_byte_ms"] = {q: round(told[q] - plain[q], 3) for q in told if q in plain}
     return row
 
 

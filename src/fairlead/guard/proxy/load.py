@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -16,6 +17,7 @@ from typing import Any
 import httptools
 import orjson
 
+_SAYS = re.compile(rb'"content":\s*"[^"]')
 _WORDS = "The harbour opens at six, the ferry leaves on the hour, and the keeper logs each boat by name. "
 
 
@@ -26,6 +28,7 @@ class Work:
     asked, answered  characters of the conversation and of the reply
     chunks           0 for a reply in one body, else the chunks of a stream
     turns            messages that the conversation is cut into
+    every            milliseconds from one chunk to the next, as a model writes; 0 for all of them at once
     """
 
     name: str
@@ -33,11 +36,13 @@ class Work:
     answered: int = 1_000
     chunks: int = 0
     turns: int = 1
+    every: float = 0.0
 
 
 WORKS: dict[str, Work] = {
     "chat": Work("chat"),
     "stream": Work("stream", chunks=200),
+    "paced": Work("paced", chunks=60, every=5.0),
     "long": Work("long", asked=32_000, turns=40),
 }
 
@@ -59,8 +64,16 @@ def request(work: Work, port: int) -> bytes:
     return head.encode() + body
 
 
-def answers(work: Work) -> tuple[bytes, bytes]:
-    """The bytes of a reply in one body, and of a stream."""
+def texts(work: Work) -> list[str]:
+    """What a stream says, chunk by chunk."""
+    text = _text(work.answered)
+    size = max(1, -(-len(text) // max(1, work.chunks)))
+    return [text[i : i + size] for i in range(0, len(text), size)]
+
+
+def answers(work: Work) -> tuple[bytes, list[bytes]]:
+    """The bytes of a reply in one body, and of a stream, write by write: one where it is not paced, else its first
+    chunk of text with what comes before it, and one for each chunk after."""
     text = _text(work.answered)
     ids = {"id": "chatcmpl-mock", "created": 1700000000, "model": "mock"}
     message = {"role": "assistant", "content": text}
@@ -68,9 +81,8 @@ def answers(work: Work) -> tuple[bytes, bytes]:
     usage = {"prompt_tokens": 250, "completion_tokens": 250, "total_tokens": 500}
     body = orjson.dumps({**ids, "object": "chat.completion", "choices": [choice], "usage": usage})
     head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
-    size = max(1, -(-len(text) // max(1, work.chunks)))
     deltas: list[tuple[dict[str, Any], str | None]] = [({"role": "assistant", "content": ""}, None)]
-    deltas += [({"content": text[i : i + size]}, None) for i in range(0, len(text), size)]
+    deltas += [({"content": piece}, None) for piece in texts(work)]
     deltas.append(({}, "stop"))
     events = [
         orjson.dumps({
@@ -80,14 +92,16 @@ def answers(work: Work) -> tuple[bytes, bytes]:
         for delta, finish in deltas
     ]  # fmt: skip
     parts = [b"data: %b\n\n" % event for event in (*events, b"[DONE]")]
-    stream = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts)
+    stream = [b"%x\r\n%b\r\n" % (len(part), part) for part in parts]
     opened = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-    return head % len(body) + body, opened + stream + b"0\r\n\r\n"
+    writes = [opened + stream[0] + stream[1], *stream[2:-2], b"".join(stream[-2:]) + b"0\r\n\r\n"]
+    return head % len(body) + body, writes if work.every else [b"".join(writes)]
 
 
 class _Serving(asyncio.Protocol):
-    def __init__(self, replies: tuple[bytes, bytes]) -> None:
-        self.replies = replies
+    def __init__(self, replies: tuple[bytes, list[bytes]], every: float) -> None:
+        self.replies, self.every = replies, every / 1e3
+        self.next: asyncio.TimerHandle | None = None
         self.parser = httptools.HttpRequestParser(self)
 
     def connection_made(self, transport: Any) -> None:
@@ -103,7 +117,22 @@ class _Serving(asyncio.Protocol):
         self.stream = self.stream or b'"stream":true' in body
 
     def on_message_complete(self) -> None:
-        self.transport.write(self.replies[self.stream])
+        whole, writes = self.replies
+        if self.stream:
+            self._write(writes, 0, asyncio.get_running_loop().time())
+        else:
+            self.transport.write(whole)
+
+    def _write(self, writes: list[bytes], n: int, began: float) -> None:
+        """The nth write, and the one after when it is due: counted from the beginning, so that no delay adds up."""
+        self.transport.write(writes[n])
+        if n + 1 < len(writes):
+            due = began + self.every * (n + 1)
+            self.next = asyncio.get_running_loop().call_at(due, self._write, writes, n + 1, began)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.next is not None:
+            self.next.cancel()
 
 
 class _Asking(asyncio.Protocol):
@@ -118,7 +147,7 @@ class _Asking(asyncio.Protocol):
         self._ask()
 
     def _ask(self) -> None:
-        self.first, self.began = 0.0, time.perf_counter()
+        self.first, self.began, self.before = 0.0, time.perf_counter(), b""
         self.transport.write(self.data)
 
     def data_received(self, data: bytes) -> None:
@@ -128,11 +157,15 @@ class _Asking(asyncio.Protocol):
         self.times.lost += 1
 
     def on_body(self, body: bytes) -> None:
+        """The first byte of text counts: the event that opens a stream says nothing yet."""
         if not self.first:
-            self.first = time.perf_counter()
+            self.before += body
+            if _SAYS.search(self.before):
+                self.first = time.perf_counter()
 
     def on_message_complete(self) -> None:
         now = time.perf_counter()
+        self.first = self.first or now
         if self.times.counting:
             if self.parser.get_status_code() != 200:
                 self.times.refused += 1
@@ -179,7 +212,9 @@ def _percentiles(times: list[float]) -> dict[str, float]:
 async def serve(work: Work, port: int) -> None:
     """Answers until it is ended; prints its port."""
     replies = answers(work)
-    server = await asyncio.get_running_loop().create_server(lambda: _Serving(replies), "127.0.0.1", port, backlog=2048)
+    server = await asyncio.get_running_loop().create_server(
+        lambda: _Serving(replies, work.every), "127.0.0.1", port, backlog=2048
+    )
     sys.stdout.write(f"{server.sockets[0].getsockname()[1]}\n")
     sys.stdout.flush()
     await server.serve_forever()

@@ -30,6 +30,7 @@ class Local:
     def __init__(self, model: Model, limits: Limits) -> None:
         self.name = model.name.rsplit("/", 1)[-1]
         self.shown = f"{model.name} in this process"
+        self.model = model
         self._batcher = Batcher(model, self.name)
         self._pool = ThreadPoolExecutor(min(64, limits.in_flight), thread_name_prefix="fairlead-model")
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from fairlead.constitution.schema import Constitution
-from fairlead.exchange import Exchange, Message
+from fairlead.exchange import Message
 from fairlead.guard.checks.injection import InjectionCheck
 from fairlead.guard.checks.personal import PersonalData
 from fairlead.guard.checks.rules import RulesCheck
-from fairlead.guard.decision import ALLOW, Check, Decision
-from fairlead.guard.pieces import pieces
+from fairlead.guard.decision import ALLOW, Check, Decision, Span
+from fairlead.guard.pieces import Piece, pieces
 from fairlead.guard.watch import PromptCheck
 
 
@@ -36,18 +36,22 @@ class OfPrompts:
         return self.check.cost
 
     def ask(self, messages: Sequence[Message]) -> Decision:
-        [decision] = self.check.decide([Exchange((), tuple(messages))])
-        if decision.outcome == "allow":
-            return ALLOW
-        where = {
-            piece.at: "tool_result" if piece.place == "tool_result" else "prompt"
+        hits = [
+            (what, place, Span(piece.at, start, end))
             for piece in pieces(messages)
-            if piece.place == "tool_result" or messages[piece.at[0]].role == "user"
-        }
-        spans = tuple(span for span in decision.spans if where.get(span.at) in self.places)
-        if not spans:
+            if (place := self._place(piece, messages)) in self.places
+            for what, start, end in self.check.matches(piece.text)
+        ]
+        if not hits:
             return ALLOW
-        return Decision(self.check.on_violation, decision.principle, decision.evidence, spans, self.name)
+        why = "; ".join(dict.fromkeys(self.check.says(what, place) for what, place, _ in hits))
+        return Decision(self.check.on_violation, self.principle, why, tuple(span for _, _, span in hits), self.name)
+
+    @staticmethod
+    def _place(piece: Piece, messages: Sequence[Message]) -> str:
+        if piece.place == "tool_result":
+            return piece.place
+        return "prompt" if messages[piece.at[0]].role == "user" else ""
 
 
 def prompt_checks(checks: Iterable[Check], constitution: Constitution) -> tuple[PromptCheck, ...]:
@@ -59,7 +63,7 @@ def prompt_checks(checks: Iterable[Check], constitution: Constitution) -> tuple[
         places = frozenset() if guard is None else frozenset({"prompt", "tool_result"} & set(guard.at))
         if isinstance(check, RulesCheck | PersonalData):
             if places:
-                found.append(OfPrompts(replace(check, at=frozenset({"reply", "tool_result"})), places))
+                found.append(OfPrompts(check, places))
         elif isinstance(check, PromptCheck) and (places or guard is None or isinstance(check, InjectionCheck)):
             found.append(check)
     return tuple(found)

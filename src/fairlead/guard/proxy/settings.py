@@ -72,10 +72,17 @@ class Checks(_Part):
     unknown_hosts: bool = Field(True, description="whether they may reach any other at all")
     thresholds: dict[str, float] = Field({}, description="by principle id, the critic's score below which it is broken")
     model: Path | None = Field(None, description="folder of a classifier trained by `fairlead guard train`")
+    probe: Path | None = Field(None, description="folder of `fairlead guard train --probe`, for a model in the process")
     ask: str | None = Field(None, description="the critic: apprentice, ./dir, PROVIDER/NAME[@URL]")
     dear: Annotated[int, Field(ge=0)] = Field(16, description="questions to critics, and revisions, of one request")
     spend: Money | None = Field(None, description="what those may cost a tenant that has no budget of its own")
     prices: Path | None = Field(None, description="JSON: the critic's price, where this program does not know it")
+
+    @property
+    def on_error(self) -> dict[int, str]:
+        """By cost of a check (code, classifier, critic), what follows when it fails, where that is said here."""
+        kinds = (self.code, self.classifier, self.critic)
+        return {cost: kind.on_error for cost, kind in enumerate(kinds) if kind.on_error is not None}
 
 
 class Best(_Part):

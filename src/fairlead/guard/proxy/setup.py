@@ -14,18 +14,15 @@ from urllib.parse import urlsplit
 
 from fairlead.constitution.load import load
 from fairlead.constitution.schema import Constitution
-from fairlead.errors import InputError, MissingResource
+from fairlead.errors import InputError
 from fairlead.guard.asker import Asker
 from fairlead.guard.checks.personal import Presidio, open_presidio
-from fairlead.guard.checks.rules import by_re2
-from fairlead.guard.classifier.check import classifier_checks
-from fairlead.guard.classifier.model import load as load_classifier
-from fairlead.guard.compile import policies_from, proxy_checks, unchecked
+from fairlead.guard.compile import policies_from
 from fairlead.guard.plan import DEADLINES, BestOf, Followed, Plan, plan
 from fairlead.guard.policy import Policy
 from fairlead.guard.pool import Pool
+from fairlead.guard.proxy.checked import checked
 from fairlead.guard.proxy.guarding import everything_waits
-from fairlead.guard.proxy.prompts import prompt_checks, unchecked_prompts
 from fairlead.guard.proxy.purse import purse
 from fairlead.guard.proxy.settings import Settings, allowed, read_settings
 from fairlead.guard.proxy.tenants import ANYONE, Pace, Tenant, read_tenants, tenant_of
@@ -56,6 +53,7 @@ class Options:
     workers: int | None = None
     critic: str | None = None
     classifier: Path | None = None
+    probe: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,9 +146,13 @@ def read_setup(options: Options, keep: Keep, before: Setup | None = None) -> Set
     def account(name: str, digest: str, tenant: Tenant | None) -> Account:
         constitution = (tenant.constitution if tenant else None) or options.constitution
         budget = (tenant.budget if tenant else None) or settings.checks.spend
+        probed = None if settings.checks.probe is None else _upstream(tenant, options, settings, keep)
         if (constitution, name if budget else "") not in books:
-            books[constitution, name if budget else ""] = _book(constitution, name, budget, settings, keep)
+            hosted = None if probed is None else getattr(probed, "model", None)
+            books[constitution, name if budget else ""] = _book(constitution, name, budget, settings, keep, hosted)
         book, upstream = books[constitution, name if budget else ""], _upstream(tenant, options, settings, keep)
+        if probed is not None and probed is not keep.local:
+            raise InputError(f"{name}: the probe reads the model in this process, and {upstream.shown} answers here")
         refuse_others(book.vendors, book.constitution, constitution, urlsplit(upstream.shown).hostname or "")
         made = Account(name, digest, allowed(settings), book, upstream)
         if tenant is not None:
@@ -175,6 +177,8 @@ def settings_of(options: Options) -> Settings:
         checks = checks.model_copy(update={"ask": options.critic})
     if options.classifier is not None:
         checks = checks.model_copy(update={"model": options.classifier})
+    if options.probe is not None:
+        checks = checks.model_copy(update={"probe": options.probe})
     changed = {"audit": audit, "checks": checks, "workers": options.workers or settings.workers}
     if options.shadow:
         changed["shadow"] = True
@@ -205,45 +209,29 @@ def _upstream(tenant: Tenant | None, options: Options, settings: Settings, keep:
     return keep.upstreams[where]
 
 
-def _book(reference: str, name: str, budget: str | None, settings: Settings, keep: Keep) -> Book:
+def _book(
+    reference: str, name: str, budget: str | None, settings: Settings, keep: Keep, hosted: Model | None = None
+) -> Book:
     constitution = load(reference)
     critic, kinds = _critic(name, budget, settings, keep), settings.checks
-    if kinds.rules and not by_re2():
-        raise MissingResource(
-            "checks.rules need google-re2, by which no pattern takes longer than the text is long; it is not "
-            "installed: pip install 'fairlead[guard]'"
-        )
     reads = (kinds.presidio_model, *kinds.presidio)
     if kinds.presidio and reads not in keep.presidio:
         keep.presidio[reads] = open_presidio(kinds.presidio, model=kinds.presidio_model)
-    checks = proxy_checks(
-        constitution, critic, hosts=kinds.hosts, unknown_hosts=kinds.unknown_hosts, thresholds=kinds.thresholds,
-        rules=kinds.rules, presidio=keep.presidio.get(reads),
-    )  # fmt: skip
-    classifier = None if kinds.model is None else load_classifier(kinds.model)
-    if classifier is not None:
-        try:
-            checks = (*checks, *classifier_checks(constitution, classifier))
-        except ValueError as problem:
-            raise InputError(f"{kinds.model}: {problem}") from None
-    asked = prompt_checks(checks, constitution)
+    found = checked(constitution, critic, kinds, keep.presidio.get(reads), hosted)
     policies = _policies(constitution, settings)
     deadlines = {0: kinds.code.deadline, 1: kinds.classifier.deadline, 2: kinds.critic.deadline}
-    sha256 = "" if classifier is None else classifier.sha256
     made = plan(
-        checks, policies, deadlines=deadlines, revise=None if critic is None else reviser(critic),
+        found.replies, policies, deadlines=deadlines, revise=None if critic is None else reviser(critic),
         best=_best(settings, constitution, keep), rounds=settings.rounds, budget=settings.budget, dear=kinds.dear,
         opaque=settings.opaque, unknown=settings.unknown, top_logprobs=settings.top_logprobs == "pass",
-        shadow=settings.shadow is True, sha256=constitution.sha256, classifier=sha256,
+        shadow=settings.shadow is True, sha256=constitution.sha256, classifier=found.classifier,
     )  # fmt: skip
     made = replace(made, followed=tuple(_as_set(one, settings) for one in made.followed))
     asks = bool(made.models) or made.revise is not None or made.best is not None
-    missing = dict.fromkeys((*unchecked(constitution, checks), *unchecked_prompts(asked, constitution)))
     return Book(
         constitution, constitution.sha256, made, everything_waits(made),
-        Asker(made, keep.pool, keep.cache) if asks else None, keep.pool, asked, tuple(missing), sha256, deadlines,
-        {cost: one.on_error for cost, one in enumerate((kinds.code, kinds.classifier, kinds.critic)) if one.on_error},
-        vendors(checks, critic),
+        Asker(made, keep.pool, keep.cache) if asks else None, keep.pool, found.prompts, found.unchecked,
+        found.classifier, deadlines, kinds.on_error, vendors(found.replies, critic),
     )  # fmt: skip
 
 

@@ -1,0 +1,84 @@
+"""The checks that a constitution and the settings ask for: of replies, and of what is asked. A proxy goes by them, and
+so does `fairlead guard check`, so that the two cannot say different things. Needs nothing of a server.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fairlead.constitution.schema import Constitution
+from fairlead.errors import InputError, MissingResource
+from fairlead.guard.checks.personal import Presidio
+from fairlead.guard.checks.rules import by_re2
+from fairlead.guard.classifier.check import classifier_checks
+from fairlead.guard.classifier.model import load as load_classifier
+from fairlead.guard.compile import proxy_checks, unchecked
+from fairlead.guard.decision import Check
+from fairlead.guard.proxy.prompts import prompt_checks, unchecked_prompts
+from fairlead.guard.proxy.settings import Checks
+from fairlead.guard.watch import PromptCheck
+from fairlead.models.protocol import Model
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """The checks of one constitution.
+
+    replies, prompts  over what a model says, and over what it is asked
+    unchecked         ids of guarded principles that none of them stands for as a whole
+    partly            of these, the checks that see a part of what they say
+    classifier        sha256 of the trained classifier among them, "" for none
+    """
+
+    replies: tuple[Check, ...]
+    prompts: tuple[PromptCheck, ...]
+    unchecked: tuple[str, ...]
+    partly: dict[str, tuple[str, ...]]
+    classifier: str = ""
+
+
+def checked(
+    constitution: Constitution,
+    critic: Model | None,
+    settings: Checks,
+    presidio: Presidio | None = None,
+    hosted: Model | None = None,
+) -> Checked:
+    """The checks as they are asked for. `presidio` is the reader that `settings.presidio` asks for; opening it takes
+    seconds, so whoever reads several constitutions opens it once. `hosted` is the model in this process that answers,
+    which `settings.probe` reads.
+
+    Raises InputError for settings that do not fit the constitution, MissingResource for what is not installed.
+    """
+    if settings.rules and not by_re2():
+        raise MissingResource(
+            "checks.rules need google-re2, by which no pattern takes longer than the text is long; it is not "
+            "installed: pip install 'fairlead[guard]'"
+        )
+    replies = proxy_checks(
+        constitution, critic, hosts=settings.hosts, unknown_hosts=settings.unknown_hosts,
+        thresholds=settings.thresholds, rules=settings.rules, presidio=presidio,
+    )  # fmt: skip
+    classifier = None if settings.model is None else load_classifier(settings.model)
+    if classifier is not None:
+        try:
+            replies = (*replies, *classifier_checks(constitution, classifier))
+        except ValueError as problem:
+            raise InputError(f"{settings.model}: {problem}") from None
+    if settings.probe is not None:
+        if hosted is None:
+            raise InputError(
+                f"{settings.probe}: a probe reads the hidden states of a model in this process; serve one with --model"
+            )
+        from fairlead.guard.classifier.probe import load_probes
+        from fairlead.guard.classifier.probe_check import probe_checks
+
+        probes = load_probes(settings.probe, model=hosted.lineage)
+        replies = (*replies, *probe_checks(constitution, probes, hosted))
+    prompts = prompt_checks(replies, constitution)
+    missing = dict.fromkeys((*unchecked(constitution, replies), *unchecked_prompts(prompts, constitution)))
+    partly = {id: tuple(check.name for check in replies if check.principle == id) for id in missing}
+    return Checked(
+        replies, prompts, tuple(missing), {id: names for id, names in partly.items() if names},
+        "" if classifier is None else classifier.sha256,
+    )  # fmt: skip
