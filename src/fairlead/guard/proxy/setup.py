@@ -28,7 +28,7 @@ from fairlead.guard.proxy.guarding import everything_waits
 from fairlead.guard.proxy.prompts import prompt_checks, unchecked_prompts
 from fairlead.guard.proxy.purse import purse
 from fairlead.guard.proxy.settings import Settings, allowed, read_settings
-from fairlead.guard.proxy.tenants import ANYONE, Pace, Tenant, read_tenants, tenant_of
+from fairlead.guard.proxy.tenants import ANYONE, Pace, Tenant, Tenants, read_tenants, tenant_of
 from fairlead.guard.proxy.upstream import Upstream, open_server
 from fairlead.guard.revise import reviser
 from fairlead.guard.vendors import refuse_others, vendors
@@ -137,21 +137,51 @@ class Keep:
         self.cache = VerdictCache()
 
 
-def read_setup(options: Options, keep: Keep, before: Setup | None = None) -> Setup:
-    """Read everything anew. Raises `InputError` or `MissingResource`, and changes nothing, where anything is wrong."""
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What the files said: constitutions with their bases, by the name they were asked for. It can be kept and sent to
+    another process, so that all workers go by the same, and one that is started anew by what was committed and not by
+    what the files say since. `classifier` is the sha256 that the classifier's folder has to have; "": whatever it has.
+    """
+
+    settings: Settings
+    tenants: Tenants | None
+    constitutions: Mapping[str, Constitution]
+    classifier: str = ""
+
+
+def read_inputs(options: Options) -> Inputs:
+    """Reads the files. Raises `InputError` or `MissingResource` where one is broken."""
     settings = settings_of(options)
+    read = None if options.tenants is None else read_tenants(options.tenants)
+    names = [options.constitution] if read is None else [t.constitution or options.constitution for t in read.tenants]
+    return Inputs(settings, read, {name: load(name) for name in dict.fromkeys(names)})
+
+
+def read_setup(
+    options: Options, keep: Keep, before: Setup | None = None, inputs: Inputs | None = None
+) -> Setup:  # fmt: skip
+    """Read everything anew, or make it of what was read. Raises `InputError` or `MissingResource`, and changes nothing,
+    where anything is wrong."""
+    inputs = inputs or read_inputs(options)
+    settings, read = inputs.settings, inputs.tenants
     if before is not None:
         _only_what_can_change(before.settings, settings)
-    read = None if options.tenants is None else read_tenants(options.tenants)
     books: dict[tuple[str, str], Book] = {}
 
     def account(name: str, digest: str, tenant: Tenant | None) -> Account:
         constitution = (tenant.constitution if tenant else None) or options.constitution
         budget = (tenant.budget if tenant else None) or settings.checks.spend
         if (constitution, name if budget else "") not in books:
-            books[constitution, name if budget else ""] = _book(constitution, name, budget, settings, keep)
+            made_of = inputs.constitutions[constitution]
+            books[constitution, name if budget else ""] = _book(made_of, name, budget, settings, keep)
         book, upstream = books[constitution, name if budget else ""], _upstream(tenant, options, settings, keep)
         refuse_others(book.vendors, book.constitution, constitution, urlsplit(upstream.shown).hostname or "")
+        if inputs.classifier and book.classifier != inputs.classifier:
+            raise InputError(
+                f"{settings.checks.model}: the classifier there has sha256 {book.classifier[:12]}…, and the one in use "
+                f"{inputs.classifier[:12]}…: put that one back, or reload to go by the new one"
+            )
         made = Account(name, digest, allowed(settings), book, upstream)
         if tenant is not None:
             made.most, made.retention_days = tenant.in_flight, tenant.retention_days
@@ -205,8 +235,7 @@ def _upstream(tenant: Tenant | None, options: Options, settings: Settings, keep:
     return keep.upstreams[where]
 
 
-def _book(reference: str, name: str, budget: str | None, settings: Settings, keep: Keep) -> Book:
-    constitution = load(reference)
+def _book(constitution: Constitution, name: str, budget: str | None, settings: Settings, keep: Keep) -> Book:
     critic, kinds = _critic(name, budget, settings, keep), settings.checks
     if kinds.rules and not by_re2():
         raise MissingResource(

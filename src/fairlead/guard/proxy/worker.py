@@ -19,7 +19,7 @@ from fairlead.guard.proxy.app import App
 from fairlead.guard.proxy.metrics import with_tally
 from fairlead.guard.proxy.protocol import bounded
 from fairlead.guard.proxy.settings import Limits
-from fairlead.guard.proxy.setup import Keep, Options, Setup, read_setup
+from fairlead.guard.proxy.setup import Inputs, Keep, Options, Setup, read_setup
 from fairlead.guard.proxy.startup import told
 from fairlead.guard.proxy.tracing import find_tracer
 
@@ -43,12 +43,12 @@ def http_server(app: Any, limits: Limits) -> Quiet:
 
 
 class Worker:
-    """Reads its setup when it is made; raises what is wrong with it."""
+    """Reads its setup when it is made, or goes by what another has read; raises what is wrong with it."""
 
-    def __init__(self, options: Options, number: int = 0) -> None:
+    def __init__(self, options: Options, number: int = 0, inputs: Inputs | None = None) -> None:
         self.options, self.number = options, number
         self.keep = Keep()
-        setup = read_setup(options, self.keep)
+        setup = read_setup(options, self.keep, inputs=inputs)
         self.log = _open_log(setup)
         self.app = App(setup, log=self.log, tracer=find_tracer())
         self._note_policy()
@@ -73,8 +73,9 @@ class Worker:
         if self.server is not None:
             self.server.should_exit = True
 
-    async def command(self, name: str) -> dict[str, Any]:
-        """metrics, status, heads, and a reload in two steps: prepare, then commit or drop."""
+    async def command(self, name: str, inputs: Inputs | None = None) -> dict[str, Any]:
+        """metrics, status, heads, and a reload in two steps: prepare, then commit or drop. `inputs` are what to prepare
+        where another has read the files."""
         match name:
             case "metrics":
                 self.app.metrics.gauges["in_flight"] = float(self.app.in_flight)
@@ -92,11 +93,20 @@ class Worker:
             case "prepare":
                 try:
                     # read in a thread: files, and perhaps a classifier's weights
-                    self._next = await asyncio.to_thread(read_setup, self.options, self.keep, self.app.setup)
+                    self._next = await asyncio.to_thread(read_setup, self.options, self.keep, self.app.setup, inputs)
                 except FairleadError as error:
                     self.app.metrics.counts["reloads", "refused"] += 1
                     return {"error": str(error)}
+                return {**self._known(), "classifier": self._next.all()[0].book.classifier}
+            case "refused":
+                self.app.metrics.counts["reloads", "refused"] += 1
                 return self._known()
+            case "hello":
+                setup = self.app.setup
+                return {
+                    **self._known(), "classifier": setup.all()[0].book.classifier, "told": told(setup),
+                    "upstream": setup.all()[0].upstream.shown,
+                }  # fmt: skip
             case "commit":
                 if self._next is not None:
                     self.app.setup, self._next = self._next, None
