@@ -362,6 +362,11 @@ def test_a_log_that_cannot_be_written_stops_new_requests(tmp_path: Path) -> None
         proxy.worker.app.log = _FullDisk()  # type: ignore[assignment]
         status, headers, body = ask(proxy)
         assert (status, "retry-after" in headers) == (503, True) and b"audit" in body and not mock.seen
+        told = proxy.command("status")
+        assert (told["ready"], told["busy"]) == (False, ["audit log"]), "operators hear what clients hear"
+        assert proxy.raw(b"GET /readyz HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").startswith(b"HTTP/1.1 503")
+        proxy.worker.app.log = None
+        assert proxy.command("status")["ready"]
 
 
 def test_a_fault_inside_is_a_500_with_a_reason_and_without_the_text(

@@ -253,10 +253,15 @@ class App:
         finally:
             watch.done()
 
+    def busy(self) -> list[str]:
+        """Why no new request would be taken; empty where one would."""
+        full = self.in_flight >= self.limits.in_flight
+        shut = self.log is not None and not self.log.accepting
+        return [why for why, is_so in (("draining", self.draining), ("full", full), ("audit log", shut)) if is_so]
+
     async def _health(self, route: str, send: Send) -> None:
         """Alive; and ready, which a worker that is being stopped, is full or cannot write its log is not."""
-        full = self.in_flight >= self.limits.in_flight or (self.log is not None and not self.log.accepting)
-        ready = route == "/healthz" or not (self.draining or full)
+        ready = route == "/healthz" or not self.busy()
         await _plain(send, 200 if ready else 503, b'{"ok":%s}' % (b"true" if ready else b"false"))
 
 

@@ -29,6 +29,9 @@ Say: TypeAlias = Callable[[str], None]
 log = logging.getLogger("fairlead.guard")
 
 
+BACKLOG = 2048  # connections that wait to be taken
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where a proxy listens."""
@@ -106,6 +109,7 @@ async def _alone(options: Options, place: Place, say: Say) -> int:
 
     worker = Worker(options)
     sock = bind(place.host, place.port)
+    sock.listen(BACKLOG)  # whoever reads that it is there can connect
 
     async def ask(name: str) -> list[dict[str, Any]]:
         return [await worker.command(name)]
@@ -129,6 +133,7 @@ async def _alone(options: Options, place: Place, say: Say) -> int:
 def say_where(sock: socket.socket, door: socket.socket | None, upstream: str, say: Say) -> None:
     say(f"guard at {_where(sock)}, in front of {upstream}")
     if door is not None:
+        door.listen(BACKLOG)
         say(f"admin at {_where(door)}: /metrics, /reload, /audit/heads, /status")
 
 

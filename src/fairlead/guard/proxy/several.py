@@ -23,7 +23,7 @@ from typing import Any
 
 from fairlead.errors import FairleadError, InputError, MissingResource
 from fairlead.guard.proxy.admin import Admin
-from fairlead.guard.proxy.serve import Place, Say, bind, reload, run, say_where, signals
+from fairlead.guard.proxy.serve import BACKLOG, Place, Say, bind, reload, run, say_where, signals
 from fairlead.guard.proxy.setup import Inputs, Options, read_inputs
 
 ANSWERS = 10.0  # seconds a worker has to answer a command
@@ -299,6 +299,7 @@ async def _worker(house: House, number: int, line: socket.socket) -> int:
 
     worker = Worker(house.options, number, house.inputs)
     sock = bind(house.host, house.port, share=True)
+    sock.listen(BACKLOG)
     reader, writer = await asyncio.open_connection(sock=line, limit=LINE)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.stop)
 

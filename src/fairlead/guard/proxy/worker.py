@@ -83,9 +83,9 @@ class Worker:
                     self.app.metrics.gauges["audit_waiting"] = float(self.log.health().waiting)
                 return with_tally(self.app.metrics.snapshot(), self.app.tally)
             case "status":
-                up = self.server is not None and self.server.started and not self.app.draining
-                full = self.app.in_flight >= self.app.limits.in_flight
-                return {**self._known(), "ready": up and not full, "in_flight": self.app.in_flight}
+                up = self.server is not None and self.server.started
+                busy = self.app.busy() if up else ["starting"]
+                return {**self._known(), "ready": not busy, "busy": busy, "in_flight": self.app.in_flight}
             case "heads":
                 return {"heads": [] if self.log is None else [self._head()]}
             case "shadow":
