@@ -273,7 +273,7 @@ class Guarding:
             one.asked.stream, told.principle if told else "", told.verdict if told else "",
             hashlib.sha256(one.raw).hexdigest(), tuple(ledger.verdicts), ledger.ranges, self.written,
             _some(tally.withheld), _some(tally.passed), tuple(ledger.shadow), self._used(),
-            status=status, ended=self.ended,
+            status=status, ended=self.ended, policy=book.policy,
         )  # fmt: skip
         # the release's verdicts and ranges have the fields that the log wants
         said: tuple[tuple[str, str], ...] = ()

@@ -16,12 +16,13 @@ from fairlead.constitution.load import load
 from fairlead.constitution.schema import Constitution
 from fairlead.errors import InputError, MissingResource
 from fairlead.guard.asker import Asker
+from fairlead.guard.audit.entry import policy_digest
 from fairlead.guard.checks.personal import Presidio, open_presidio
 from fairlead.guard.checks.rules import by_re2
 from fairlead.guard.classifier.check import classifier_checks
 from fairlead.guard.classifier.model import load as load_classifier
 from fairlead.guard.compile import policies_from, proxy_checks, unchecked
-from fairlead.guard.plan import DEADLINES, BestOf, Followed, Plan, plan
+from fairlead.guard.plan import DEADLINES, BestOf, Followed, Plan, plan, required
 from fairlead.guard.policy import Policy
 from fairlead.guard.pool import Pool
 from fairlead.guard.proxy.guarding import everything_waits
@@ -81,6 +82,7 @@ class Book:
     deadlines: Mapping[int, float] = field(default_factory=lambda: DEADLINES)  # by cost of a check
     on_error: Mapping[int, str] = field(default_factory=dict)  # by cost, where not what the principle says
     vendors: tuple[str, ...] = ()
+    policy: str = ""  # digest of what has to pass, by which exchanges name it in the log
 
     @property
     def policies(self) -> Mapping[str, Policy]:
@@ -174,7 +176,9 @@ def read_setup(
         budget = (tenant.budget if tenant else None) or settings.checks.spend
         if (constitution, name if budget else "") not in books:
             made_of = inputs.constitutions[constitution]
-            books[constitution, name if budget else ""] = _book(made_of, name, budget, settings, keep)
+            made_book = _book(made_of, name, budget, settings, keep)
+            made_book = replace(made_book, policy=policy_digest(required(made_book.plan)))
+            books[constitution, name if budget else ""] = made_book
         book, upstream = books[constitution, name if budget else ""], _upstream(tenant, options, settings, keep)
         refuse_others(book.vendors, book.constitution, constitution, urlsplit(upstream.shown).hostname or "")
         if inputs.classifier and book.classifier != inputs.classifier:

@@ -14,7 +14,7 @@ import uvicorn
 from fairlead.errors import FairleadError
 from fairlead.guard.audit import AuditLog, open_log
 from fairlead.guard.audit import Options as AuditOptions
-from fairlead.guard.plan import WIRE, Plan
+from fairlead.guard.plan import required
 from fairlead.guard.proxy.app import App
 from fairlead.guard.proxy.metrics import with_tally
 from fairlead.guard.proxy.protocol import bounded
@@ -150,14 +150,3 @@ def _open_log(setup: Setup) -> AuditLog | None:
         heads_url=audit.heads_url or "", keep_s=kept,
     )  # fmt: skip
     return open_log(audit.file, options=options)
-
-
-def required(plan: Plan) -> dict[str, list[str]]:
-    """By place of the wire, the names of the checks that look there and that nothing passes without."""
-    found: dict[str, list[str]] = {}
-    for one in plan.followed:
-        if not one.policy.shadow and not one.asleep:
-            for at in one.policy.at:
-                for place in WIRE.get(at, ()):
-                    found.setdefault(place, []).append(one.name)
-    return found
