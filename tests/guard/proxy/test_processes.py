@@ -303,6 +303,18 @@ def test_the_servers_key_comes_from_the_environment_or_a_file(tmp_path: Path, mo
     with Mock(lambda _: json_reply(chat("hello"))) as mock, Proxy(tmp_path, mock.url, key="SERVER_KEY") as proxy:
         assert _say(proxy.url, "client") == "hello"
         assert mock.seen[0].headers["authorization"] == "Bearer sk-of-the-server"
+        before = proxy.worker.app.setup.all()[0].upstream
+        monkeypatch.setenv("SERVER_KEY", "sk-rotated")
+        assert _say(proxy.url, "client") == "hello" and mock.seen[1].headers == mock.seen[0].headers
+        assert "error" not in proxy.command("prepare")
+        proxy.command("commit")
+        assert _say(proxy.url, "client") == "hello"
+        assert mock.seen[2].headers["authorization"] == "Bearer sk-rotated"
+        assert mock.connections == 1, "a reload keeps the connections"
+        now = proxy.worker.app.setup.all()[0].upstream
+        assert "error" not in proxy.command("prepare")
+        proxy.command("commit")
+        assert proxy.worker.app.setup.all()[0].upstream is now is not before
 
 
 # ------------------------------------------------------------------------------------------- wrong input

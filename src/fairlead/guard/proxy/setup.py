@@ -30,7 +30,7 @@ from fairlead.guard.proxy.prompts import prompt_checks, unchecked_prompts
 from fairlead.guard.proxy.purse import purse
 from fairlead.guard.proxy.settings import Settings, allowed, read_settings
 from fairlead.guard.proxy.tenants import ANYONE, Pace, Tenant, Tenants, read_tenants, tenant_of
-from fairlead.guard.proxy.upstream import Upstream, open_server
+from fairlead.guard.proxy.upstream import Server, Upstream, open_server
 from fairlead.guard.revise import reviser
 from fairlead.guard.vendors import refuse_others, vendors
 from fairlead.guard.verdict_cache import VerdictCache
@@ -128,7 +128,7 @@ class Keep:
     """What outlives a reload: connections, a model's weights, what was spent, how fast a tenant goes."""
 
     def __init__(self) -> None:
-        self.upstreams: dict[tuple[str, str | None], Upstream] = {}
+        self.upstreams: dict[tuple[str, str | None], Server] = {}
         self.budgets: dict[tuple[str, str], Budget] = {}
         self.critics: dict[tuple[str, str, str], Model] = {}
         self.rewards: dict[Path, Judge] = {}
@@ -170,6 +170,8 @@ def read_setup(
     if before is not None:
         _only_what_can_change(before.settings, settings)
     books: dict[tuple[str, str], Book] = {}
+    for who in [who for who in keep.critics if is_remote(who[0])]:
+        del keep.critics[who]  # opened anew, with the key that is there now
 
     def account(name: str, digest: str, tenant: Tenant | None) -> Account:
         constitution = (tenant.constitution if tenant else None) or options.constitution
@@ -234,8 +236,8 @@ def _upstream(tenant: Tenant | None, options: Options, settings: Settings, keep:
                 raise InputError("there is nobody to answer: give --upstream URL or --model MODEL")
             keep.local = Local(open_model(options.model), settings.limits)
         return keep.local
-    if where not in keep.upstreams:
-        keep.upstreams[where] = open_server(*where, settings.limits)
+    # the key is read each time, since it may have been rotated
+    keep.upstreams[where] = open_server(*where, settings.limits, keep.upstreams.get(where))
     return keep.upstreams[where]
 
 
