@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from fairlead.guard.improve import Best
     from fairlead.guard.proxy.exchange import Exchange
     from fairlead.guard.release import Release
-    from fairlead.guard.wire.format import Writer
 
 Item: TypeAlias = Event | Noted | Stop
 
@@ -66,7 +65,6 @@ class Guarding:
         self.usage: dict[str, int] = {}
         self.written = self.coming = 0  # bytes of text that were sent, and that are about to be
         self.number: int | None = None  # of the entry in the audit log
-        self.writer: Writer | None = None  # of a stream that may have begun
         self.whole = 0  # alternatives that the server has ended
         self.ended = ""  # how it ended, where not as it should
         self.status = 0  # of the answer that follows where nothing was sent
