@@ -123,7 +123,11 @@ class Server:
     async def models(self, head: Head) -> dict[str, Any]:
         """What /v1/models says there."""
         response = await self._send("GET", URL(f"{self._base}/v1/models"), None, self._headers("/v1/models", head))
-        return await (await self._checked(response, JSON)).whole()
+        answer = await self._checked(response, JSON)
+        try:
+            return await answer.whole()
+        finally:
+            answer.close()
 
     def _headers(self, route: str, head: Head) -> CIMultiDict[str]:
         if head.trace or head.beta or head.version:
