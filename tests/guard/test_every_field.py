@@ -179,7 +179,9 @@ def calling(route: str, *names: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("route", [CHAT, RESPONSES, MESSAGES])
 @pytest.mark.parametrize("declared", [("look",), ()], ids=["others declared", "none declared"])
-def test_a_call_of_what_was_not_declared_is_withheld_and_the_reply_ends_well(route: str, declared: tuple[str, ...]) -> None:
+def test_a_call_of_what_was_not_declared_is_withheld_and_the_reply_ends_well(
+    route: str, declared: tuple[str, ...]
+) -> None:
     body = calling(route, OTHER, f"{OTHER}.too")
     raw = STREAMS[route].replace(b'"name": "look"', f'"name": "{OTHER}"'.encode())
     raw = raw.replace(b'"name": "wait"', f'"name": "{OTHER}.too"'.encode())
@@ -298,7 +300,11 @@ def test_the_figure_in_an_id_of_kimi_s_shape_is_our_own_count() -> None:
     release = Release(KEPT, before, tools=("look",))
     events: list[Event] = []
     for part, id in enumerate(("functions.look:417", "functions.look:41d", "functions.wait:7", CANARY)):
-        events += Open(Channel(0, part), "tool_call", id, "look"), Delta(Channel(0, part), "{}"), Close(Channel(0, part))
+        events += (
+            Open(Channel(0, part), "tool_call", id, "look"),
+            Delta(Channel(0, part), "{}"),
+            Close(Channel(0, part)),
+        )
     out = [item for event in events for item in release.feed(event)]
     ids = [event.id for event in out if isinstance(event, Open)]
     assert ids == ["functions.look:2", "functions.look:3", "functions.wait:7", CANARY]

@@ -75,6 +75,7 @@ def generate(
     keys: Sequence[int] | None = None,
     tight: bool | None = None,
     progress: Callable[[int], None] | None = None,
+    each_step: Callable[[], None] = lambda: None,
 ) -> list[list[Completion]]:
     """n replies to every prompt, in order.
 
@@ -84,6 +85,7 @@ def generate(
     rows        replies decoded side by side
     tight       forces or forbids the tight forward pass; by default it is taken where it fits
     progress    called with the number of replies that ended since the last call
+    each_step   called between two tokens; what it raises ends the call
     Raises ValueError naming the row for an empty prompt, one that leaves no room for a reply, or one with token ids
     outside the vocabulary.
     """
@@ -95,9 +97,9 @@ def generate(
         runner = _runner(model, prompts, limits, min(rows, len(jobs)), tight) if jobs else None
         finished: Iterator[tuple[Job, Completion]] = iter(())
         if isinstance(runner, llama.Llama):
-            finished = _tight(runner, model, prompts, jobs, how, set(eos_ids), streams, n, rows)
+            finished = _tight(runner, model, prompts, jobs, how, set(eos_ids), streams, n, rows, each_step)
         elif jobs:
-            finished = waves([model], prompts, jobs, how, set(eos_ids), streams, n, rows)
+            finished = waves([model], prompts, jobs, how, set(eos_ids), streams, n, rows, each_step)
         for job, completion in finished:
             done[job.prompt][job.sample] = completion
             if progress is not None:
@@ -193,10 +195,11 @@ def _tight(
     streams: counter.U64,
     n: int,
     rows: int,
+    each_step: Callable[[], None],
 ) -> Iterator[tuple[Job, Completion]]:
     prompt_J, limit_J = np.array([(job.prompt, job.limit) for job in jobs], dtype=np.int64).T
     stream_J = streams[[job.prompt * n + job.sample for job in jobs]]
-    for ended in slots.replies(w, head_of(model), prompts, prompt_J, limit_J, stream_J, how, eos, rows):
+    for ended in slots.replies(w, head_of(model), prompts, prompt_J, limit_J, stream_J, how, eos, rows, each_step):
         yield jobs[ended.job], _completion(ended.tokens, ended.logprobs, ended.cuts, eos)
 
 
@@ -218,6 +221,7 @@ def waves(
     streams: counter.U64,
     n: int,
     rows: int,
+    each_step: Callable[[], None] = lambda: None,
     **more: decode_hf.Join,
 ) -> Iterator[tuple[Job, Completion]]:
     """The generic path: waves of up to `rows` replies, through the own forward of a model (or several: `join`)."""
@@ -240,6 +244,7 @@ def waves(
             eos,
             stream,
             cached=cached,
+            each_step=each_step,
             **more,
         )
         for job, tokens, logps, cuts in zip(wave, *drawn, strict=True):

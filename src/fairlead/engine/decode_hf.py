@@ -35,11 +35,13 @@ def wave(
     streams: counter.U64,
     join: Join = lambda logits: logits[0],
     cached: bool = True,
+    each_step: Callable[[], None] = lambda: None,
 ) -> tuple[list[list[int]], list[list[float]], list[list[float]]]:
     """Replies to rows of prompts (equal ones share a prefill), their log-probs, and those of the draws where cut.
 
     cached  False runs the whole row at every step
     join    makes one tensor of logits (B, V), float32 or float64, of those of several models that read the same rows
+    each_step  called before each further forward pass; what it raises ends the call
     Needs no_grad and eval mode.
     """
     device: torch.device = next(models[0].parameters()).device
@@ -84,6 +86,7 @@ def wave(
             for cache in caches:
                 if cache is not None:
                     cache.reorder_cache(index)
+        each_step()
         logits = [
             _forward(model, ids, mask, cache, cached).logits[:, -1] for model, cache in zip(models, caches, strict=True)
         ]

@@ -6,7 +6,7 @@ steps; those of `llama.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -46,12 +46,14 @@ def replies(
     how: Choice,
     eos: set[int],
     rows: int,
+    each_step: Callable[[], None] = lambda: None,
 ) -> Iterator[Ended]:
     """Replies as they end. Jobs start in their order, in which prompts must not get longer. Needs no_grad.
 
     prompt_J    which prompt each job replies to; jobs of one prompt stand together
     limit_J     tokens it may have
     stream_J    its random numbers
+    each_step   called before each forward pass of all rows; what it raises ends the call
     """
     device = w.embedding.device
     wide = torch.promote_types(w.embedding.dtype, torch.float32)
@@ -102,6 +104,7 @@ def replies(
             if dropped:
                 at, live = _only(at, live), np.arange(len(live))
         last, place = (torch.from_numpy(values.copy()).to(device) for values in (at.last_B, at.position_B))
+        each_step()
         hidden_BD = llama.step(w, last, place, kv)
         at.position_B[live] += 1
         yield from _ended(at, draw(live, hidden_BD if len(live) == len(hidden_BD) else hidden_BD[live]))

@@ -201,3 +201,14 @@ def _followed(
         deadline=float(getattr(check, "deadline", 0.0) or deadlines.get(check.cost, 20.0)),
         identity=f"{check.name}\0{','.join(sorted(leaf.hash for leaf in check.lineage))}",
     )  # fmt: skip
+
+
+def required(plan: Plan) -> dict[str, list[str]]:
+    """By place of the wire, the names of the checks that look there and that nothing passes without."""
+    found: dict[str, list[str]] = {}
+    for one in plan.followed:
+        if not one.policy.shadow and not one.asleep:
+            for at in one.policy.at:
+                for place in WIRE.get(at, ()):
+                    found.setdefault(place, []).append(one.name)
+    return found

@@ -22,7 +22,7 @@ from fairlead import apprentice
 from fairlead.apprentice import bpe, forward
 from fairlead.engine import counter
 from fairlead.errors import InputError, MissingResource
-from fairlead.models import torch_is_here
+from fairlead.models import torch_is_here, wanted
 from fairlead.models.protocol import Model
 from fairlead.models.render import Ids, prepare
 from fairlead.models.tokens import Draw, Drawn, TokenModel
@@ -108,6 +108,7 @@ class NumpyApprentice(TokenModel):
             live_B, token_B = live_B[going_B], token_B[going_B]
             if not len(live_B) or step + 1 == limit:
                 break
+            wanted.check()
             hidden, cache = forward.hidden(self._weights, token_B[:, None], cache.take(np.flatnonzero(going_B)))
             last_BD = hidden[:, -1]
         return [

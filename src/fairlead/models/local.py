@@ -22,6 +22,7 @@ from fairlead.engine.decode import generate
 from fairlead.engine.layout import Tree
 from fairlead.engine.logprobs import score, score_next
 from fairlead.errors import FairleadError, InputError, MissingResource
+from fairlead.models import wanted
 from fairlead.models.render import Ids, prepare
 from fairlead.models.sharing import by_prefix
 from fairlead.models.tokens import Draw, Drawn, TokenModel
@@ -95,6 +96,7 @@ class LocalModel(TokenModel):
             eos_ids=sorted(draw.stops),
             seed=draw.seed,
             rows=self.rows,
+            each_step=wanted.check,
         )
         return [[Drawn(tuple(c.tokens), tuple(c.logprobs), c.finish) for c in group] for group in completions]
 

@@ -28,6 +28,7 @@ from fairlead.models import formats
 from fairlead.models.formats import HttpError
 from fairlead.models.protocol import Model, Prompt, Reply, Sampling
 from fairlead.models.toolong import TooLong
+from fairlead.models.wanted import Unwanted, while_
 
 log = logging.getLogger("fairlead.serve")
 
@@ -39,12 +40,14 @@ class _Job:
     prompt: Prompt
     sampling: Sampling
     done: Future[tuple[Reply, ...]]
+    wanted: Callable[[], bool] = lambda: True
 
 
 class Batcher:
     """One thread calls the model; what arrives while it works forms the next batches, grouped by sampling.
 
-    A request without a seed draws its own luck: a batch gets one fresh seed, and rows of a batch differ.
+    A request without a seed draws its own luck: a batch gets one fresh seed, and rows of a batch differ. What nobody
+    waits for any more is not begun, and a batch of which all is so is given up between two tokens (wanted.py).
     """
 
     def __init__(self, model: Model, name: str, *, most: int = 64) -> None:
@@ -53,8 +56,9 @@ class Batcher:
         self.lock = threading.Lock()
         threading.Thread(target=self._work, name="fairlead-serve-model", daemon=True).start()
 
-    def ask(self, prompt: Prompt, sampling: Sampling) -> tuple[Reply, ...]:
-        job = _Job(prompt, sampling, Future())
+    def ask(self, prompt: Prompt, sampling: Sampling, wanted: Callable[[], bool] = lambda: True) -> tuple[Reply, ...]:
+        """The replies. Raises `Unwanted` where `wanted` said no before they were there."""
+        job = _Job(prompt, sampling, Future(), wanted)
         self._jobs.put(job)
         return job.done.result()
 
@@ -80,11 +84,20 @@ class Batcher:
                 self._answer(sampling, group)
 
     def _answer(self, sampling: Sampling, group: list[_Job]) -> None:
+        for job in group:
+            if not job.wanted():
+                job.done.set_exception(Unwanted())
+        group = [job for job in group if not job.done.done()]
+        if not group:
+            return
         try:
-            with self.lock:
+            with self.lock, while_(lambda: any(job.wanted() for job in group)):
                 fresh = sampling.seed is None and "seed" in self.model.capabilities
                 seeded = replace(sampling, seed=random.SystemRandom().getrandbits(31)) if fresh else sampling
                 replies = self.model.generate([job.prompt for job in group], seeded)
+        except Unwanted as error:
+            for job in group:
+                job.done.set_exception(error)
         except Exception as error:  # noqa: BLE001  # handed to the request that caused it, which answers with it
             if len(group) > 1:  # one bad prompt must not take the others of its batch along
                 for job in group:

@@ -11,6 +11,7 @@ import pytest
 from fairlead.errors import InputError
 from fairlead.exchange import exchange
 from fairlead.guard.audit import AuditLog, Verdict, queue
+from fairlead.guard.audit.entry import policy_digest
 from fairlead.guard.audit.opening import opened_beside
 from fairlead.guard.audit.rotate import prune
 from fairlead.guard.audit.store import connect
@@ -57,6 +58,23 @@ def test_what_is_pruned_is_gone_and_the_rest_verifies(tmp_path: Path, monkeypatc
             )
         )
     assert any("no verdict of rules" in told for told in whats(verified(path)))  # what was required is still known
+
+
+def test_an_older_policy_is_known_after_its_record_was_pruned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that ran over a reload may stay where both policies go."""
+    before, after = {"reply": ["rules", "secrets"]}, {"reply": ["rules", "secrets", "more"]}
+    with monkeypatch.context() as then:
+        old(then)
+        log = opened(tmp_path)
+        log.policy(CONSTITUTION, "", before)
+        log.policy(CONSTITUTION, "", after)
+        for number in range(10):
+            log.record(entry(number, time=START + number, policy=policy_digest(before)))
+        log.close()
+    with opened_beside(log.path, None) as (held, db):
+        assert prune(db, held, START + 6) == 9  # start, two policies, six exchanges
+    report = verified(log.path)
+    assert whats(report) == [] and report.exchanges == 4
 
 
 def test_what_is_moved_verifies_as_a_log_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

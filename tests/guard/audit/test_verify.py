@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from fairlead.errors import InputError
 from fairlead.guard.audit import Verdict
 from fairlead.guard.audit.chain import row_number
+from fairlead.guard.audit.entry import policy_digest
 from fairlead.guard.audit.heads import heads_beside
 from guard.audit.helpers import CONSTITUTION, edit, entry, log_of, opened, released, replace_rows, rows, verified, whats
 
@@ -137,6 +138,21 @@ def _with(tmp_path: Path, *entries: object, required: dict[str, list[str]] | Non
 def test_bytes_without_a_verdict_are_found(tmp_path: Path) -> None:
     [told] = _with(tmp_path, entry(1, released=(released("good day", ()),)))
     assert "record 2: request 0000000000000001: reply 0.0 [0, 8): 8 bytes not covered by a verdict" in told
+
+
+def test_an_exchange_is_held_against_the_policy_that_it_began_under(tmp_path: Path) -> None:
+    """A check more is asked for while it runs. One that names no policy, as old logs have it, goes by the last."""
+    before, after = {"reply": ["rules", "secrets"]}, {"reply": ["rules", "secrets", "more"]}
+    log = opened(tmp_path)
+    log.policy(CONSTITUTION, "", before)
+    log.policy(CONSTITUTION, "", after)
+    for number, policy in enumerate((policy_digest(before), policy_digest(after), "", "f" * 16)):
+        log.record(entry(number, policy=policy))
+    log.close()
+    after_told, old_told, unknown = whats(verified(tmp_path / "audit.db"))
+    assert "request 0000000000000001" in after_told and "no verdict of more" in after_told
+    assert "request 0000000000000002" in old_told and "no verdict of more" in old_told
+    assert f"no policy {'f' * 16} was written down before it" in unknown
 
 
 def test_a_verdict_that_is_not_there_covers_nothing(tmp_path: Path) -> None:

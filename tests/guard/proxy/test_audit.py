@@ -58,6 +58,25 @@ def test_every_byte_that_left_stands_under_a_verdict(tmp_path: Path, policy: str
         assert text.encode() not in stored
 
 
+def test_a_stream_in_flight_at_a_reload_is_held_against_the_checks_that_it_had(tmp_path: Path) -> None:
+    log, more = tmp_path / "audit.db", '    keep-secrets: ["(?i)open sesame"]\n'
+    begin, rest = chat_stream("good morning to all of you " * 40)[:2], chat_stream("and to the keeper")[1:]
+    with (
+        Mock(lambda _: sse_reply(*begin, 1.5, *rest)) as mock,
+        Proxy(tmp_path, mock.url, audit=log, constitution=WINDOWED) as proxy,
+    ):
+        client = openai.OpenAI(base_url=f"{proxy.url}/v1", api_key="k", max_retries=0, timeout=30)
+        stream = client.chat.completions.create(model="mock", messages=ASKED, stream=True)
+        assert next(iter(stream)).choices
+        proxy.policy.write_text(POLICY + more)
+        assert "error" not in proxy.command("prepare")
+        proxy.command("commit")
+        assert "".join(c.choices[0].delta.content or "" for c in stream if c.choices).endswith("to the keeper")
+        assert _ask(proxy.url, stream=True).endswith("to the keeper")
+    report = verify(log, log.with_suffix(".key"), log.with_suffix(".heads"))
+    assert report.whole and report.exchanges == 2, report.breaks
+
+
 def test_a_stream_that_nobody_finished_is_in_the_log(tmp_path: Path) -> None:
     log = tmp_path / "audit.db"
     stream = chat_stream("good morning to all of you and to the keeper of the harbour")[:2]

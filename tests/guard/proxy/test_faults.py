@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import logging
 import re
 import socket
@@ -207,6 +208,40 @@ def test_a_client_that_leaves_ends_the_question(both: tuple[Proxy, Mock]) -> Non
         assert proxy.worker.app.in_flight == 0
 
 
+def _models(proxy: Proxy, wait: float = 10.0) -> bytes:
+    return proxy.raw(b"GET /v1/models HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n", wait=wait)
+
+
+def test_the_list_of_models_ends_with_its_client_its_server_and_its_errors(
+    both: tuple[Proxy, Mock], recwarn: pytest.WarningsRecorder
+) -> None:
+    proxy, mock = both
+    before = proxy.count("requests", "/v1/models", "local", "200", "")
+    mock.script = lambda _: json_reply({"object": "list", "data": [{"id": "mock"}]})
+    assert b'"mock"' in _models(proxy)
+    assert proxy.count("requests", "/v1/models", "local", "200", "") == before + 1
+    for steps in (json_reply(b"x" * 300_000), json_reply(b"no json"), json_reply({}, 500), ["hang"]):
+        mock.script = lambda _, steps=steps: steps
+        left, failed = mock.left, _failures(proxy)
+        assert _models(proxy).startswith((b"HTTP/1.1 502", b"HTTP/1.1 500", b"HTTP/1.1 504"))
+        assert _failures(proxy) == failed + 1 and mock.left >= left
+    mock.script = lambda _: ["hang"]
+    left, gone = mock.left, proxy.count("turned_away", "client left")
+    with socket.create_connection(("127.0.0.1", proxy.port)) as sock:
+        sock.sendall(b"GET /v1/models HTTP/1.1\r\nhost: a\r\n\r\n")
+        time.sleep(0.2)
+    until = time.monotonic() + 0.35  # well before the bound on silence
+    while mock.left == left and time.monotonic() < until:
+        time.sleep(0.01)
+    assert mock.left == left + 1 and proxy.count("turned_away", "client left") == gone + 1
+    gc.collect()
+    assert not [one for one in recwarn if "nclosed" in str(one.message)]
+
+
+def _failures(proxy: Proxy) -> float:
+    return sum(n for key, n in list(proxy.worker.app.metrics.counts.items()) if key[0] == "upstream_failures")
+
+
 def test_a_client_that_does_not_read_is_cut_off(tmp_path: Path) -> None:
     piece = chunked(b"data: " + orjson.dumps(chat_chunk({"content": "hello there " * 400})) + b"\n\n")
     endless = [head(200, "text/event-stream", None), *([piece] * 5000)]
@@ -362,6 +397,11 @@ def test_a_log_that_cannot_be_written_stops_new_requests(tmp_path: Path) -> None
         proxy.worker.app.log = _FullDisk()  # type: ignore[assignment]
         status, headers, body = ask(proxy)
         assert (status, "retry-after" in headers) == (503, True) and b"audit" in body and not mock.seen
+        told = proxy.command("status")
+        assert (told["ready"], told["busy"]) == (False, ["audit log"]), "operators hear what clients hear"
+        assert proxy.raw(b"GET /readyz HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").startswith(b"HTTP/1.1 503")
+        proxy.worker.app.log = None
+        assert proxy.command("status")["ready"]
 
 
 def test_a_fault_inside_is_a_500_with_a_reason_and_without_the_text(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,6 +20,7 @@ from fairlead.guard.proxy.headers import read_head
 from fairlead.guard.proxy.local import Local
 from fairlead.guard.proxy.settings import Limits
 from fairlead.guard.proxy.upstream import Broken
+from fairlead.models import wanted
 from fairlead.models.apprentice import open_apprentice
 from guard.helpers import ScriptedModel
 from support.guard_proxy import NOTHING, Proxy
@@ -99,3 +102,35 @@ def test_log_probs_of_its_tokens_reach_a_client_of_the_responses_route(apprentic
         return
     said = client.responses.create(**given)
     _spelled([entry for part in said.output[0].content for entry in part.logprobs], said.output_text)
+
+
+def test_a_model_stops_when_its_client_has_left() -> None:
+    model, ended = ScriptedModel(lambda _: "good morning"), threading.Event()
+    steps = []
+
+    def generate(prompts: Any, sampling: Any) -> Any:
+        try:
+            for step in range(1000):
+                wanted.check()
+                steps.append(step)
+                time.sleep(0.01)
+        finally:
+            ended.set()
+
+    model.generate = generate  # type: ignore[method-assign]
+
+    async def work() -> None:
+        local = Local(model, Limits())
+        head: Any = read_head([])
+        body = {"model": "scripted", "messages": [{"role": "user", "content": "hello"}]}
+        asked = asyncio.create_task(local.ask("/v1/chat/completions", body, head, stream=True))
+        while len(steps) < 3:
+            await asyncio.sleep(0.01)
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+        assert await asyncio.to_thread(ended.wait, 5)
+        await local.close()
+
+    asyncio.run(asyncio.wait_for(work(), 60))
+    assert len(steps) < 900

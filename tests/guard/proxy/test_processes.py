@@ -118,12 +118,65 @@ def test_several_workers_one_command(tmp_path: Path) -> None:
         os.kill(status[0]["pid"], signal.SIGKILL)
         running.until("started anew")
         assert _get(f"{admin}/healthz")[0] == 200
-        until = time.monotonic() + WAIT
-        while _get(f"{admin}/readyz")[0] != 200 and time.monotonic() < until:
-            time.sleep(0.2)
+        assert _ready(admin)
         assert _say(url) == "i will not say it ."
         assert running.end() == 0
     assert b"falcon" not in log.read_bytes()
+
+
+def _ready(admin: str) -> bool:
+    until = time.monotonic() + WAIT
+    while (code := _get(f"{admin}/readyz")[0]) != 200 and time.monotonic() < until:
+        time.sleep(0.2)
+    return code == 200
+
+
+def test_a_worker_that_is_started_anew_goes_by_what_was_committed(tmp_path: Path) -> None:
+    """The files have changed since, and are broken then: until somebody reloads, nobody goes by them."""
+    files = _files(tmp_path)
+    with (
+        Mock(lambda _: json_reply(chat("say abracadabra"))) as mock,
+        serving("--upstream", mock.url, "--workers", "2", *files) as (running, url, admin),
+    ):
+        for text in (RULES.replace("on_violation: redact", "on_violation: refuse", 1), "name: [broken\n"):
+            (tmp_path / "c.yaml").write_text(text)
+            first, other = json.loads(_get(f"{admin}/status")[1])["workers"]
+            os.kill(first["pid"], signal.SIGKILL)
+            code, told = _get(f"{admin}/status")
+            assert code == 200 and '"ready":false' in told, "a worker that is dead is told, and no fault of the port's"
+            assert _get(f"{admin}/readyz")[0] == 503
+            running.until("worker 0 died; it is started anew in ")
+            assert _ready(admin)
+            anew = json.loads(_get(f"{admin}/status")[1])["workers"]
+            assert anew[0]["pid"] != first["pid"] and anew[0]["constitutions"] == other["constitutions"]
+            assert {_say(url) for _ in range(8)} == {"say [redacted]"}
+        assert _get(f"{admin}/reload", "POST")[0] == 422
+        (tmp_path / "c.yaml").write_text(RULES.replace("on_violation: redact", "on_violation: refuse", 1))
+        assert _get(f"{admin}/reload", "POST")[0] == 200
+        assert {_say(url) for _ in range(8)} == {"i will not say it ."}
+
+
+def test_why_a_worker_does_not_start_is_told_and_it_is_tried_later_each_time(tmp_path: Path) -> None:
+    files, key = _files(tmp_path), tmp_path / "server.key"
+    key.write_text("sk-one")
+    key.chmod(0o600)
+    with (
+        Mock(lambda _: json_reply(chat("hello"))) as mock,
+        serving(
+            "--upstream", mock.url, "--workers", "2", "--upstream-key", "OWN_KEY", *files, OWN_KEY_FILE=str(key)
+        ) as (running, url, admin),
+    ):  # fmt: skip
+        key.unlink()
+        os.kill(json.loads(_get(f"{admin}/status")[1])["workers"][1]["pid"], signal.SIGKILL)
+        running.until(r"worker 1 does not start: .*OWN_KEY_FILE names .* is not there; it is tried again in 2 s")
+        running.until(r"worker 1 does not start: .* tried again in 4 s")
+        down = json.loads(_get(f"{admin}/status")[1])["workers"][1]
+        assert down["ready"] is False and ("OWN_KEY_FILE" in down["down"] or "started" in down["down"])
+        assert _say(url) == "hello"
+        key.write_text("sk-two")
+        key.chmod(0o600)
+        assert _get(f"{admin}/reload", "POST")[0] == 200, "the one that runs reloads; the other is started by it"
+        assert _ready(admin) and _say(url) == "hello"
 
 
 def test_what_is_in_flight_ends_before_the_process_does(tmp_path: Path) -> None:
@@ -250,6 +303,18 @@ def test_the_servers_key_comes_from_the_environment_or_a_file(tmp_path: Path, mo
     with Mock(lambda _: json_reply(chat("hello"))) as mock, Proxy(tmp_path, mock.url, key="SERVER_KEY") as proxy:
         assert _say(proxy.url, "client") == "hello"
         assert mock.seen[0].headers["authorization"] == "Bearer sk-of-the-server"
+        before = proxy.worker.app.setup.all()[0].upstream
+        monkeypatch.setenv("SERVER_KEY", "sk-rotated")
+        assert _say(proxy.url, "client") == "hello" and mock.seen[1].headers == mock.seen[0].headers
+        assert "error" not in proxy.command("prepare")
+        proxy.command("commit")
+        assert _say(proxy.url, "client") == "hello"
+        assert mock.seen[2].headers["authorization"] == "Bearer sk-rotated"
+        assert mock.connections == 1, "a reload keeps the connections"
+        now = proxy.worker.app.setup.all()[0].upstream
+        assert "error" not in proxy.command("prepare")
+        proxy.command("commit")
+        assert proxy.worker.app.setup.all()[0].upstream is now is not before
 
 
 # ------------------------------------------------------------------------------------------- wrong input

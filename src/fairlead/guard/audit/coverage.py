@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from fairlead.guard.audit.entry import policy_digest
+
 # A byte may leave under these: text that passed, what stands in place of text that did not, and the guard's refusals.
 COVERS = frozenset({"allow", "redact", "revise", "refuse", "escalate", "block_tool_call"})
 GUARDS_OWN = "guard"  # place of words that are the guard's own: the verdict that led to them is enough
@@ -19,7 +21,8 @@ Ends = dict[tuple[int, int], int]
 
 @dataclass(slots=True)
 class Coverage:
-    """Of one chain. `required` are the checks by place, by (constitution, classifier), as its policy records say.
+    """Of one chain. `required` are the checks by place, by (constitution, classifier, policy), as its policy records
+    say; under "" the last of a constitution and classifier, for exchanges of old logs, that name no policy.
 
     pruned      whether records before it were taken away: what goes on from them cannot be told
     open_       requests of which more is to come: where their texts end, and bytes so far
@@ -27,7 +30,7 @@ class Coverage:
     open_failed  exchanges let through although a check failed, as the constitution's on_error allows
     """
 
-    required: dict[tuple[str, str], dict[str, frozenset[str]]] = field(default_factory=dict)
+    required: dict[tuple[str, str, str], dict[str, frozenset[str]]] = field(default_factory=dict)
     pruned: bool = False
     open_: dict[str, tuple[Ends, int]] = field(default_factory=dict)
     withheld: Counter[str] = field(default_factory=Counter)
@@ -39,7 +42,8 @@ class Coverage:
 
     def policy(self, body: Mapping[str, Any]) -> None:
         required = {place: frozenset(checks) for place, checks in body["required"].items()}
-        self.required[body["constitution"], body.get("classifier", "")] = required
+        for policy in ("", policy_digest(required)):
+            self.required[body["constitution"], body.get("classifier", ""), policy] = required
 
     def exchange(self, body: Mapping[str, Any]) -> list[str]:
         """What is wrong with it, in words; empty where all is covered."""
@@ -49,7 +53,10 @@ class Coverage:
         cut = self.pruned and not known and any(r[3] for r in body["released"][:1])
         if cut:
             ends.update({(r[0], r[1]): r[3] for r in reversed(body["released"])})
-        required = self.required.get((body["constitution"], body.get("classifier", "")), {})
+        by = (body["constitution"], body.get("classifier", ""), body.get("policy", ""))
+        required = self.required.get(by, {})
+        if by[2] and by not in self.required:
+            faults.append(f"no policy {by[2]} was written down before it")
         verdicts, failed = body["verdicts"], False
         for choice, part, place, start, end, size, _, ids in body["released"]:
             where = f"{place} {choice}.{part} [{start}, {end})"

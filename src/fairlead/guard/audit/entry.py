@@ -6,8 +6,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,7 @@ import orjson
 
 from fairlead.guard.ledger import Range, Verdict
 
-__all__ = ["EVIDENCE", "NOTHING", "Entry", "Range", "Verdict", "dumped", "encode", "keyed"]
+__all__ = ["EVIDENCE", "NOTHING", "Entry", "Range", "Verdict", "dumped", "encode", "keyed", "policy_digest"]
 
 EVIDENCE = 500  # characters of one evidence that are kept; what is cut off is counted in its place
 NOTHING: Mapping[str, int] = {}
@@ -31,6 +32,8 @@ class Entry:
     decision      what was done: an `Outcome`
     constitution  sha256 of the constitution that was asked
     classifier    sha256 of the classifier ("" for none)
+    policy        digest of what had to pass (`policy_digest`), as a policy record of the chain says it ("" in old logs:
+                  what the last such record before it says)
     tenant        digest of the tenant's key ("" for none)
     stream        whether the reply was streamed
     principle     id of the principle that decided ("" for none)
@@ -71,6 +74,13 @@ class Entry:
     status: int = 200
     ended: str = ""
     more: bool = False
+    policy: str = ""
+
+
+def policy_digest(required: Mapping[str, Iterable[str]]) -> str:
+    """Names what has to pass, the names of checks by place: 16 hex digits, the same for the same checks."""
+    said = {place: sorted(checks) for place, checks in sorted(required.items())}
+    return hashlib.sha256(orjson.dumps(said)).hexdigest()[:16]
 
 
 def encode(entry: Entry, digest_key: bytes, **beside: Any) -> bytes:
@@ -97,6 +107,8 @@ def encode(entry: Entry, digest_key: bytes, **beside: Any) -> bytes:
     }  # fmt: skip
     if entry.classifier:
         body["classifier"] = entry.classifier
+    if entry.policy:
+        body["policy"] = entry.policy
     if entry.tenant:
         body["tenant"] = entry.tenant
     if entry.stream:

@@ -87,7 +87,8 @@ class AuditLog:
 
     def policy(self, constitution: str, classifier: str, required: Mapping[str, Sequence[str]]) -> int:
         """What has to pass before a byte leaves, from now on: by place, the names of the checks. At start and after
-        every reload; `verify` then asks that each released range is covered by all of them."""
+        every reload; `verify` then asks that each released range of an exchange that names it (`Entry.policy`) is
+        covered by all of them."""
         return self.note(
             "policy",
             constitution=constitution,

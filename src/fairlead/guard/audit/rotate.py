@@ -13,6 +13,7 @@ import orjson
 
 from fairlead.errors import InputError
 from fairlead.guard.audit.chain import anchor_seal, place, row_number
+from fairlead.guard.audit.entry import policy_digest
 from fairlead.guard.audit.log import AuditLog
 from fairlead.guard.audit.store import Beside, connect
 from fairlead.guard.audit.texts import scrub
@@ -85,9 +86,13 @@ def _policies(db: sqlite3.Connection, chain: int, low: int, high: int) -> str:
     for (body,) in db.execute(asked, (low, high, '"kind":"policy"')):
         fields = orjson.loads(body)
         if fields["kind"] == "policy":
-            same = (fields["constitution"], fields["classifier"])
-            found = [old for old in found if (old["constitution"], old["classifier"]) != same] + [fields]
+            found = [old for old in found if _named(old) != _named(fields)] + [fields]
     return orjson.dumps(found).decode()
+
+
+def _named(policy: dict[str, Any]) -> tuple[str, str, str]:
+    """What exchanges know a policy by: a request that began under an older one may stay."""
+    return policy["constitution"], policy["classifier"], policy_digest(policy["required"])
 
 
 def _time(db: sqlite3.Connection, row: int) -> float:

@@ -197,7 +197,9 @@ class SecretsWatch:
         waiting = [seen for channel, seen in self._open.items() if channel.choice == choice and not seen.last]
         ruling = _together([self._look(seen, "", True) for seen in waiting])
         if self._leaked:  # the next turn may go on where this one was painted over
-            told = {channel: "".join(texts) for channel, texts in sorted(self._texts.items()) if channel.choice == choice}
+            told = {
+                channel: "".join(texts) for channel, texts in sorted(self._texts.items()) if channel.choice == choice
+            }
             cut = {cut.channel for cut in self._cuts if self._open[cut.channel].place == "tool_call"}
             self._check.painted.keep(self._messages, list(told.values()), [told[c] for c in told if c in cut])
         return ruling

@@ -5,6 +5,7 @@ It asks the workers through one function, whether they are this process or other
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
@@ -14,7 +15,8 @@ from fairlead.guard.proxy.metrics import render, summed
 from fairlead.guard.tally import Tally
 
 Ask: TypeAlias = Callable[[str], Awaitable[list[dict[str, Any]]]]
-"""Asks every worker a command (worker.py) and gives their answers; a worker that does not answer is left out."""
+"""Asks every worker a command (worker.py) and gives their answers. A worker that runs and does not answer is left out;
+one that does not run, and will be started anew, answers {"worker": number, "down": why}."""
 
 Send: TypeAlias = Callable[[dict[str, Any]], Awaitable[None]]
 
@@ -26,6 +28,7 @@ class Admin:
 
     def __init__(self, ask: Ask, workers: int) -> None:
         self.ask, self.workers = ask, workers
+        self._one = asyncio.Lock()  # reload at a time
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Send) -> None:
         if scope["type"] != "http":
@@ -58,16 +61,22 @@ class Admin:
                 await _answer(send, 404, {"error": told})
 
     async def reload(self) -> tuple[int, dict[str, Any]]:
-        """All workers read everything anew; only if all of them can do so do they go by it, else none does."""
-        prepared = await self.ask("prepare")
-        problems = [answer["error"] for answer in prepared if "error" in answer]
-        if len(prepared) < self.workers:
-            problems.append(f"only {len(prepared)} of {self.workers} workers answered")
-        if problems:
-            await self.ask("drop")
-            return 422, {"reloaded": False, "error": problems[0], "kept": "what was in use stays in use"}
-        done = await self.ask("commit")
-        return 200, {"reloaded": True, "workers": len(done), **{k: v for k, v in done[0].items() if k != "worker"}}
+        """All workers go by what the files say now; only if all that run can do so do they, else none does. One that
+        does not run is started by it."""
+        async with self._one:
+            prepared = await self.ask("prepare")
+            problems = [answer["error"] for answer in prepared if "error" in answer]
+            if len(prepared) < self.workers:
+                problems.append(f"only {len(prepared)} of {self.workers} workers answered")
+            if all("down" in answer for answer in prepared):
+                problems.append("no worker runs")
+            if problems:
+                await self.ask("drop")
+                return 422, {"reloaded": False, "error": problems[0], "kept": "what was in use stays in use"}
+            answers = await self.ask("commit")
+        done = [answer for answer in answers if "down" not in answer]
+        more = {k: v for k, v in done[0].items() if k != "worker"} if done else {}
+        return 200, {"reloaded": True, "workers": len(done), **more}
 
 
 def _would_have(answers: list[dict[str, Any]]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import orjson
 
 from fairlead.guard.audit import AuditClosed, AuditLog
-from fairlead.guard.proxy.exchange import Exchange, exchange
+from fairlead.guard.proxy.exchange import Exchange, exchange, overdue
 from fairlead.guard.proxy.headers import BadHead, Head, read_head, too_many
 from fairlead.guard.proxy.metrics import Metrics
 from fairlead.guard.proxy.out import CLOSE, Out, Send
@@ -29,6 +29,7 @@ from fairlead.guard.proxy.watchdog import Watchdog
 from fairlead.guard.tally import Tally
 from fairlead.guard.wire import FORMATS, models
 from fairlead.guard.wire.asked import Refused
+from fairlead.guard.wire.events import Failed
 from fairlead.guard.wire.format import Format
 
 log = logging.getLogger("fairlead.guard")
@@ -127,19 +128,22 @@ class App:
         except AuditClosed:
             self.metrics.counts["turned_away", "audit log"] += 1
             told = "the audit log cannot be written, and nothing is let out without it"
-            await self._broke(form, out, Broken(503, told, kind="overloaded"))
+            await self._broke(form, out, Broken(503, told, kind="overloaded"), one)
         except Broken as broken:
-            self.metrics.counts["upstream_failures", str(broken.status)] += 1
-            await self._broke(form, out, broken)
+            if not out.status:
+                self.metrics.counts["upstream_failures", str(broken.status)] += 1
+            elif broken.kind != "check_failed":
+                self.metrics.counts["upstream_failures", "in the stream"] += 1
+            await self._broke(form, out, broken, one)
         except asyncio.CancelledError:
             if not watch.why:
                 raise
-            await self._cancelled(form, out, watch, scope.get(ABORT))
+            await self._cancelled(form, out, watch, scope.get(ABORT), one)
         except Exception as error:  # noqa: BLE001  # the last line of defence: told by its kind, never by its text
             log.error("request %s failed inside: %s at %s", out.id, type(error).__name__, _where(error))
             self.metrics.counts["turned_away", "fault inside"] += 1
             told = f"a fault inside the guard ({type(error).__name__}); its log knows the request by this id"
-            await self._broke(form, out, Broken(500, told, again=False))
+            await self._broke(form, out, Broken(500, told, again=False), one)
         finally:
             watch.done()
             self.in_flight -= 1
@@ -206,62 +210,89 @@ class App:
                 return b"".join(parts)
             message = await receive()
 
-    async def _broke(self, form: Format, out: Out, broken: Broken) -> None:
-        """What broke before the reply began is a status; after that the exchange has ended the stream itself."""
-        if out.status:
-            return
-        told = form.error(broken.status, str(broken), broken.kind)
-        await out.whole(broken.status, _dump(told), broken.headers, retry=broken.again)
+    async def _broke(self, form: Format, out: Out, broken: Broken, one: Exchange | None) -> None:
+        """What broke before the answer began is a status; a stream that has begun ends well-formed, with the reason."""
+        if not out.status:
+            told = form.error(broken.status, str(broken), broken.kind)
+            await out.whole(broken.status, _dump(told), broken.headers, retry=broken.again)
+        elif one is not None and one.writer is not None and not out.ended:
+            await out.end(one.writer.write(Failed(str(broken), broken.status)) + one.writer.end())
 
-    async def _cancelled(self, form: Format, out: Out, watch: Watchdog, abort: Callable[[], None] | None) -> None:
+    async def _cancelled(
+        self, form: Format, out: Out, watch: Watchdog, abort: Callable[[], None] | None, one: Exchange | None
+    ) -> None:
         task = asyncio.current_task()
         assert task is not None
         task.uncancel()
         if watch.why in ("gone", "client"):
-            self.metrics.counts["turned_away", "client left" if watch.why == "gone" else "client stalled"] += 1
+            self.metrics.counts["turned_away", _LEFT[watch.why]] += 1
             if watch.why == "client" and abort is not None:
                 abort()  # closing would wait until the client has read what it does not read
             return
-        limits = self.limits
-        if watch.why == "request":
-            told, status = f"the request did not arrive within {limits.request:g} seconds", 408
-        elif watch.why == "first byte":
-            told, status = f"the model's server did not answer within {limits.first_byte:g} seconds", 504
-        elif watch.why == "stream":
-            told, status = f"the model's server went silent for {limits.idle:g} seconds", 504
-        else:
-            told, status = f"the request took longer than {limits.total:g} seconds", 504
         self.metrics.counts["upstream_failures", watch.why] += 1
-        await self._broke(form, out, Broken(status, told, again=status != 408))
+        watch.done()
+        await self._broke(form, out, overdue(watch.why, self.limits), one)
 
     # ------------------------------------------------------------------------------------ the rest
 
     async def _models(self, scope: Scope, send: Send) -> None:
-        watch = Watchdog(self.limits)
+        began = time.perf_counter()
+        watch = scope[WATCH] = Watchdog(self.limits)
         out = Out(send, os.urandom(8).hex(), watch)
+        account: Account | None = None
         try:
             head = self._head(scope)
             account = self._account(self.setup, head)
+            watch.now("first byte")
             async with asyncio.timeout(self.limits.idle):
                 listed = await account.upstream.models(head)
             await out.whole(200, _dump(models.listed(models.read(listed))))
         except Turned as turned:
+            self.metrics.counts["turned_away", turned.why] += 1
             kind = _KINDS.get(turned.status, "invalid_request")
             await out.whole(turned.status, _error(kind, str(turned)), retry=turned.status in (429, 503))
         except Broken as broken:
+            self.metrics.counts["upstream_failures", str(broken.status)] += 1
             await out.whole(broken.status, _error(broken.kind, str(broken)), retry=broken.again)
         except TimeoutError:
+            self.metrics.counts["upstream_failures", "stream"] += 1
             await out.whole(504, _error("upstream", "the model's server did not answer in time"))
+        except asyncio.CancelledError:
+            if not watch.why:
+                raise
+            task = asyncio.current_task()
+            assert task is not None
+            task.uncancel()
+            left = watch.why in ("gone", "client")
+            self.metrics.counts["turned_away" if left else "upstream_failures", _LEFT.get(watch.why, watch.why)] += 1
+            if not left and not out.status:
+                late = overdue(watch.why, self.limits)
+                await out.whole(late.status, _error(late.kind, str(late)), retry=late.again)
+        except Exception as error:  # noqa: BLE001  # as above: told by its kind alone
+            log.error("request %s failed inside: %s at %s", out.id, type(error).__name__, _where(error))
+            self.metrics.counts["turned_away", "fault inside"] += 1
+            if not out.status:
+                told = f"a fault inside the guard ({type(error).__name__}); its log knows the request by this id"
+                await out.whole(500, _error("upstream", told), retry=False)
         finally:
             watch.done()
+            name = "" if account is None else account.name
+            self.metrics.counts["requests", "/v1/models", name, str(out.status), ""] += 1
+            self.metrics.took("seconds", "/v1/models", time.perf_counter() - began)
+
+    def busy(self) -> list[str]:
+        """Why no new request would be taken; empty where one would."""
+        full = self.in_flight >= self.limits.in_flight
+        shut = self.log is not None and not self.log.accepting
+        return [why for why, is_so in (("draining", self.draining), ("full", full), ("audit log", shut)) if is_so]
 
     async def _health(self, route: str, send: Send) -> None:
         """Alive; and ready, which a worker that is being stopped, is full or cannot write its log is not."""
-        full = self.in_flight >= self.limits.in_flight or (self.log is not None and not self.log.accepting)
-        ready = route == "/healthz" or not (self.draining or full)
+        ready = route == "/healthz" or not self.busy()
         await _plain(send, 200 if ready else 503, b'{"ok":%s}' % (b"true" if ready else b"false"))
 
 
+_LEFT = {"gone": "client left", "client": "client stalled"}
 _KINDS = {401: "authentication", 403: "permission", 413: "too_large", 429: "rate_limit", 503: "overloaded"}
 
 

@@ -17,8 +17,8 @@ from fairlead.guard.audit import AuditLog
 from fairlead.guard.proxy.guarding import Guarding, Instead, Item, whole
 from fairlead.guard.proxy.headers import Head
 from fairlead.guard.proxy.metrics import Metrics
-from fairlead.guard.proxy.out import Out
-from fairlead.guard.proxy.settings import Settings
+from fairlead.guard.proxy.out import Headers, Out
+from fairlead.guard.proxy.settings import Limits, Settings
 from fairlead.guard.proxy.setup import Account
 from fairlead.guard.proxy.upstream import Answer, Broken
 from fairlead.guard.proxy.watchdog import Watchdog
@@ -31,7 +31,8 @@ from fairlead.guard.wire.format import Format, Writer
 
 @dataclass(slots=True)
 class Exchange:
-    """One request on its way. `waited` counts the seconds in which the model's server was waited for."""
+    """One request on its way. `waited` counts the seconds in which the model's server was waited for. `writer` is that
+    of a stream, `headers` are what the model's server sent and may pass."""
 
     id: str
     form: Format
@@ -48,11 +49,18 @@ class Exchange:
     settings: Settings
     waited: float = 0.0
     decision: str = "allow"
+    writer: Writer | None = None
+    headers: Headers = ()
 
 
 async def exchange(one: Exchange) -> None:
-    """Answers one request. Raises `Broken` where nothing was sent yet and nothing can be."""
-    guard = Guarding(one)
+    """Answers one request. What breaks is raised, as `Broken` where it is the model's server or a check: the answer, or
+    the end of a stream that has begun, is left to who called."""
+    guard, beat = Guarding(one), None
+    if one.asked.stream:
+        one.writer = one.form.writer(one.asked)
+        beat = _Beat(one, one.writer)
+    one.watch.now("checks")
     try:
         prompted = await guard.ask()
         if isinstance(prompted, Instead):
@@ -60,18 +68,18 @@ async def exchange(one: Exchange) -> None:
             return
         one.asked = prompted
         answer = await _ask(one)
+        one.headers = answer.headers
         try:
-            if not one.asked.stream:
+            if beat is None:
                 await _whole(one, guard, answer)
             elif isinstance(body := getattr(answer, "body", None), dict):
-                await _streamed(one, guard, answer, one.form.events(body))
+                await _streamed(one, guard, one.form.events(body))
             else:
-                await _stream(one, guard, answer)
+                await _stream(one, guard, answer, beat)
         finally:
             answer.close()
     except asyncio.CancelledError:
         guard.ended = _LEFT.get(one.watch.why, "deadline" if one.watch.why else "stopped")
-        await _cut(one, guard)
         raise
     except Broken as broken:
         guard.ended = "upstream failed" if broken.kind != "check_failed" else "check failed"
@@ -81,6 +89,8 @@ async def exchange(one: Exchange) -> None:
         guard.ended = guard.ended or "fault inside"
         raise
     finally:
+        if beat is not None:
+            beat.stop()
         one.decision = guard.decision
         guard.close()
         one.metrics.took("added_seconds", one.asked.route, time.perf_counter() - one.began - one.waited)
@@ -113,46 +123,52 @@ async def _whole(one: Exchange, guard: Guarding, answer: Answer) -> None:
     for item in items:
         if isinstance(item, Failed):
             raise Broken(item.status, item.why)
-    await _put(one, guard, items, answer)
+    await _put(one, guard, items)
 
 
-async def _put(one: Exchange, guard: Guarding, items: Sequence[Item], answer: Answer | None) -> None:
+async def _put(one: Exchange, guard: Guarding, items: Sequence[Item]) -> None:
     data = orjson.dumps(one.form.body(whole(items), one.asked, guard.tolds))
     await guard.settle()
-    await one.out.whole(200, data, answer.headers if answer else ())
+    await one.out.whole(200, data, one.headers)
 
 
 async def _said(one: Exchange, guard: Guarding, prompted: Instead) -> None:
     """What the guard answers in the model's place."""
-    if not one.asked.stream:
-        await _put(one, guard, prompted.items, None)
-        return
-    writer = one.form.writer(one.asked)
-    await one.out.begin()
-    data = b"".join(_write(writer, item) for item in prompted.items)
-    await guard.settle()
-    await one.out.end(data + writer.end())
+    if one.writer is None:
+        await _put(one, guard, prompted.items)
+    else:
+        await _at_once(one, guard, prompted.items)
 
 
-async def _streamed(one: Exchange, guard: Guarding, answer: Answer, events: list[Event]) -> None:
+async def _streamed(one: Exchange, guard: Guarding, events: list[Event]) -> None:
     """A reply that came whole, to a client that asked for a stream."""
     items = await guard.feed(events)
     for item in items:
         if isinstance(item, Failed):
             raise Broken(item.status, item.why)
-    writer = one.form.writer(one.asked)
-    await one.out.begin(answer.headers)
-    data = b"".join(_write(writer, item) for item in items)
+    await _at_once(one, guard, items)
+
+
+async def _at_once(one: Exchange, guard: Guarding, items: Sequence[Item]) -> None:
+    """A stream of which all is there."""
     await guard.settle()
-    await one.out.end(data + writer.end())
+    await _begin(one)
+    writer = one.form.writer(one.asked)
+    await one.out.end(b"".join(_write(writer, item) for item in items) + writer.end())
 
 
-async def _stream(one: Exchange, guard: Guarding, answer: Answer) -> None:
+async def _begin(one: Exchange) -> None:
+    """A stream begins, if no heartbeat has begun it."""
+    if not one.out.status:
+        await one.out.begin(one.headers)
+
+
+async def _stream(one: Exchange, guard: Guarding, answer: Answer, beat: _Beat) -> None:
     reader, writer, out = one.form.reader(), one.form.writer(one.asked), one.out
-    guard.writer = writer
     strict = one.log is not None and one.log.options.strict
     kept: list[bytes] = []  # with a strict log nothing leaves before its entry is on the disk
-    beat = _Beat(out, writer, answer, one.settings.heartbeat)
+    if not strict:
+        one.writer = writer  # else what breaks is told by one that has written nothing, as the client has read nothing
     pieces = _Pieces(one, guard, answer)
     try:
         while not guard.done:
@@ -171,8 +187,7 @@ async def _stream(one: Exchange, guard: Guarding, answer: Answer) -> None:
             if data and strict:
                 kept.append(data)
             elif data:
-                if not out.status:
-                    await out.begin(answer.headers)
+                await _begin(one)
                 if not out.written:
                     one.metrics.took("first_byte_seconds", one.asked.route, time.perf_counter() - one.began)
                 guard.sent()
@@ -180,20 +195,11 @@ async def _stream(one: Exchange, guard: Guarding, answer: Answer) -> None:
                 beat.seen()
             if piece is None:
                 break
-    except Broken as broken:
-        if not out.status:
-            raise
-        guard.ended = "upstream failed" if broken.kind != "check_failed" else "check failed"
-        one.metrics.counts["upstream_failures", "in the stream"] += broken.kind != "check_failed"
-        await out.end(writer.write(Failed(str(broken), broken.status)) + writer.end())
-        return
     finally:
-        beat.stop()
         pieces.stop()
     if not guard.ended or kept:
         await guard.settle()
-    if not out.status:
-        await out.begin(answer.headers)
+    await _begin(one)
     await out.end(b"".join(kept) + writer.end())
 
 
@@ -244,28 +250,28 @@ def _write(writer: Writer, item: Item) -> bytes:
     return writer.write(item)
 
 
-async def _cut(one: Exchange, guard: Guarding) -> None:
-    """A bound was passed in the middle of a stream: it ends well-formed, if there is still somebody to read it."""
-    why, writer = one.watch.why, guard.writer
-    if not one.out.status or writer is None or why in ("", "gone", "client"):
-        return
-    told = f"the model's server went silent for {one.settings.limits.idle:g} seconds"
-    if why == "total":
-        told = f"the request took longer than {one.settings.limits.total:g} seconds"
-    one.watch.done()
-    await one.out.end(writer.write(Failed(told, 504)) + writer.end())
+def overdue(why: str, limits: Limits) -> Broken:
+    """What a client is told of the bound that its request passed (watchdog.py)."""
+    if why == "request":
+        return Broken(408, f"the request did not arrive within {limits.request:g} seconds", again=False)
+    if why == "first byte":
+        return Broken(504, f"the model's server did not answer within {limits.first_byte:g} seconds")
+    if why == "stream":
+        return Broken(504, f"the model's server went silent for {limits.idle:g} seconds")
+    return Broken(504, f"the request took longer than {limits.total:g} seconds")
 
 
 class _Beat:
-    """Heartbeats while nothing else is sent, by one timer that looks how long that has been."""
+    """Heartbeats from the moment that a request was read, while nothing else is sent, by one timer that looks how long
+    that has been. The first may begin the stream: from then on what breaks is told in it and not by a status."""
 
-    __slots__ = ("_answer", "_every", "_handle", "_last", "_loop", "_out", "_task", "_writer")
+    __slots__ = ("_every", "_handle", "_last", "_loop", "_one", "_task", "_writer")
 
-    def __init__(self, out: Out, writer: Writer, answer: Answer, every: float) -> None:
-        self._out, self._writer, self._answer, self._every = out, writer, answer, every
+    def __init__(self, one: Exchange, writer: Writer) -> None:
+        self._one, self._writer, self._every = one, writer, one.settings.heartbeat
         self._loop = asyncio.get_running_loop()
         self._last = self._loop.time()
-        self._handle = self._loop.call_later(every, self._look)
+        self._handle = self._loop.call_later(self._every, self._look)
         self._task: asyncio.Task[None] | None = None
 
     def seen(self) -> None:
@@ -282,6 +288,5 @@ class _Beat:
         self._handle = self._loop.call_later(self._last + self._every - now, self._look)
 
     async def _ping(self) -> None:
-        if not self._out.status:
-            await self._out.begin(self._answer.headers)
-        await self._out.ping(self._writer.ping())
+        await _begin(self._one)
+        await self._one.out.ping(self._writer.ping())

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from fairlead.guard.improve import Best
     from fairlead.guard.proxy.exchange import Exchange
     from fairlead.guard.release import Release
-    from fairlead.guard.wire.format import Writer
 
 Item: TypeAlias = Event | Noted | Stop
 
@@ -66,7 +65,6 @@ class Guarding:
         self.usage: dict[str, int] = {}
         self.written = self.coming = 0  # bytes of text that were sent, and that are about to be
         self.number: int | None = None  # of the entry in the audit log
-        self.writer: Writer | None = None  # of a stream that may have begun
         self.whole = 0  # alternatives that the server has ended
         self.ended = ""  # how it ended, where not as it should
         self.status = 0  # of the answer that follows where nothing was sent
@@ -275,7 +273,7 @@ class Guarding:
             one.asked.stream, told.principle if told else "", told.verdict if told else "",
             hashlib.sha256(one.raw).hexdigest(), tuple(ledger.verdicts), ledger.ranges, self.written,
             _some(tally.withheld), _some(tally.passed), tuple(ledger.shadow), self._used(),
-            status=status, ended=self.ended,
+            status=status, ended=self.ended, policy=book.policy,
         )  # fmt: skip
         # the release's verdicts and ranges have the fields that the log wants
         said: tuple[tuple[str, str], ...] = ()

@@ -7,6 +7,7 @@ streams what it releases of them. So a streamed reply begins when the model has 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -17,9 +18,10 @@ from fairlead.guard.proxy.settings import Limits
 from fairlead.guard.proxy.upstream import Answer, Broken
 from fairlead.guard.wire.errors import kind_of
 from fairlead.models import formats
-from fairlead.models.protocol import CapabilityError, Model
+from fairlead.models.protocol import CapabilityError, Model, Prompt, Reply, Sampling
 from fairlead.models.serve import Batcher
 from fairlead.models.toolong import TooLong
+from fairlead.models.wanted import Unwanted
 
 _STREAM = ("stream", "stream_options")
 
@@ -38,10 +40,16 @@ class Local:
         """The model's reply. `stream` changes nothing here: the guard streams it."""
         asked = {key: value for key, value in body.items() if key not in _STREAM}
         version = {"anthropic-version": head.version or "2023-06-01"}
-        answered = await asyncio.get_running_loop().run_in_executor(self._pool, self._answer, route, asked, version)
-        return Whole(answered)
+        left = threading.Event()
+        work = asyncio.get_running_loop().run_in_executor(self._pool, self._answer, route, asked, version, left)
+        try:
+            return Whole(await work)
+        finally:
+            left.set()  # the client is gone, or a bound was passed: a model that draws its tokens here stops
 
-    def _answer(self, route: str, body: dict[str, Any], headers: dict[str, str]) -> dict[str, Any]:
+    def _answer(
+        self, route: str, body: dict[str, Any], headers: dict[str, str], left: threading.Event
+    ) -> dict[str, Any]:
         if body.get("model", self.name) != self.name:
             told = f"there is no such model here; it is called {self.name!r}"
             raise Broken(404, told, again=False, kind="not_found")
@@ -49,7 +57,7 @@ class Local:
             told = "this model answers conversations; use /v1/chat/completions"
             raise Broken(400, told, again=False, kind="invalid_request")
         try:
-            answer = formats.ROUTES[route](self._batcher, body, headers)
+            answer = formats.ROUTES[route](_Asked(self._batcher, left), body, headers)
         except formats.HttpError as error:
             raise Broken(error.status, str(error), again=False, kind=kind_of(error.status)) from None
         except TooLong as error:
@@ -57,6 +65,8 @@ class Local:
             raise Broken(400, told, again=False, kind="invalid_request") from None
         except CapabilityError as error:
             raise Broken(400, str(error), again=False, kind="invalid_request") from None
+        except Unwanted:
+            raise Broken(502, "nobody waits for this reply", again=False) from None
         except FairleadError as error:
             raise Broken(502, f"the model did not answer ({type(error).__name__})") from None
         assert isinstance(answer, dict)
@@ -68,6 +78,17 @@ class Local:
     async def close(self) -> None:
         self._batcher.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+class _Asked:
+    """The model as the formats ask it for one request."""
+
+    def __init__(self, batcher: Batcher, left: threading.Event) -> None:
+        self.model, self.name, self.lock = batcher.model, batcher.name, batcher.lock
+        self._batcher, self._left = batcher, left
+
+    def ask(self, prompt: Prompt, sampling: Sampling) -> tuple[Reply, ...]:
+        return self._batcher.ask(prompt, sampling, lambda: not self._left.is_set())
 
 
 class Whole:

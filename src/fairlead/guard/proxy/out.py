@@ -28,6 +28,11 @@ class Out:
         self.status = self.written = 0
         self._sending = self._pinging = self._ending = False
 
+    @property
+    def ended(self) -> bool:
+        """Nothing more can be sent."""
+        return self._ending
+
     async def whole(self, status: int, body: bytes, more: Headers = (), *, retry: bool = True) -> None:
         """A whole answer. `retry` False tells the SDKs not to ask again."""
         headers = [_JSON, (b"content-length", b"%d" % len(body)), self._id, *more]

@@ -16,17 +16,18 @@ from fairlead.constitution.load import load
 from fairlead.constitution.schema import Constitution
 from fairlead.errors import InputError
 from fairlead.guard.asker import Asker
+from fairlead.guard.audit.entry import policy_digest
 from fairlead.guard.checks.personal import Presidio, open_presidio
 from fairlead.guard.compile import policies_from
-from fairlead.guard.plan import DEADLINES, BestOf, Followed, Plan, plan
+from fairlead.guard.plan import DEADLINES, BestOf, Followed, Plan, plan, required
 from fairlead.guard.policy import Policy
 from fairlead.guard.pool import Pool
 from fairlead.guard.proxy.checked import checked
 from fairlead.guard.proxy.guarding import everything_waits
 from fairlead.guard.proxy.purse import purse
 from fairlead.guard.proxy.settings import Settings, allowed, read_settings
-from fairlead.guard.proxy.tenants import ANYONE, Pace, Tenant, read_tenants, tenant_of
-from fairlead.guard.proxy.upstream import Upstream, open_server
+from fairlead.guard.proxy.tenants import ANYONE, Pace, Tenant, Tenants, read_tenants, tenant_of
+from fairlead.guard.proxy.upstream import Server, Upstream, open_server
 from fairlead.guard.revise import reviser
 from fairlead.guard.vendors import refuse_others, vendors
 from fairlead.guard.verdict_cache import VerdictCache
@@ -79,6 +80,7 @@ class Book:
     deadlines: Mapping[int, float] = field(default_factory=lambda: DEADLINES)  # by cost of a check
     on_error: Mapping[int, str] = field(default_factory=dict)  # by cost, where not what the principle says
     vendors: tuple[str, ...] = ()
+    policy: str = ""  # digest of what has to pass, by which exchanges name it in the log
 
     @property
     def policies(self) -> Mapping[str, Policy]:
@@ -124,7 +126,7 @@ class Keep:
     """What outlives a reload: connections, a model's weights, what was spent, how fast a tenant goes."""
 
     def __init__(self) -> None:
-        self.upstreams: dict[tuple[str, str | None], Upstream] = {}
+        self.upstreams: dict[tuple[str, str | None], Server] = {}
         self.budgets: dict[tuple[str, str], Budget] = {}
         self.critics: dict[tuple[str, str, str], Model] = {}
         self.rewards: dict[Path, Judge] = {}
@@ -135,25 +137,58 @@ class Keep:
         self.cache = VerdictCache()
 
 
-def read_setup(options: Options, keep: Keep, before: Setup | None = None) -> Setup:
-    """Read everything anew. Raises `InputError` or `MissingResource`, and changes nothing, where anything is wrong."""
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What the files said: constitutions with their bases, by the name they were asked for. It can be kept and sent to
+    another process, so that all workers go by the same, and one that is started anew by what was committed and not by
+    what the files say since. `classifier` is the sha256 that the classifier's folder has to have; "": whatever it has.
+    """
+
+    settings: Settings
+    tenants: Tenants | None
+    constitutions: Mapping[str, Constitution]
+    classifier: str = ""
+
+
+def read_inputs(options: Options) -> Inputs:
+    """Reads the files. Raises `InputError` or `MissingResource` where one is broken."""
     settings = settings_of(options)
+    read = None if options.tenants is None else read_tenants(options.tenants)
+    names = [options.constitution] if read is None else [t.constitution or options.constitution for t in read.tenants]
+    return Inputs(settings, read, {name: load(name) for name in dict.fromkeys(names)})
+
+
+def read_setup(
+    options: Options, keep: Keep, before: Setup | None = None, inputs: Inputs | None = None
+) -> Setup:  # fmt: skip
+    """Read everything anew, or make it of what was read. Raises `InputError` or `MissingResource`, and changes nothing,
+    where anything is wrong."""
+    inputs = inputs or read_inputs(options)
+    settings, read = inputs.settings, inputs.tenants
     if before is not None:
         _only_what_can_change(before.settings, settings)
-    read = None if options.tenants is None else read_tenants(options.tenants)
     books: dict[tuple[str, str], Book] = {}
+    for who in [who for who in keep.critics if is_remote(who[0])]:
+        del keep.critics[who]  # opened anew, with the key that is there now
 
     def account(name: str, digest: str, tenant: Tenant | None) -> Account:
         constitution = (tenant.constitution if tenant else None) or options.constitution
         budget = (tenant.budget if tenant else None) or settings.checks.spend
         probed = None if settings.checks.probe is None else _upstream(tenant, options, settings, keep)
         if (constitution, name if budget else "") not in books:
-            hosted = None if probed is None else getattr(probed, "model", None)
-            books[constitution, name if budget else ""] = _book(constitution, name, budget, settings, keep, hosted)
+            made_of, hosted = inputs.constitutions[constitution], getattr(probed, "model", None)
+            made_book = _book(made_of, name, budget, settings, keep, hosted)
+            made_book = replace(made_book, policy=policy_digest(required(made_book.plan)))
+            books[constitution, name if budget else ""] = made_book
         book, upstream = books[constitution, name if budget else ""], _upstream(tenant, options, settings, keep)
         if probed is not None and probed is not keep.local:
             raise InputError(f"{name}: the probe reads the model in this process, and {upstream.shown} answers here")
         refuse_others(book.vendors, book.constitution, constitution, urlsplit(upstream.shown).hostname or "")
+        if inputs.classifier and book.classifier != inputs.classifier:
+            raise InputError(
+                f"{settings.checks.model}: the classifier there has sha256 {book.classifier[:12]}…, and the one in use "
+                f"{inputs.classifier[:12]}…: put that one back, or reload to go by the new one"
+            )
         made = Account(name, digest, allowed(settings), book, upstream)
         if tenant is not None:
             made.most, made.retention_days = tenant.in_flight, tenant.retention_days
@@ -204,15 +239,19 @@ def _upstream(tenant: Tenant | None, options: Options, settings: Settings, keep:
                 raise InputError("there is nobody to answer: give --upstream URL or --model MODEL")
             keep.local = Local(open_model(options.model), settings.limits)
         return keep.local
-    if where not in keep.upstreams:
-        keep.upstreams[where] = open_server(*where, settings.limits)
+    # the key is read each time, since it may have been rotated
+    keep.upstreams[where] = open_server(*where, settings.limits, keep.upstreams.get(where))
     return keep.upstreams[where]
 
 
 def _book(
-    reference: str, name: str, budget: str | None, settings: Settings, keep: Keep, hosted: Model | None = None
+    constitution: Constitution,
+    name: str,
+    budget: str | None,
+    settings: Settings,
+    keep: Keep,
+    hosted: Model | None = None,
 ) -> Book:
-    constitution = load(reference)
     critic, kinds = _critic(name, budget, settings, keep), settings.checks
     reads = (kinds.presidio_model, *kinds.presidio)
     if kinds.presidio and reads not in keep.presidio:

@@ -61,27 +61,11 @@ class Upstream(Protocol):
 
 
 @dataclass
-class Server:
-    """A server by URL. Open it inside a running loop."""
+class Connections:
+    """The pool of one server. It outlives a change of the server's key."""
 
-    url: str
-    key: Secret | None
     limits: Limits
-    shown: str = field(init=False)
     _session: ClientSession | None = field(default=None, init=False)
-    _urls: dict[str, URL] = field(default_factory=dict, init=False)
-    _fixed: dict[str, CIMultiDict[str]] = field(default_factory=dict, init=False)
-
-    def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InputError(f"upstream {self.url!r} is no URL of a server; write https://api.openai.com")
-        if parts.username or parts.password:
-            raise InputError("upstream: the URL holds credentials; put the key into the environment")
-        if parts.query or parts.fragment:
-            raise InputError(f"upstream {self.url!r} has a query or a fragment; name the server alone")
-        self.shown = self.url
-        self._base = self.url.rstrip("/").removesuffix("/v1")
 
     def session(self) -> ClientSession:
         """The pool, made on first use, since it belongs to a loop."""
@@ -99,6 +83,35 @@ class Server:
             )
         return self._session
 
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+
+@dataclass
+class Server:
+    """A server by URL, with its key as it was when the setup was read. Ask it inside a running loop."""
+
+    url: str
+    key: Secret | None
+    limits: Limits
+    pool: Connections
+    shown: str = field(init=False)
+    _urls: dict[str, URL] = field(default_factory=dict, init=False)
+    _fixed: dict[str, CIMultiDict[str]] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise InputError(f"upstream {self.url!r} is no URL of a server; write https://api.openai.com")
+        if parts.username or parts.password:
+            raise InputError("upstream: the URL holds credentials; put the key into the environment")
+        if parts.query or parts.fragment:
+            raise InputError(f"upstream {self.url!r} has a query or a fragment; name the server alone")
+        self.shown = self.url
+        self._base = self.url.rstrip("/").removesuffix("/v1")
+
     async def ask(self, route: str, body: dict[str, Any], head: Head, *, stream: bool) -> Answer:
         """The server's 200 to a body; anything else is raised as `Broken`."""
         url = self._urls.get(route)
@@ -110,7 +123,11 @@ class Server:
     async def models(self, head: Head) -> dict[str, Any]:
         """What /v1/models says there."""
         response = await self._send("GET", URL(f"{self._base}/v1/models"), None, self._headers("/v1/models", head))
-        return await (await self._checked(response, JSON)).whole()
+        answer = await self._checked(response, JSON)
+        try:
+            return await answer.whole()
+        finally:
+            answer.close()
 
     def _headers(self, route: str, head: Head) -> CIMultiDict[str]:
         if head.trace or head.beta or head.version:
@@ -121,7 +138,7 @@ class Server:
 
     async def _send(self, method: str, url: URL, data: bytes | None, headers: CIMultiDict[str]) -> ClientResponse:
         try:
-            return await self.session().request(method, url, data=data, headers=headers, allow_redirects=False)
+            return await self.pool.session().request(method, url, data=data, headers=headers, allow_redirects=False)
         except aiohttp.ClientConnectorCertificateError:
             raise Broken(502, "the certificate of the model's server does not hold", again=False) from None
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, ssl.SSLError) as error:
@@ -148,9 +165,7 @@ class Server:
         return Body(response, self.limits, from_upstream(response.headers))
 
     async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        await self.pool.close()
 
 
 @dataclass(slots=True)
@@ -205,15 +220,19 @@ class Body:
             self.response.close()
 
 
-def open_server(url: str, key: str | None, limits: Limits) -> Server:
-    """A server with its key from the environment: `key` names the variable, or the host's usual one is taken."""
+def open_server(url: str, key: str | None, limits: Limits, before: Server | None = None) -> Server:
+    """A server with its key from the environment: `key` names the variable, or the host's usual one is taken. `before`
+    is the same server as it was: it stays where its key has not changed, and its connections stay in any case."""
     host = urlsplit(url).hostname or ""
     variable = key or _KEYS.get(host)
-    if variable is None:
-        return Server(url, None, limits)
-    secret = key_from(variable, url=url, optional=False, name=f"upstream {url}")
-    travels_safely(variable, url, f"upstream {url}")
-    return Server(url, secret, limits)
+    secret = None
+    if variable is not None:
+        secret = key_from(variable, url=url, optional=False, name=f"upstream {url}")
+        travels_safely(variable, url, f"upstream {url}")
+    if before is None:
+        return Server(url, secret, limits, Connections(limits))
+    old, new = (held.reveal() if held else "" for held in (before.key, secret))
+    return before if old == new else Server(url, secret, limits, before.pool)
 
 
 def _told(response: ClientResponse) -> Broken:

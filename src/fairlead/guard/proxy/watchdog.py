@@ -18,7 +18,7 @@ Why: TypeAlias = Literal["", "request", "first byte", "stream", "checks", "clien
 class Watchdog:
     """Watches over the task that made it, from now on. `why` says which bound was passed ("gone": the client left)."""
 
-    __slots__ = ("_bounds", "_end", "_handle", "_loop", "_since", "_task", "phase", "why")
+    __slots__ = ("_bounds", "_due", "_end", "_handle", "_loop", "_since", "_task", "phase", "why")
 
     def __init__(self, limits: Limits) -> None:
         task = asyncio.current_task()
@@ -29,15 +29,17 @@ class Watchdog:
         self.why: Why = ""
         self._since = self._loop.time()
         self._end = self._since + limits.total
-        self._handle: asyncio.TimerHandle | None = self._loop.call_later(limits.request, self._look)
+        self._due = min(self._since + limits.request, self._end)  # when the timer looks next: early, never late
+        self._handle: asyncio.TimerHandle | None = self._loop.call_at(self._due, self._look)
 
     def now(self, phase: Phase) -> None:
         """Something happened, and this is waited for next."""
-        shorter = self.phase == "first byte" and self._bound(phase) < self._bound(self.phase)
         self.phase, self._since = phase, self._loop.time()
-        if shorter and self._handle is not None:
+        due = self._since + self._bound(phase)
+        if due < self._due and self._handle is not None:
             self._handle.cancel()
-            self._handle = self._loop.call_later(self._bound(phase), self._look)
+            self._due = due
+            self._handle = self._loop.call_at(due, self._look)
 
     def _bound(self, phase: Phase) -> float:
         limits = self._bounds
@@ -57,7 +59,8 @@ class Watchdog:
         now = self._loop.time()
         due = min(self._since + self._bound(self.phase), self._end)
         if now < due:
-            self._handle = self._loop.call_later(due - now, self._look)
+            self._due = due
+            self._handle = self._loop.call_at(due, self._look)
             return
         self._handle = None
         self.stop("total" if now >= self._end else self.phase if self.phase != "done" else "total")

@@ -15,12 +15,12 @@ import uvicorn
 from fairlead.errors import FairleadError
 from fairlead.guard.audit import AuditLog, open_log
 from fairlead.guard.audit import Options as AuditOptions
-from fairlead.guard.plan import WIRE, Plan
+from fairlead.guard.plan import required
 from fairlead.guard.proxy.app import App
 from fairlead.guard.proxy.metrics import with_tally
 from fairlead.guard.proxy.protocol import bounded
 from fairlead.guard.proxy.settings import Limits
-from fairlead.guard.proxy.setup import Keep, Options, Setup, read_setup
+from fairlead.guard.proxy.setup import Inputs, Keep, Options, Setup, read_setup
 from fairlead.guard.proxy.startup import told
 from fairlead.guard.proxy.tracing import find_tracer
 
@@ -44,12 +44,12 @@ def http_server(app: Any, limits: Limits) -> Quiet:
 
 
 class Worker:
-    """Reads its setup when it is made; raises what is wrong with it."""
+    """Reads its setup when it is made, or goes by what another has read; raises what is wrong with it."""
 
-    def __init__(self, options: Options, number: int = 0) -> None:
+    def __init__(self, options: Options, number: int = 0, inputs: Inputs | None = None) -> None:
         self.options, self.number = options, number
         self.keep = Keep()
-        setup = read_setup(options, self.keep)
+        setup = read_setup(options, self.keep, inputs=inputs)
         self.log = _open_log(setup)
         self.app = App(setup, log=self.log, tracer=find_tracer())
         self._note_policy()
@@ -76,8 +76,9 @@ class Worker:
         if self.server is not None:
             self.server.should_exit = True
 
-    async def command(self, name: str) -> dict[str, Any]:
-        """metrics, status, heads, and a reload in two steps: prepare, then commit or drop."""
+    async def command(self, name: str, inputs: Inputs | None = None) -> dict[str, Any]:
+        """metrics, status, heads, and a reload in two steps: prepare, then commit or drop. `inputs` are what to prepare
+        where another has read the files."""
         match name:
             case "metrics":
                 self.app.metrics.gauges["in_flight"] = float(self.app.in_flight)
@@ -85,9 +86,9 @@ class Worker:
                     self.app.metrics.gauges["audit_waiting"] = float(self.log.health().waiting)
                 return with_tally(self.app.metrics.snapshot(), self.app.tally)
             case "status":
-                up = self.server is not None and self.server.started and not self.app.draining
-                full = self.app.in_flight >= self.app.limits.in_flight
-                return {**self._known(), "ready": up and not full, "in_flight": self.app.in_flight}
+                up = self.server is not None and self.server.started
+                busy = self.app.busy() if up else ["starting"]
+                return {**self._known(), "ready": not busy, "busy": busy, "in_flight": self.app.in_flight}
             case "heads":
                 return {"heads": [] if self.log is None else [self._head()]}
             case "shadow":
@@ -95,11 +96,20 @@ class Worker:
             case "prepare":
                 try:
                     # read in a thread: files, and perhaps a classifier's weights
-                    self._next = await asyncio.to_thread(read_setup, self.options, self.keep, self.app.setup)
+                    self._next = await asyncio.to_thread(read_setup, self.options, self.keep, self.app.setup, inputs)
                 except FairleadError as error:
                     self.app.metrics.counts["reloads", "refused"] += 1
                     return {"error": str(error)}
+                return {**self._known(), "classifier": self._next.all()[0].book.classifier}
+            case "refused":
+                self.app.metrics.counts["reloads", "refused"] += 1
                 return self._known()
+            case "hello":
+                setup = self.app.setup
+                return {
+                    **self._known(), "classifier": setup.all()[0].book.classifier, "told": told(setup),
+                    "upstream": setup.all()[0].upstream.shown,
+                }  # fmt: skip
             case "commit":
                 if self._next is not None:
                     self.app.setup, self._next = self._next, None
@@ -143,14 +153,3 @@ def _open_log(setup: Setup) -> AuditLog | None:
         heads_url=audit.heads_url or "", keep_s=kept,
     )  # fmt: skip
     return open_log(audit.file, options=options)
-
-
-def required(plan: Plan) -> dict[str, list[str]]:
-    """By place of the wire, the names of the checks that look there and that nothing passes without."""
-    found: dict[str, list[str]] = {}
-    for one in plan.followed:
-        if not one.policy.shadow and not one.asleep:
-            for at in one.policy.at:
-                for place in WIRE.get(at, ()):
-                    found.setdefault(place, []).append(one.name)
-    return found

@@ -221,7 +221,10 @@ def _names_in(tool: Any) -> list[str]:
     if not isinstance(tool, dict):
         return []
     inner = tool.get("tools")
-    found = [tool.get("name"), *(one.get("name") for one in (inner if isinstance(inner, list) else ()) if isinstance(one, dict))]
+    found = [
+        tool.get("name"),
+        *(one.get("name") for one in (inner if isinstance(inner, list) else ()) if isinstance(one, dict)),
+    ]
     return [name for name in found if isinstance(name, str)]
 
 
