@@ -41,7 +41,7 @@ from fairlead.models.render import render_prompt
 
 log = logging.getLogger(__name__)
 
-REPLIES, GREEDY, OTHER = range(3)  # what is drawn, each from random numbers of its own
+REPLIES, GREEDY, OTHER, CLOSING = range(4)  # what is drawn, each from random numbers of its own
 ROUND = 1_000_003  # added to a step's number for each round of other prompts in it, for random numbers of their own
 
 
@@ -163,6 +163,15 @@ class Source:
         }
         return made.with_more(told | ({"resampled_rounds": float(rounds)} if config.resample else {}))
 
+    def closing(self) -> Experience:
+        """Replies of the weights as they are now, to the prompts that would come next; nobody judges them."""
+        start = int(self.updates.extra.get("taken", 0.0))
+        asked, version = self._next(self.config.prompts_per_step, start), self._refresh()
+        groups = self.sampler.draw(self._mine(asked), self._how(self.steps, CLOSING))
+        silent = [[[math.nan] * len(self._objectives) for _ in group] for group in groups]
+        groups, raw, _ = _of_all(Batch(groups, silent, [], [], {}, 0.0), len(asked))
+        return self._experience(asked, groups, [one for table in raw for one in table], self._rows(asked), version, start)
+
     # ------------------------------------------------------------------------------------ prompts and weights
 
     def _next(self, count: int, start: int) -> list[Asked]:
@@ -239,13 +248,8 @@ class Source:
 
     def _together(self, number: int, asked: Sequence[Asked], batch: Batch, version: int, taken: int) -> Experience:
         """The whole step, out of what every process drew of it."""
-        batches = (
-            [batch] if parallel.world().size == 1 else [_unpacked(text) for text in parallel.texts(_packed(batch))]
-        )
-        size = len(batches)
-        groups = [batches[i % size].groups[i // size] for i in range(len(asked))]
-        raw = [batches[i % size].raw[i // size] for i in range(len(asked))]
-        rows = [place_of(self.config.seed, len(self.asked.trees), one.key) for one in asked]
+        groups, raw, batches = _of_all(batch, len(asked))
+        size, rows = len(batches), self._rows(asked)
         step = self._experience(asked, groups, [values for table in raw for values in table], rows, version, taken)
         if self.config.advantage == "remax":
             greedy = [batches[i % size].greedy[i // size] for i in range(len(asked))]
@@ -269,6 +273,9 @@ class Source:
     ) -> Experience:
         raw_RK = torch.tensor(raw, dtype=torch.float64).view(-1, len(self._objectives))
         return replace(experience_of(asked, groups, raw_RK, version=version, taken=taken), rows=tuple(rows))
+
+    def _rows(self, asked: Sequence[Asked]) -> list[int]:
+        return [place_of(self.config.seed, len(self.asked.trees), one.key) for one in asked]
 
     def _resampled(self, step: int, made: Experience, rounds: int, version: int) -> Experience | None:
         """Groups with nothing to say replaced by those of the next prompts that have; None where all speak."""
@@ -311,6 +318,14 @@ def _replaced(made: Experience, fresh: Experience, places: dict[int, int]) -> Ex
         ended_R=torch.cat([step.ended_R[replies] for step, _, (replies, _) in both]),
         taken=fresh.taken,
     )
+
+
+def _of_all(batch: Batch, count: int) -> tuple[list[list[Drawn]], list[list[list[float]]], list[Batch]]:
+    """Replies and scores of the `count` prompts that were shared out, in order; and what each process has of them."""
+    batches = [batch] if parallel.world().size == 1 else [_unpacked(text) for text in parallel.texts(_packed(batch))]
+    size = len(batches)
+    groups = [batches[i % size].groups[i // size] for i in range(count)]
+    return groups, [batches[i % size].raw[i // size] for i in range(count)], batches
 
 
 def place_of(seed: int, rows: int, place: int) -> int:
