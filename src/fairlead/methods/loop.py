@@ -193,6 +193,7 @@ class Updates:
     extra     what else a method carries from step to step (a running mean, say), as numbers: each process's own are
               saved and restored with the weights
     tensors   the same, as tensors that are equal on all processes
+    good      weights to go back to, by the parameter's name; of split ones this process's part
     told      what the next record says of its step; taken by it
     """
 
@@ -209,6 +210,7 @@ class Updates:
         self.records: list[StepRecord] = []
         self.extra: dict[str, float] = {}
         self.tensors: dict[str, torch.Tensor] = {}
+        self.good: dict[str, torch.Tensor] = {}
         self.told: dict[str, float] = {}
         self.key = ""  # names this run's files; set by resume.resumable
         self.on_update: Callable[[], None] | None = None  # what a method moves along with the weights, before the save
@@ -269,6 +271,28 @@ class Updates:
             self._sums[name] = self._sums.get(name, 0.0) + amount * batch.weight
         if batch.last:
             self._update(batch)
+
+    def remember(self) -> None:
+        """Keep the weights as they are now, to go back to: a copy on the CPU."""
+        for name, parameter in self.parameters.items():
+            now = parallel.local(parameter).detach()
+            if name in self.good:
+                self.good[name].copy_(now)
+            else:
+                self.good[name] = now.cpu().clone()
+
+    def put_back(self) -> bool:
+        """Go back to the weights that `remember` kept; False where there are none."""
+        if self.good.keys() != self.parameters.keys():
+            return False
+        if self.split:
+            from fairlead.engine import sharded
+
+            sharded.settle(self.module)  # what a pass has gathered is of the weights before
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parallel.local(parameter).copy_(self.good[name])
+        return True
 
     def _update(self, batch: Batch) -> None:
         if self.world.size > 1:

@@ -234,8 +234,8 @@ class Loop:
         )
         if found.verdict:
             return self._gone_back(found.verdict)
-        if found.good and not updates.split:
-            self.learner.remember(updates.tensors)
+        if found.good:
+            updates.remember()
             updates.extra["good"] = float(updates.done)
         return ""
 
@@ -245,7 +245,7 @@ class Loop:
         return self._gone_back(f"{found.verdict}, after the last step") if found.verdict else ""
 
     def _gone_back(self, verdict: str) -> str:
-        if not self.learner.put_back(self.updates.tensors):
+        if not self.updates.put_back():
             return f"{verdict}. There are no good weights to go back to: these are as they were then"
         good = int(self.updates.extra.get("good", 0.0))
         return f"{verdict}. The weights are those after {good} optimiser steps, the last good ones"
