@@ -26,6 +26,22 @@ def run(model: Tiny, **more: Any) -> Reinforced:
     return train_policy(model, prompts(), objectives(), config)
 
 
+@pytest.mark.parametrize(("passes", "burst"), [(1, 1.3), (2, 2.5)])
+def test_the_last_good_weights_are_those_of_a_run_that_ends_there(model: Tiny, passes: int, burst: float) -> None:
+    """The KL grows from step to step: what is put back is neither the start nor what came after."""
+    free = run(model, passes=passes, kl_burst=1e3)
+    told = [record.told["kl_token"] for record in free.steps]
+    bad = next(step for step, kl in enumerate(told) if kl > burst)
+    assert bad >= 3, "there is a first and a last good step, and they are not the same"
+    made = run(model, passes=passes, kl_burst=burst)
+    assert made.stopped.startswith("KL burst") and len(made.records) == bad * passes
+    good = (bad - 1) * passes
+    assert f"those after {good} optimiser steps" in made.stopped
+    shorter = run(model, passes=passes, steps=bad - 1, kl_burst=1e3)
+    assert len(shorter.records) == good
+    assert torch.equal(weights(made.model), weights(shorter.model))
+
+
 def test_what_the_last_update_broke_is_seen_and_put_back(model: Tiny) -> None:
     made = run(model, steps=1, lr=0.3, kl_burst=0.5)
     assert made.stopped.startswith("KL burst") and "after the last step" in made.stopped
