@@ -34,7 +34,7 @@ from fairlead.methods.experience import Experience, experience_of
 from fairlead.methods.learner import Learner, Reference, whole_policy
 from fairlead.methods.loop import TrainingStopped, Updates
 from fairlead.methods.policy_terms import rewards_of_step
-from fairlead.methods.rewards import Objective, at_step, score
+from fairlead.methods.rewards import Objective, at_step, score, spared
 from fairlead.methods.rollouts import Asked, Drawing, Drawn, LocalSampler, MixtureSampler, Sampler, exchange_of
 from fairlead.methods.rows import Rows, Trainable
 from fairlead.models.render import render_prompt
@@ -170,7 +170,9 @@ class Source:
         groups = self.sampler.draw(self._mine(asked), self._how(self.steps, CLOSING))
         silent = [[[math.nan] * len(self._objectives) for _ in group] for group in groups]
         groups, raw, _ = _of_all(Batch(groups, silent, [], [], {}, 0.0), len(asked))
-        return self._experience(asked, groups, [one for table in raw for one in table], self._rows(asked), version, start)
+        return self._experience(
+            asked, groups, [one for table in raw for one in table], self._rows(asked), version, start
+        )
 
     # ------------------------------------------------------------------------------------ prompts and weights
 
@@ -239,7 +241,8 @@ class Source:
         rewards = [(k, one) for k, one in enumerate(objectives) if one.role == "reward" and one.weight]
         if len(rewards) == 1 and isinstance(judge := rewards[0][1].judge, Comparer):
             pairs = list(zip(flat[::2], flat[1::2], strict=True))
-            return [math.nan if p is None else p for p in judge.compare(pairs)]
+            found, _ = spared(judge.compare, pairs, rewards[0][1].column)
+            return [math.nan if p is None else p for p in found]
         total = sum(one.weight * raw_RK[:, k] for k, one in rewards)
         assert isinstance(total, torch.Tensor)
         return [math.nan if math.isnan(gap) else sigmoid(gap) for gap in (total[::2] - total[1::2]).tolist()]
