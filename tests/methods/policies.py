@@ -94,3 +94,31 @@ def on_several(name: str, folder: str, shard: bool, stop_after: int = 0) -> dict
         "asked": asked,
         "processes": parallel.world().size,
     }
+
+
+def collapsing(folder: str, shard: bool, stop_after: int = 0) -> dict[str, Any]:
+    """A run on several whose KL grows until it stops; dies hard after a step where asked to."""
+    import os
+    import signal
+    from pathlib import Path
+
+    from tests.methods.trainable import tiny_model
+
+    from fairlead.engine.checkpoint import weights_hash
+    from fairlead.methods.loop import Run, StepRecord
+    from fairlead.methods.policy import train_policy
+
+    def progress(record: StepRecord) -> None:
+        if record.step + 1 == stop_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    config = settings("grpo", steps=8, lr=0.01, kl=0.0, kl_burst=1.3, shard=shard)
+    run = Run(checkpoint=Path(folder) / "unfinished", every=1, progress=progress)
+    made = train_policy(tiny_model(), prompts(), objectives(), config, run)
+    module: Any = made.model.module  # type: ignore[attr-defined]
+    return {
+        "hash": weights_hash(module),
+        "norms": [float(p.detach().norm()) for p in module.parameters()],
+        "stopped": made.stopped,
+        "closing": dict(made.closing),
+    }

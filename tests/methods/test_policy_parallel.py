@@ -36,3 +36,23 @@ def test_a_kill_of_two_processes_is_survived_to_the_bit(tmp_path: Path) -> None:
     went_on, _ = ranks.run(policies.on_several, 2, tmp_path / "c", "grpo", str(tmp_path / "killed"), False)
     assert went_on["hash"] == whole["hash"]
     assert len(went_on["asked"]) < len(whole["asked"])
+
+
+@pytest.mark.parametrize("shard", [False, True])
+def test_two_processes_go_back_to_the_last_good_weights_too(tmp_path: Path, shard: bool) -> None:
+    one = policies.collapsing(str(tmp_path / "one"), shard=False)
+    first, second = ranks.run(policies.collapsing, 2, tmp_path, str(tmp_path / "two"), shard)
+    assert first == second
+    assert "those after 3 optimiser steps, the last good ones" in one["stopped"]
+    assert first["stopped"] == one["stopped"]
+    assert first["norms"] == pytest.approx(one["norms"], rel=1e-9)
+    assert first["closing"] == pytest.approx(one["closing"], rel=1e-6)
+
+
+def test_the_good_parts_of_split_weights_are_kept_over_a_kill(tmp_path: Path) -> None:
+    whole, _ = ranks.run(policies.collapsing, 2, tmp_path / "a", str(tmp_path / "whole"), True)
+    with pytest.raises(Exception, match=r"(?s).*"):
+        ranks.run(policies.collapsing, 2, tmp_path / "b", str(tmp_path / "killed"), True, 4)  # the last before the stop
+    assert list((tmp_path / "killed").glob("unfinished/training-*/step-*"))
+    went_on, _ = ranks.run(policies.collapsing, 2, tmp_path / "c", str(tmp_path / "killed"), True)
+    assert went_on == whole

@@ -291,8 +291,8 @@ def _moved(found: Mapping[str, Any]) -> str:
     for one in found["rewards"] if several else ():
         column = f"{one['role']}.{one['name']}"
         parts.append(f"{one['name']} {first[column]:.3g} to {last[column]:.3g}")
-    if "kl" in last:
-        parts.append(f"KL to the reference {nats(last['kl'])} nats per reply")
+    if found["closing"]:
+        parts.append(f"KL to the reference {nats(found['closing']['kl'])} nats per reply")
     parts.append(f"replies of {first['length']:.0f} tokens, then {last['length']:.0f}")
     return "; ".join(parts)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -46,14 +46,18 @@ class Training(BaseModel):
     weight_decay       AdamW's, on matrices alone
     betas              AdamW's: how slowly the means of the gradient and of its square move
     grad_clip          largest norm of a step's gradient; None for none
-    spike              stop, with the batch saved, where a step's gradient is this many times as long as the median of
-                       the last 50 steps' (from the 20th on); None for never. What is no number always stops
+    spike              stop, with the batch saved, where a step's gradient is this many times as long as usual: the
+                       median of the last 50 steps' or of the first 20, whichever is more (from the 20th on); None for
+                       never. What is no number always stops
+    loss_spike         the same where a step's loss (of at least 4 rows) is this many times the first step's, and from
+                       the 20th on this many times the median of the last 50; None for never
     lora               train adapters and keep the weights; None trains all weights
     shard              under torchrun: split weights, gradients and optimiser state over the processes (FSDP2) instead
                        of keeping all on each. It changes memory and speed, never the result (beyond rounding)
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    loss_is_progress: ClassVar[bool] = True  # it falls as the model learns, so a rise is an alarm
 
     epochs: Positive | None = None
     steps: Annotated[int, Field(ge=1)] | None = None
@@ -66,7 +70,8 @@ class Training(BaseModel):
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.99)
     grad_clip: Positive | None = 1.0
-    spike: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = None
+    spike: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = 100.0
+    loss_spike: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = 10.0
     shard: bool = False
     seed: int = 0
     too_long: Literal["refuse", "skip", "cut"] = "refuse"

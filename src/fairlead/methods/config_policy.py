@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -90,10 +90,14 @@ class PolicyConfig(Training):
     cost_highest       the highest that it may be
 
     asynchronous       the next step's replies are drawn while this one is learnt from, by weights one step older
+    spike              as in `Training`, but None: a group with nothing to say has no gradient, so that none is usual
+    loss_spike         None: a policy's loss is around 0 however well it does. These two say how it does:
     kl_burst           stop where the KL exceeds this many nats per drawn token (mean of the step)
     reward_cliff       stop where the mean reward falls more than this many standard deviations of the last 16 steps'
                        means below their mean, for 3 steps; None for never
     """
+
+    loss_is_progress: ClassVar[bool] = False
 
     prompts_per_step: Count = 8
     replies: Count = 8
@@ -164,6 +168,8 @@ class PolicyConfig(Training):
     lr: Positive = 1e-6
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
     schedule: Literal["linear", "cosine", "constant"] = "constant"
+    spike: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = None
+    loss_spike: None = None
 
     @property
     def updates(self) -> int:

@@ -13,21 +13,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fairlead.engine.logprobs import score
+from fairlead.methods.anomalies import WINDOW, Alarm
 from fairlead.methods.loop import StepRecord
 from fairlead.methods.rows import Rows, Trainable
 
-WINDOW = 8  # steps that an alarm averages over
 PROBED = 128  # pairs on which a method without a reference is compared with the model that came in
-
-
-@dataclass(frozen=True, slots=True)
-class Alarm:
-    """Something a run should not have done, by name: what was seen, when first, and what to do."""
-
-    name: str
-    step: int
-    value: float
-    message: str
 
 
 @dataclass(frozen=True, slots=True)

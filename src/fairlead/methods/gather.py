@@ -34,14 +34,14 @@ from fairlead.methods.experience import Experience, experience_of
 from fairlead.methods.learner import Learner, Reference, whole_policy
 from fairlead.methods.loop import TrainingStopped, Updates
 from fairlead.methods.policy_terms import rewards_of_step
-from fairlead.methods.rewards import Objective, at_step, score
+from fairlead.methods.rewards import Objective, at_step, score, spared
 from fairlead.methods.rollouts import Asked, Drawing, Drawn, LocalSampler, MixtureSampler, Sampler, exchange_of
 from fairlead.methods.rows import Rows, Trainable
 from fairlead.models.render import render_prompt
 
 log = logging.getLogger(__name__)
 
-REPLIES, GREEDY, OTHER = range(3)  # what is drawn, each from random numbers of its own
+REPLIES, GREEDY, OTHER, CLOSING = range(4)  # what is drawn, each from random numbers of its own
 ROUND = 1_000_003  # added to a step's number for each round of other prompts in it, for random numbers of their own
 
 
@@ -163,6 +163,17 @@ class Source:
         }
         return made.with_more(told | ({"resampled_rounds": float(rounds)} if config.resample else {}))
 
+    def closing(self) -> Experience:
+        """Replies of the weights as they are now, to the prompts that would come next; nobody judges them."""
+        start = int(self.updates.extra.get("taken", 0.0))
+        asked, version = self._next(self.config.prompts_per_step, start), self._refresh()
+        groups = self.sampler.draw(self._mine(asked), self._how(self.steps, CLOSING))
+        silent = [[[math.nan] * len(self._objectives) for _ in group] for group in groups]
+        groups, raw, _ = _of_all(Batch(groups, silent, [], [], {}, 0.0), len(asked))
+        return self._experience(
+            asked, groups, [one for table in raw for one in table], self._rows(asked), version, start
+        )
+
     # ------------------------------------------------------------------------------------ prompts and weights
 
     def _next(self, count: int, start: int) -> list[Asked]:
@@ -230,7 +241,8 @@ class Source:
         rewards = [(k, one) for k, one in enumerate(objectives) if one.role == "reward" and one.weight]
         if len(rewards) == 1 and isinstance(judge := rewards[0][1].judge, Comparer):
             pairs = list(zip(flat[::2], flat[1::2], strict=True))
-            return [math.nan if p is None else p for p in judge.compare(pairs)]
+            found, _ = spared(judge.compare, pairs, rewards[0][1].column)
+            return [math.nan if p is None else p for p in found]
         total = sum(one.weight * raw_RK[:, k] for k, one in rewards)
         assert isinstance(total, torch.Tensor)
         return [math.nan if math.isnan(gap) else sigmoid(gap) for gap in (total[::2] - total[1::2]).tolist()]
@@ -239,13 +251,8 @@ class Source:
 
     def _together(self, number: int, asked: Sequence[Asked], batch: Batch, version: int, taken: int) -> Experience:
         """The whole step, out of what every process drew of it."""
-        batches = (
-            [batch] if parallel.world().size == 1 else [_unpacked(text) for text in parallel.texts(_packed(batch))]
-        )
-        size = len(batches)
-        groups = [batches[i % size].groups[i // size] for i in range(len(asked))]
-        raw = [batches[i % size].raw[i // size] for i in range(len(asked))]
-        rows = [place_of(self.config.seed, len(self.asked.trees), one.key) for one in asked]
+        groups, raw, batches = _of_all(batch, len(asked))
+        size, rows = len(batches), self._rows(asked)
         step = self._experience(asked, groups, [values for table in raw for values in table], rows, version, taken)
         if self.config.advantage == "remax":
             greedy = [batches[i % size].greedy[i // size] for i in range(len(asked))]
@@ -269,6 +276,9 @@ class Source:
     ) -> Experience:
         raw_RK = torch.tensor(raw, dtype=torch.float64).view(-1, len(self._objectives))
         return replace(experience_of(asked, groups, raw_RK, version=version, taken=taken), rows=tuple(rows))
+
+    def _rows(self, asked: Sequence[Asked]) -> list[int]:
+        return [place_of(self.config.seed, len(self.asked.trees), one.key) for one in asked]
 
     def _resampled(self, step: int, made: Experience, rounds: int, version: int) -> Experience | None:
         """Groups with nothing to say replaced by those of the next prompts that have; None where all speak."""
@@ -311,6 +321,14 @@ def _replaced(made: Experience, fresh: Experience, places: dict[int, int]) -> Ex
         ended_R=torch.cat([step.ended_R[replies] for step, _, (replies, _) in both]),
         taken=fresh.taken,
     )
+
+
+def _of_all(batch: Batch, count: int) -> tuple[list[list[Drawn]], list[list[list[float]]], list[Batch]]:
+    """Replies and scores of the `count` prompts that were shared out, in order; and what each process has of them."""
+    batches = [batch] if parallel.world().size == 1 else [_unpacked(text) for text in parallel.texts(_packed(batch))]
+    size = len(batches)
+    groups = [batches[i % size].groups[i // size] for i in range(count)]
+    return groups, [batches[i % size].raw[i // size] for i in range(count)], batches
 
 
 def place_of(seed: int, rows: int, place: int) -> int:

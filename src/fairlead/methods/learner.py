@@ -47,27 +47,6 @@ class Learner(nn.Module):
         hidden_ND = hidden_states(self.critic.model, batch, rows=batch.source_N)
         return torch.stack([head(hidden_ND) for head in self.critic.heads], 1)
 
-    def remember(self, tensors: dict[str, Tensor]) -> None:
-        """Keep the weights as they are now, as `good.NAME`."""
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                place = tensors.get(f"good.{name}")
-                if place is None:
-                    tensors[f"good.{name}"] = parameter.detach().cpu().clone()
-                else:
-                    place.copy_(parameter.detach())
-
-    def put_back(self, tensors: dict[str, Tensor]) -> bool:
-        """The weights that `remember` kept, where there are some."""
-        kept = [(p, tensors.get(f"good.{name}")) for name, p in self.named_parameters() if p.requires_grad]
-        if any(value is None for _, value in kept):
-            return False
-        with torch.no_grad():
-            for parameter, value in kept:
-                assert value is not None
-                parameter.copy_(value)
-        return True
-
 
 def new_learner(model: Trainable, config: PolicyConfig, start: RewardModel | None) -> Learner:
     """A copy of the model to train, and a critic where the advantage asks for one.

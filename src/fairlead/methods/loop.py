@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 import torch
@@ -29,13 +28,12 @@ from fairlead.engine import parallel
 from fairlead.engine.checkpoint import atomic_write
 from fairlead.engine.layout import Tree
 from fairlead.errors import InputError
+from fairlead.methods.anomalies import Alarm, gradient_spike, loss_rising, loss_spike
 from fairlead.methods.config import Training
 from fairlead.methods.loggers import Logger
 from fairlead.methods.rows import Rows, scored_tokens
 
 log = logging.getLogger(__name__)
-
-CALM = 20  # steps before a gradient can be called unusual
 
 
 class TrainingStopped(InputError):
@@ -193,6 +191,7 @@ class Updates:
     extra     what else a method carries from step to step (a running mean, say), as numbers: each process's own are
               saved and restored with the weights
     tensors   the same, as tensors that are equal on all processes
+    good      weights to go back to, by the parameter's name; of split ones this process's part
     told      what the next record says of its step; taken by it
     """
 
@@ -209,8 +208,11 @@ class Updates:
         self.records: list[StepRecord] = []
         self.extra: dict[str, float] = {}
         self.tensors: dict[str, torch.Tensor] = {}
+        self.good: dict[str, torch.Tensor] = {}
         self.told: dict[str, float] = {}
         self.key = ""  # names this run's files; set by resume.resumable
+        self.watch: Callable[[Sequence[StepRecord]], Sequence[Alarm]] | None = None  # a method's own alarms so far
+        self._alarmed: set[str] = set()
         self.on_update: Callable[[], None] | None = None  # what a method moves along with the weights, before the save
         self.after_step: Callable[[], None] | None = None
         self.settled = True  # False while a step is under way
@@ -270,6 +272,28 @@ class Updates:
         if batch.last:
             self._update(batch)
 
+    def remember(self) -> None:
+        """Keep the weights as they are now, to go back to: a copy on the CPU."""
+        for name, parameter in self.parameters.items():
+            now = parallel.local(parameter).detach()
+            if name in self.good:
+                self.good[name].copy_(now)
+            else:
+                self.good[name] = now.cpu().clone()
+
+    def put_back(self) -> bool:
+        """Go back to the weights that `remember` kept; False where there are none."""
+        if self.good.keys() != self.parameters.keys():
+            return False
+        if self.split:
+            from fairlead.engine import sharded
+
+            sharded.settle(self.module)  # what a pass has gathered is of the weights before
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parallel.local(parameter).copy_(self.good[name])
+        return True
+
     def _update(self, batch: Batch) -> None:
         if self.world.size > 1:
             self._add_up(batch)
@@ -277,13 +301,10 @@ class Updates:
         norm = math.hypot(*(parallel.clip_gradients(members, limit) for _, members in self.parts))
         if not math.isfinite(norm):
             raise self._stopped(f"the gradient's norm is {norm}", batch.step, batch.members)
-        if self.config.spike is not None and self.done >= CALM:
-            usual = median(record.grad_norm for record in self.records[-50:])
-            if norm > self.config.spike * usual:
-                raise self._stopped(
-                    f"the gradient's norm is {norm:.3g}, {norm / max(usual, 1e-30):.3g} times the usual {usual:.3g} "
-                    f"(spike: {self.config.spike:g})", batch.step, batch.members
-                )  # fmt: skip
+        losses, norms = [record.loss for record in self.records], [record.grad_norm for record in self.records]
+        spike = gradient_spike(norm, norms, self.config.spike)
+        if spike := spike or loss_spike(self._loss, batch.step_rows, losses, self.config.loss_spike):
+            raise self._stopped(spike, batch.step, batch.members)
         lr = learning_rate(self.config, batch.step, batch.steps)
         self.settled = False
         for group in self.optimiser.param_groups:
@@ -298,6 +319,7 @@ class Updates:
         self.records.append(record)
         if self.on_update is not None:
             self.on_update()
+        self._watch()
         self.settled = True
         self._start()
         # Saved first, told after: whoever stops the run from its progress callback loses nothing.
@@ -308,6 +330,14 @@ class Updates:
                 logger.log(record.step + 1, record.metrics())
             if self.run.progress is not None:
                 self.run.progress(record)
+
+    def _watch(self) -> None:
+        """Say each alarm once, at the step that first shows it; what the method returns says how it went on."""
+        found = loss_rising(self.records) if self.config.loss_is_progress else ()
+        for alarm in (*found, *(self.watch(self.records) if self.watch is not None else ())):
+            if alarm.name not in self._alarmed and self.world.rank == 0:
+                log.warning("step %d of %d: %s: %s", alarm.step, self.records[-1].steps, alarm.name, alarm.message)
+            self._alarmed.add(alarm.name)
 
     def _add_up(self, batch: Batch) -> None:
         """Over the processes: the loss, the sums, the gradients. Stops all where one met a loss that is no number."""

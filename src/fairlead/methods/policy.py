@@ -18,8 +18,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -63,6 +63,8 @@ class Reinforced:
 
     stopped   why it ended early, with the weights of the last step that nothing was wrong with; "" where it did not
     missing   scores that were missing, by objective
+    closing   of the weights as they are at the end, on replies that they drew and nobody judged: `kl` per reply with
+              its standard error `kl_error`, `kl_token` per token, nats; `replies`. Empty where no KL is measured
     """
 
     model: Trainable
@@ -71,6 +73,7 @@ class Reinforced:
     stopped: str
     missing: dict[str, int]
     adapter: Adapter | None = None
+    closing: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def steps(self) -> list[StepRecord]:
@@ -144,6 +147,10 @@ def train_policy(
                 if config.asynchronous and step + 1 < steps and not journal.holds(step + 1):
                     source.ahead(step + 1)
                 loop.learn(experience, step)
+            # No step is left to tell what the last one's updates made of the weights, nor of those that were put back.
+            closing = loop.closing(source)
+            if not stopped and (stopped := loop.unhealthy_at_last(closing)):
+                closing = loop.closing(source)
     missing = {
         one.column: int(sum(r.told.get(f"missing.{one.column}", 0.0) for r in updates.records)) for one in objectives
     }
@@ -154,6 +161,7 @@ def train_policy(
         stopped=stopped,
         missing=missing,
         adapter=adapter_of(learner.policy, model),
+        closing=closing,
     )
 
 
@@ -225,14 +233,31 @@ class Loop:
             cliff=config.reward_cliff,
         )
         if found.verdict:
-            if not self.learner.put_back(updates.tensors):
-                return f"{found.verdict}. There are no good weights to go back to: these are as they were then"
-            good = int(updates.extra.get("good", 0.0))
-            return f"{found.verdict}. The weights are those after {good} optimiser steps, the last good ones"
-        if found.good and not updates.split:
-            self.learner.remember(updates.tensors)
+            return self._gone_back(found.verdict)
+        if found.good:
+            updates.remember()
             updates.extra["good"] = float(updates.done)
         return ""
+
+    def unhealthy_at_last(self, closing: Mapping[str, float]) -> str:
+        """The same of what the last step left, by its KL alone: nobody has judged its replies."""
+        found = health([], [], closing.get("kl_token"), kl_burst=self.config.kl_burst, cliff=None)
+        return self._gone_back(f"{found.verdict}, after the last step") if found.verdict else ""
+
+    def _gone_back(self, verdict: str) -> str:
+        if not self.updates.put_back():
+            return f"{verdict}. There are no good weights to go back to: these are as they were then"
+        good = int(self.updates.extra.get("good", 0.0))
+        return f"{verdict}. The weights are those after {good} optimiser steps, the last good ones"
+
+    def closing(self, source: Source) -> dict[str, float]:
+        """The KL of the weights as they are now, on replies of their own: an old policy's would not show it."""
+        if self.reference is None:
+            return {}
+        step = reading.reference_logprobs(source.closing(), self.reference.module, self.config)
+        if not self.exact:
+            step = reading.policy_logprobs(step, self.learner.policy, self.config)
+        return reading.closing_of(step)
 
     def _alike(self, number: int) -> int:
         """The first step whose reward is the sum of the same objectives as this one's: only those can be compared."""

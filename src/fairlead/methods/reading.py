@@ -27,6 +27,20 @@ def reference_logprobs(step: Experience, reference: torch.nn.Module, config: Pol
     return step.with_more(ref_N=read.logp_N.double())
 
 
+def policy_logprobs(step: Experience, policy: torch.nn.Module, config: PolicyConfig) -> Experience:
+    """`old_N`: the same under the policy as it is now, outside of any update."""
+    read = parallel.score(policy, step.trees, config.tokens_per_batch, temperature=config.temperature)
+    return step.with_more(old_N=read.logp_N.double())
+
+
+def closing_of(step: Experience) -> dict[str, float]:
+    """The KL to the reference of replies that the policy drew last, in numbers."""
+    kl_N = kl_of_draw(step)
+    kl_R = step.sum_R(kl_N)
+    error = float(kl_R.std()) / math.sqrt(len(kl_R)) if len(kl_R) > 1 else math.nan
+    return {"kl": _mean(kl_R), "kl_error": error, "kl_token": _mean(kl_N), "replies": float(step.replies)}
+
+
 def before_update(
     step: Experience, learner: Learner, plan: Sequence[Sequence[Piece]], config: PolicyConfig, *, recompute: bool
 ) -> Experience:

@@ -166,6 +166,7 @@ def _state(updates: Updates) -> dict[str, torch.Tensor]:
     for name, parameter in updates.parameters.items():
         state = updates.optimiser.state.get(parameter, {})
         tensors |= {f"{m}.{name}": parallel.local(torch.as_tensor(state[m])) for m in _MOMENTS if m in state}
+    tensors |= {f"good.{name}": kept for name, kept in updates.good.items()}
     return tensors
 
 
@@ -258,7 +259,7 @@ def _read(updates: Updates, state: Path) -> tuple[dict[str, Any], list[dict[str,
 
 def _apply(updates: Updates, about: dict[str, Any], tensors: list[dict[str, torch.Tensor]]) -> None:
     here = updates.world
-    moments = _moments(updates, tensors)
+    moments, good = _moments(updates, tensors), _held(tensors, "good.")
     with torch.no_grad():
         for name, parameter in updates.parameters.items():
             parallel.local(parameter).copy_(_part(updates, about, tensors, f"weight.{name}", parameter))
@@ -268,6 +269,8 @@ def _apply(updates: Updates, about: dict[str, Any], tensors: list[dict[str, torc
                 like = torch.zeros((), device=parameter.device) if count else torch.zeros_like(parameter)
                 parallel.local(like).copy_(_part(updates, about, tensors, f"{moment}.{name}", like))
                 state[moment] = like
+            if name in good:
+                updates.good[name] = _part(updates, about, tensors, f"good.{name}", parameter).cpu().clone()
     updates.records[:] = [StepRecord(**record) for record in about["records"]]
     updates.extra.update(about["extra"][min(here.rank, len(about["extra"]) - 1)])
     _carry(updates, tensors[0] if here.rank == 0 else {})
@@ -285,21 +288,25 @@ def _apply(updates: Updates, about: dict[str, Any], tensors: list[dict[str, torc
 
 def _carry(updates: Updates, tensors: dict[str, torch.Tensor]) -> None:
     """What the method carries as tensors, from process 0 to all."""
-    names = parallel.texts("\n".join(name for name in tensors if name.startswith("carried.")))[0].splitlines()
-    for name in names:
-        told = parallel.from_first(tensors.get(name))
+    for name in _held([tensors], "carried."):
+        told = parallel.from_first(tensors.get(f"carried.{name}"))
         assert told is not None
-        updates.tensors[name.removeprefix("carried.")] = told
+        updates.tensors[name] = told
+
+
+def _held(tensors: list[dict[str, torch.Tensor]], start: str) -> list[str]:
+    """What process 0 has read of the names that begin so, without that beginning, on every process."""
+    names = (name.removeprefix(start) for name in (tensors[0] if tensors else {}) if name.startswith(start))
+    return parallel.texts("\n".join(names))[0].splitlines()
 
 
 def _moments(updates: Updates, tensors: list[dict[str, torch.Tensor]]) -> dict[str, list[str]]:
     """Which moments the state holds of which parameter, on every process."""
-    held = [name for name in tensors[0] if not name.startswith(("weight.", "carried."))] if tensors else []
     found: dict[str, list[str]] = {}
-    for line in parallel.texts("\n".join(sorted(held)))[0].splitlines():
-        moment, _, name = line.partition(".")
-        if moment in _MOMENTS and name in updates.parameters:
-            found.setdefault(name, []).append(moment)
+    for moment in _MOMENTS:
+        for name in _held(tensors, f"{moment}."):
+            if name in updates.parameters:
+                found.setdefault(name, []).append(moment)
     return found
 
 

@@ -2,7 +2,8 @@
 
 RL reads a judge's raw score (`Verdict.raw`; a judge without one gives its score). A judge that raises, or has nothing
 to say about a reply, leaves a missing value there, NaN in the table, counted by objective and with the first reason:
-it is never a zero (see shaping.py for what follows from it).
+it is never a zero (see shaping.py for what follows from it). A judge that raises on some replies is asked again
+without them, so that only theirs are missing.
 
 Axes: R replies, K objectives.
 """
@@ -11,9 +12,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +27,9 @@ from fairlead.judges.protocol import Judge
 from fairlead.methods.shaping import rewards_of
 
 log = logging.getLogger(__name__)
+
+GIVEN_UP = 32
+"""Calls in a row that raise before a judge is not asked any more of these replies: it raises on everything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,22 +110,53 @@ def score(objectives: Sequence[Objective], exchanges: Sequence[Exchange]) -> Sco
 def _values(one: Objective, exchanges: Sequence[Exchange], reasons: dict[str, str]) -> Tensor:
     if not exchanges:
         return torch.zeros(0, dtype=torch.float64)
-    try:
-        verdicts = one.judge.judge(exchanges)
-    except Exception as error:  # noqa: BLE001 whatever a judge does, the run goes on and the value is missing
-        reason = f"{type(error).__name__}: {error}"
-        log.warning(
-            "objective %s raised on %d replies, which have no value of it (%s)", one.column, len(exchanges), reason
-        )
+    verdicts, reason = spared(one.judge.judge, exchanges, one.column)
+    if reason:
         reasons[one.column] = reason
-        return torch.full((len(exchanges),), math.nan, dtype=torch.float64)
-    if len(verdicts) != len(exchanges):
-        raise InputError(f"objective {one.column}: {len(verdicts)} verdicts on {len(exchanges)} replies; give one each")
-    raws = [_raw(verdict) for verdict in verdicts]
-    silent = next((v.reason for v, raw in zip(verdicts, raws, strict=True) if raw is None), None)
+    raws = [None if verdict is None else _raw(verdict) for verdict in verdicts]
+    known = zip(verdicts, raws, strict=True)
+    silent = next((v.reason for v, raw in known if v is not None and raw is None), None)
     if silent is not None:
         reasons.setdefault(one.column, silent or "no reason given")
     return rewards_of(raws)
+
+
+def spared(call: Callable[[Sequence[Any]], Sequence[Any]], items: Sequence[Any], name: str) -> tuple[list[Any], str]:
+    """What a judge says of each item, None of those that it raises on; and the first reason, "" where it never raises.
+
+    Where it raises it is asked of each half, and so on, so a few bad items of n cost it at most 2 log2(n) calls each.
+    The halves are drawn, so that bad items that lie together look like others. After 32 calls in a row that raised it is
+    given up, and what is left is missing too; how much is said in the log. Raises InputError where the answers are not one per item.
+    """
+    found: list[Any] = [None] * len(items)
+    waiting = [random.Random(len(items)).sample(range(len(items)), len(items))]
+    first, in_a_row, raised, left = "", 0, 0, 0
+    while waiting:
+        part = sorted(drawn := waiting.pop())
+        if in_a_row == GIVEN_UP:
+            left += len(part)
+            continue
+        try:
+            answers = call(items if len(part) == len(items) else [items[i] for i in part])
+        except Exception as error:  # noqa: BLE001 whatever a judge does, the run goes on and the value is missing
+            first, in_a_row = first or f"{type(error).__name__}: {error}", in_a_row + 1
+            if len(part) == 1:
+                raised += 1
+            else:
+                waiting.extend((drawn[: len(drawn) // 2], drawn[len(drawn) // 2 :]))
+            continue
+        in_a_row = 0
+        if len(answers) != len(part):
+            raise InputError(f"objective {name}: {len(answers)} verdicts on {len(part)} replies; give one each")
+        for i, answer in zip(part, answers, strict=True):
+            found[i] = answer
+    if first:
+        also = f", {left} of them for {GIVEN_UP} calls in a row that raised" if left else ""
+        log.warning(
+            "objective %s raised on %d of %d replies, which have no value of it%s (%s)",
+            name, raised + left, len(items), also, first,
+        )  # fmt: skip
+    return found, first
 
 
 def _raw(verdict: Verdict) -> float | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from fairlead.methods.anomalies import loss_rises
+
 
 def facts_of(made: Any) -> dict[str, Any]:
     """Counts of rows and steps, the metrics of the last steps, the KL where it was estimated, a judge's calibration."""
@@ -22,5 +24,6 @@ def facts_of(made: Any) -> dict[str, Any]:
 
 
 def warnings_of(made: Any) -> list[str]:
-    """Its alarms, each by its name and in words."""
-    return [f"{alarm.name}: {alarm.message}" for alarm in getattr(made, "alarms", ())]
+    """Its alarms, and those of its loss: each by its name and in words."""
+    alarms = (*getattr(made, "alarms", ()), *loss_rises(made.records))
+    return [f"{alarm.name}: {alarm.message}" for alarm in alarms]

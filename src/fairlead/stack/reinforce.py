@@ -332,7 +332,8 @@ def critic_of(
 
 
 def report_of(job: PolicyJob, made: Reinforced) -> dict[str, Any]:
-    """What `train.json` says. `start` and `metrics` are means over the first and the last tenth of the steps."""
+    """What `train.json` says. `start` and `metrics` are means over the first and the last tenth of the steps,
+    `closing` of the weights that are left."""
     order, told = job.order, [record.told for record in made.steps]
     tenth = max(1, len(told) // 10)
     return {
@@ -352,6 +353,7 @@ def report_of(job: PolicyJob, made: Reinforced) -> dict[str, Any]:
         "averaged": min(tenth, len(told)),
         "start": means_of(told[:tenth]),
         "metrics": means_of(told[-tenth:]),
+        "closing": dict(made.closing),
         "missing": made.missing,
         "stopped": made.stopped,
     }

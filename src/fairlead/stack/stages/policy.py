@@ -81,8 +81,8 @@ def _summary(prompts: Asked, facts: Mapping[str, Any]) -> str:
         words.append(f"reward {start['reward']:.3g} → {end['reward']:.3g}")
         if "cost" in end:
             words.append(f"cost {end['cost']:.3g}, multiplier {end['multiplier']:.3g}")
-        if "kl" in end:
-            words.append(f"KL {nats(end['kl'])} nats")
+        if facts["closing"]:
+            words.append(f"KL {nats(facts['closing']['kl'])} nats")
         words.append(f"{start['length']:.0f} → {end['length']:.0f} tokens")
     missing = {name: count for name, count in facts["missing"].items() if count}
     words += [f"{count:,} replies without {name}" for name, count in missing.items()]

@@ -13,6 +13,7 @@ from fairlead.methods.rounds import audited, from_plain, to_plain, told_in_brief
 from fairlead.stack.context import Built, Context, Used, used_from_json, used_to_json
 from fairlead.stack.folder import read_lines, write_json, write_lines
 from fairlead.stack.identity import code_hash, digest
+from fairlead.stack.outcome import warnings_of
 from fairlead.stack.plan import Revise, SFTLayer
 from fairlead.stack.stages.data import Data, early_refusal, fitted, principle_key, require_oracle
 from fairlead.stack.stages.rejection import rejected
@@ -36,7 +37,7 @@ def sft(layer: SFTLayer, below: Built, ctx: Context) -> Built:
             "rows": tuned.rows, "skipped_too_long": tuned.skipped_too_long, "cut": tuned.cut,
             "steps": len(tuned.records), "final_loss": tuned.final_loss,
         }  # fmt: skip
-        return tuned.model, facts, tuned.records, ()
+        return tuned.model, facts, tuned.records, tuple(warnings_of(tuned))
 
     entry, facts = trained(layer.name, "sft", config, data.entry, below, ctx, train)
     folder = entry.path / "model"
