@@ -57,6 +57,11 @@ def demonstrations(n: int = 5) -> list[Exchange]:
     return [Exchange((user(f"say yes {i}"),), (assistant("yes the boat is blue"),)) for i in range(n)]
 
 
+def each_on_several(names: Sequence[str], folder: str) -> dict[str, dict[str, Any]]:
+    """`on_several` for one algorithm after the other, in the same processes."""
+    return {name: on_several(name, f"{folder}/{name}", False) for name in names}
+
+
 def on_several(name: str, folder: str, shard: bool, stop_after: int = 0) -> dict[str, Any]:
     """What a process of several does; dies hard after a step where asked to."""
     import os

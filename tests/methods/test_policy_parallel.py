@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 
 from tests.methods import policies  # noqa: E402
 
+from fairlead.methods.config_policy import ALGORITHMS  # noqa: E402
 from support import ranks  # noqa: E402
 
 
@@ -18,6 +19,22 @@ from support import ranks  # noqa: E402
 def test_two_processes_learn_as_one_and_each_judges_its_own_replies(tmp_path: Path, name: str, shard: bool) -> None:
     one = policies.on_several(name, str(tmp_path / "one"), shard=False)
     first, second = ranks.run(policies.on_several, 2, tmp_path, name, str(tmp_path / "two"), shard)
+    as_one(one, first, second)
+
+
+SHARED = ("dapo", "remax", "xpo", "nash-md")  # what they draw beside the replies is shared out too
+OTHERS = tuple(name for name in ALGORITHMS if name not in ("grpo", "ppo", *SHARED))
+
+
+@pytest.mark.parametrize("names", [SHARED, pytest.param(OTHERS, marks=pytest.mark.full)], ids=["shared", "others"])
+def test_two_processes_learn_as_one_with_every_other_algorithm(tmp_path: Path, names: tuple[str, ...]) -> None:
+    first, second = ranks.run(policies.each_on_several, 2, tmp_path, names, str(tmp_path / "two"))
+    for name in names:
+        as_one(policies.on_several(name, str(tmp_path / "one" / name), shard=False), first[name], second[name])
+
+
+def as_one(one: dict[str, Any], first: dict[str, Any], second: dict[str, Any]) -> None:
+    """What two processes came to is what one does; each judged a part of the replies."""
     assert first["hash"] == second["hash"] and first["told"] == second["told"]
     assert first["norms"] == pytest.approx(one["norms"], rel=1e-9)
     assert first["loss"] == pytest.approx(one["loss"], rel=1e-6, abs=1e-9)

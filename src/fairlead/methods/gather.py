@@ -76,7 +76,10 @@ def prompts_as_read(
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one process drew and judged: per prompt its replies, their raw scores, and what else was asked for."""
+    """What one process drew and judged: per prompt its replies, their raw scores, and what else was asked for.
+
+    `counts` is what the sampler counted while it drew (`told`, where it has one), by name.
+    """
 
     groups: list[list[Drawn]]
     raw: list[list[list[float]]]
@@ -84,6 +87,7 @@ class Batch:
     wins: list[float]
     reasons: dict[str, str]
     seconds: float
+    counts: dict[str, float]
 
 
 class Source:
@@ -109,6 +113,11 @@ class Source:
         self._silent: set[str] = set()  # objectives whose first missing score was told
         self._pool = ThreadPoolExecutor(1) if config.asynchronous else None
         self._ahead: dict[int, tuple[Future[Batch], int]] = {}
+        if (config.advantage == "nash" or config.explore) and getattr(sampler, "turns", 1) > 1:
+            raise InputError(
+                f"{sampler.name}: the other reply of each pair is drawn in one turn, by another model; nash and "
+                "explore go with replies of one turn"
+            )
         if (config.top_p is not None or config.top_k is not None) and config.updates > 1:
             log.warning(
                 "top_p or top_k: replies come from a cut distribution, so ratios of policies are off by its mass"
@@ -205,7 +214,7 @@ class Source:
 
     def _draw(self, step: int, asked: Sequence[Asked]) -> Batch:
         """Replies and scores of this process's prompts."""
-        c, began = self.config, time.perf_counter()
+        c, began, before = self.config, time.perf_counter(), self._counted()
         groups = self.sampler.draw(asked, self._how(step, REPLIES))
         if c.advantage == "nash" or c.explore:
             others = self._others(step, asked)
@@ -222,7 +231,13 @@ class Source:
             judged = score(objectives, [exchange_of(one, d[0]) for one, d in zip(asked, firsts, strict=True)])
             greedy = [(d[0], values) for d, values in zip(firsts, judged.raw_RK.tolist(), strict=True)]
         wins = self._wins(objectives, flat, scores.raw_RK) if c.advantage == "nash" else []
-        return Batch(groups, tables, greedy, wins, scores.reasons, seconds)
+        counts = {name: count - before[name] for name, count in self._counted().items()}
+        return Batch(groups, tables, greedy, wins, scores.reasons, seconds, counts)
+
+    def _counted(self) -> dict[str, float]:
+        """What the sampler has counted so far, as the log calls it; episodes count, a plain decoder does not."""
+        told: Any = getattr(self.sampler, "told", None)
+        return {} if told is None else {f"episodes.{name}": float(count) for name, count in told().items()}
 
     def _others(self, step: int, asked: Sequence[Asked]) -> list[list[Drawn]]:
         """The second reply of each pair: the reference's (XPO), or the mixture's (Nash-MD)."""
@@ -263,7 +278,7 @@ class Source:
         if self.config.advantage == "nash":
             wins = [batches[i % size].wins[i // size] for i in range(len(asked))]
             step = step.with_more(win_P=torch.tensor(wins, dtype=torch.float64))
-        return step
+        return step.with_more({name: sum(one.counts[name] for one in batches) for name in batch.counts})
 
     def _experience(
         self,
@@ -320,6 +335,7 @@ def _replaced(made: Experience, fresh: Experience, places: dict[int, int]) -> Ex
         raw_RK=torch.cat([step.raw_RK[replies] for step, _, (replies, _) in both]),
         ended_R=torch.cat([step.ended_R[replies] for step, _, (replies, _) in both]),
         taken=fresh.taken,
+        told={name: count + fresh.told[name] for name, count in made.told.items()},  # so far they are counts
     )
 
 
@@ -354,6 +370,7 @@ def _packed(batch: Batch) -> str:
             "wins": batch.wins,
             "reasons": batch.reasons,
             "seconds": batch.seconds,
+            "counts": batch.counts,
         }
     )
 
@@ -373,4 +390,5 @@ def _unpacked(text: str) -> Batch:
         told["wins"],
         told["reasons"],
         told["seconds"],
+        told["counts"],
     )

@@ -78,6 +78,8 @@ class Sampler(Protocol):
     name    what the log calls it
     exact   its log-probs are those of the trainer to rounding, so nothing needs correcting. The mismatch is measured
             either way
+
+    It may have `told()` too: what it counted so far, by name, which then goes into the log step by step.
     """
 
     @property
