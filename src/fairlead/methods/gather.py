@@ -178,7 +178,7 @@ class Source:
         asked, version = self._next(self.config.prompts_per_step, start), self._refresh()
         groups = self.sampler.draw(self._mine(asked), self._how(self.steps, CLOSING))
         silent = [[[math.nan] * len(self._objectives) for _ in group] for group in groups]
-        groups, raw, _ = _of_all(Batch(groups, silent, [], [], {}, 0.0), len(asked))
+        groups, raw, _ = _of_all(Batch(groups, silent, [], [], {}, 0.0, {}), len(asked))
         return self._experience(
             asked, groups, [one for table in raw for one in table], self._rows(asked), version, start
         )

@@ -17,10 +17,10 @@ from fairlead.engine.logprobs import reply_logprobs
 from fairlead.errors import InputError
 from fairlead.exchange import Preference
 from fairlead.methods.adapters import adapter_of, merged, starting_point, trainable_copy
+from fairlead.methods.anomalies import Alarm
 from fairlead.methods.config import DPOConfig, PairwiseConfig
 from fairlead.methods.coupled import Slopes, slopes_of_step
 from fairlead.methods.drift import (
-    Alarm,
     Drift,
     chosen_drift_alarm,
     drift_alarms,

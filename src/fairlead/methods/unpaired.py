@@ -18,9 +18,10 @@ from fairlead.engine.logprobs import reply_logprobs, score
 from fairlead.errors import InputError
 from fairlead.exchange import Rated
 from fairlead.methods.adapters import adapter_of, merged, starting_point, trainable_copy
+from fairlead.methods.anomalies import Alarm
 from fairlead.methods.config import BCOConfig, KTOConfig, RatedConfig
 from fairlead.methods.density import density_ratios
-from fairlead.methods.drift import Alarm, drift_alarms
+from fairlead.methods.drift import drift_alarms
 from fairlead.methods.kl import KL, kl_to_reference
 from fairlead.methods.loop import Run, StepRecord, Updates, batches, step_rows
 from fairlead.methods.losses_unpaired import apo_zero_unpaired, bco, kto, reference_point, reward_shift
