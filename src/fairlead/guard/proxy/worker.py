@@ -28,6 +28,11 @@ from fairlead.guard.proxy.tracing import find_tracer
 class Quiet(uvicorn.Server):
     """uvicorn's server, which leaves signals to us."""
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        gc.collect()  # once it listens: who comes meanwhile waits, and is not refused
+        gc.freeze()  # what is here from the start stays: nobody goes over it again and again for what has died
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
@@ -59,8 +64,6 @@ class Worker:
     async def run(self, sockets: list[socket.socket]) -> None:
         """Serves until it is told to stop; then lets go what is in flight, for so long as the limits say."""
         self.server = http_server(self.app, self.app.limits)
-        gc.collect()
-        gc.freeze()  # what is here from the start stays: nobody needs to go over it again and again for what has died
         try:
             await self.server.serve(sockets=sockets)
         finally:
