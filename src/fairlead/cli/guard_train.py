@@ -67,8 +67,9 @@ def train(
         *from_constitution(written, seed=seed),
         *found(written, exchanges or ()),
         *harmless_pool(written, harmless or ()),
-        *(injection_rows(seed=seed) if gravest_of_secrecy(written) else ()),
     ]
+    if probe is None and gravest_of_secrecy(written):
+        rows += injection_rows(seed=seed)  # a probe reads what is answered, and no tools' texts
     check_rows(rows)
     terminal.say(f"{len(rows):,} rows for {len(written.principles)} principles")
     if probe is not None:
