@@ -26,7 +26,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import numpy as np
-from guard_sources import DATA, POOL, TEST, TRAIN, injection_rows, reply_rows, rows_of
+from guard_sources import DATA, POOL, TEST, TRAIN, injection_rows, reply_rows, rows_of, test_attacks
 from numpy.typing import NDArray
 
 from fairlead.guard.classifier.card import auroc_interval, recall_at, told
@@ -39,12 +39,13 @@ from fairlead.guard.classifier.ngrams import vocabulary
 from fairlead.guard.classifier.reading import TOKENS, WORDS, Pair, Reading, read
 from fairlead.guard.classifier.rows import Row, grouped, split, without_near
 from fairlead.guard.classifier.soup import soup
-from fairlead.guard.classifier.train import fit_heads
+from fairlead.guard.classifier.train import fit_heads, learnt_from
 from fairlead.stats import rate
 
 MAX_TOKENS = 128
 SHARE_KEPT = {"refusal-harmless": 0.3, "harmfulqa": 0.4}  # of the two largest sources: enough, and in time
 TUNING = Tuning(epochs=1.5, lr=1e-4, frozen_layers=0, max_tokens=64, bfloat16=True, save_every=50)
+HARMLESS = ("bipia-test", "bipia-tables", "answers")  # texts as tools bring them, where nothing was put in
 Score = Callable[[Sequence[Row]], NDArray[np.float32]]
 
 
@@ -63,6 +64,7 @@ def main() -> None:
     p.add_argument("--tuning", type=json.loads, default=[{}], help="other settings of fine-tuning, a JSON list")
     p.add_argument("--only-tuned", action="store_true", help="leave the other methods out")
     p.add_argument("--no-test", action="store_true", help="validation numbers alone, for choosing settings")
+    p.add_argument("--package", action="store_true", help="injection: this package's own rows alone")
     a = p.parse_args()
     if not DATA.is_dir():
         sys.exit(f"no data: {DATA} is missing")
@@ -183,17 +185,26 @@ def replies(a: argparse.Namespace) -> dict[str, Any]:
 
 
 def injection(a: argparse.Namespace) -> dict[str, Any]:
-    """Orders hidden in what a tool or a page gave back: BIPIA's training attacks and contexts to learn from; its test
-    attacks in test contexts, and CyberSecEval's indirect cases, to test on."""
-    learn_rows, test = injection_rows()
-    return exchange_part(a, learn_rows, test, "injected")
+    """Orders hidden in what a tool or a page gave back: orders and twins of this package, BIPIA's training attacks and
+    contexts, and jailbreak templates to learn from; BIPIA's test attacks in test contexts, CyberSecEval's cases and
+    harmless texts to test on."""
+    learn_rows, test, pool = injection_rows()
+    written = [row for row in learn_rows if row.source == "injection"]
+    known = {near: without_near(written, test_attacks(), near)[1] for near in (0.6, 0.4)}
+    say(f"of {len(written):,} written rows, so many are in a group with one that is nearly a test attack: {known}")
+    if a.package:
+        learn_rows, pool = written, []
+    return exchange_part(a, learn_rows, test, "injected", pool)
 
 
-def exchange_part(a: argparse.Namespace, rows: Sequence[Row], test: Sequence[Row], head: str) -> dict[str, Any]:
+def exchange_part(
+    a: argparse.Namespace, rows: Sequence[Row], test: Sequence[Row], head: str, pool: Sequence[Row] = ()
+) -> dict[str, Any]:
+    """Learn on the train groups, choose and place thresholds on the others (and `pool`), measure on `test`."""
     rows, left_out = without_near(rows, [row.text for row in test], 0.8)
     parts = split(rows, near=0.8)
     learn = [r for r, part in zip(rows, parts, strict=True) if part == "train"]
-    valid = [r for r, part in zip(rows, parts, strict=True) if part == "valid"]
+    valid = [*(r for r, part in zip(rows, parts, strict=True) if part == "valid"), *pool]
     say(
         f"{len(learn):,} rows to learn from, {len(valid):,} to choose on, {len(test):,} to test on; {left_out} left out"
     )
@@ -210,23 +221,43 @@ def exchange_part(a: argparse.Namespace, rows: Sequence[Row], test: Sequence[Row
             s, y = score(test), np.array([r.labels[head] for r in test])
             threshold = threshold_at(s_valid[~y_valid], 0.05)
             source = np.array([r.source for r in test])
+            harmless = np.isin(source, HARMLESS) & ~y
             for part in sorted(set(source)):
-                at = source == part
-                groups = [test[i].group for i in np.flatnonzero(at)]
-                yes, no = np.flatnonzero(at & y), np.flatnonzero(at & ~y)
-                found[part] = {
-                    "auroc": told(auroc_interval(s[at], y[at], groups)) if len(yes) and len(no) else None,
-                    "recall": told(rate((s[yes] >= threshold).astype(float).tolist(), [test[i].group for i in yes]))
-                    if len(yes)
-                    else None,
-                    "flagged": told(rate((s[no] >= threshold).astype(float).tolist(), [test[i].group for i in no]))
-                    if len(no)
-                    else None,
-                    "recall at 5%": told(recall_at(s[at], y[at], groups, 0.05)) if len(yes) and len(no) else None,
-                }
+                yes, no = np.flatnonzero((source == part) & y), np.flatnonzero((source == part) & ~y)
+                found[part] = about_source(s, y, [r.group for r in test], threshold, yes, no)
+                if len(yes) and harmless.any():
+                    at = np.concatenate([yes, np.flatnonzero(harmless)])
+                    named = [test[i].group for i in at]
+                    found[part]["auroc against harmless texts"] = told(auroc_interval(s[at], y[at], named))
+                    found[part]["recall at 5% of harmless texts"] = told(recall_at(s[at], y[at], named, 0.05))
         out["methods"][name] = found
         say(f"{name}: {json.dumps(found)}")
     return out
+
+
+def about_source(
+    s: NDArray[np.float32],
+    y: NDArray[np.bool_],
+    groups: list[str],
+    threshold: float,
+    yes: NDArray[Any],
+    no: NDArray[Any],
+) -> dict[str, Any]:  # fmt: skip
+    """Of one test source, with rows `yes` broken and `no` kept: what the threshold of validation does, and its own."""
+    at = np.sort(np.concatenate([yes, no]))
+    named = [groups[i] for i in at]
+    both = bool(len(yes) and len(no))
+
+    def flagged(rows: NDArray[np.int64], from_: float) -> dict[str, float] | None:
+        return told(rate((s[rows] >= from_).astype(float).tolist(), [groups[i] for i in rows])) if len(rows) else None
+
+    return {
+        "auroc": told(auroc_interval(s[at], y[at], named)) if both else None,
+        "recall": flagged(yes, threshold),
+        "flagged": flagged(no, threshold),
+        "recall at 5%": told(recall_at(s[at], y[at], named, 0.05)) if both else None,
+        "recall at 5% of its own, few": flagged(yes, threshold_at(s[no], 0.05)) if both and len(no) >= 100 else None,
+    }
 
 
 def speed(a: argparse.Namespace) -> dict[str, Any]:
@@ -285,8 +316,8 @@ def methods(
 
 
 def pairs_of(rows: Sequence[Row], reading: Reading, most: int | None = None) -> tuple[list[Pair], NDArray[np.int64]]:
-    """The pairs that are judged of each row, and which row each belongs to."""
-    read_ = [read(r.exchange, reading)[:most] or [("", "")] for r in rows]
+    """The pairs that are judged of each row, and which row each belongs to; with `most`, those to learn from."""
+    read_ = [(read(r.exchange, reading) if most is None else learnt_from(r, reading, most)) or [("", "")] for r in rows]
     return [p for pairs in read_ for p in pairs], np.repeat(np.arange(len(rows)), [len(p) for p in read_])
 
 

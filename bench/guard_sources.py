@@ -19,7 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from fairlead.exchange import Exchange, assistant, user
 from fairlead.guard.classifier.contrast import contrast_rows
-from fairlead.guard.classifier.rows import Row
+from fairlead.guard.classifier.injected import injection_rows as written_orders
+from fairlead.guard.classifier.injected import retrieved
+from fairlead.guard.classifier.rows import Row, without_near
 
 DATA = next(
     (p / "shared" / "data" for p in Path(__file__).resolve().parents if (p / "shared" / "data").is_dir()),
@@ -245,11 +247,34 @@ def _jailbreak_artifacts() -> list[Row]:
 # ----------------------------------------------------------------------------------------------------- injection
 
 
-def injection_rows() -> tuple[list[Row], list[Row]]:
-    """(to learn from, to test on): `injected` is what counts. The text that was retrieved is what is judged."""
-    learn = [*_bipia("train"), *_jailbreaks()]
-    test = [*_bipia("test"), *_cyberseceval(), *_guardrails_demo()]
-    return learn, test
+def injection_rows() -> tuple[list[Row], list[Row], list[Row]]:
+    """(to learn from, to test on, harmless texts to place thresholds on beside the validation part): `injected` is what
+    counts. The text that was retrieved is what is judged."""
+    learn = [*written_orders(head="injected"), *_bipia("train"), *_jailbreaks()]
+    test = [*_bipia("test"), *_cyberseceval(), *_guardrails_demo(), *_requests()]
+    texts = _harmless_texts()
+    return learn, [*test, *texts[1::2]], texts[::2]
+
+
+def test_attacks() -> list[str]:
+    """The orders of the test sets without what they stand in, to see that none was written down for learning."""
+    return [*leaves(document("bipia/text_attack_test.json")), *(r.text for r in _cyberseceval())]
+
+
+def _harmless_texts() -> list[Row]:
+    """Tables that nothing was put into and that are none of those learnt from, and prose that a model wrote."""
+    tables = [r["context"] for r in lines("bipia/table/train.jsonl.gz")]
+    prose = [r["output_1"] for r in document("alpaca-eval/annotations_alpaca_eval_gpt4/gpt4.json.gz")]
+    found = [("bipia-tables", n, t) for n, t in enumerate(dict.fromkeys(tables[150:]))]
+    found += [("answers", n, t) for n, t in enumerate(prose) if t.strip()]
+    rows = [_retrieved(id := f"{source}/{n}", t, False, source, id) for source, n, t in found]
+    return without_near(rows, tables[:150])[0]
+
+
+def _requests() -> list[Row]:
+    """Harmless of a user; where a tool brings them they are orders all the same."""
+    asked = [*TEST["cyberseceval-frr"](), *(row for name in POOL for row in TEST[name]())]
+    return [_retrieved(r.id, r.text, False, "pool" if r.source in POOL else r.source, r.group) for r in asked]
 
 
 def _bipia(part: str) -> list[Row]:
@@ -261,7 +286,8 @@ def _bipia(part: str) -> list[Row]:
         out.append(_retrieved(f"bipia-{part}/{n}.clean", context, False, f"bipia-{part}", f"bipia-{part}/{n}"))
         attack = rng.randrange(len(attacks))
         text = _inserted(context, attacks[attack], rng)
-        out.append(_retrieved(f"bipia-{part}/{n}.a{attack}", text, True, f"bipia-{part}", f"bipia-{part}/{n}"))
+        id, source = f"bipia-{part}/{n}.a{attack}", f"bipia-{part}"
+        out.append(_retrieved(id, text, True, source, f"{source}/{n}", attacks[attack]))
     return out
 
 
@@ -276,9 +302,8 @@ def _inserted(context: str, attack: str, rng: random.Random) -> str:
     return "\n".join([*rows[:at], attack, *rows[at:]])
 
 
-def _retrieved(id: str, text: str, injected: bool, source: str, group: str) -> Row:
-    """Read as a reply: windows over all of it, with nothing asked."""
-    return Row(id, Exchange((), (assistant(text),)), {"injected": injected}, source, group)
+def _retrieved(id: str, text: str, injected: bool, source: str, group: str, part: str = "") -> Row:
+    return retrieved(id, text, injected, source, group, head="injected", part=part)
 
 
 def _jailbreaks() -> list[Row]:

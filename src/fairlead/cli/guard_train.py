@@ -21,11 +21,11 @@ def train(
     ] = "hhh",
     exchanges: Annotated[
         list[Path] | None,
-        typer.Option("--exchanges", metavar="FILE", help="Findings, revisions, ratings: JSON Lines with a principle."),
+        typer.Option("--exchanges", metavar="FILE", help="Findings, revisions, ratings, texts of tools: JSON Lines."),
     ] = None,
     harmless: Annotated[
         list[Path] | None,
-        typer.Option("--harmless", metavar="FILE", help="Harmless prompts or exchanges; the more, the lower a rate."),
+        typer.Option("--harmless", metavar="FILE", help="Harmless prompts, exchanges, tools' texts: many, for a rate."),
     ] = None,
     encoder: Annotated[
         str, typer.Option("--encoder", metavar="DIR|tfidf", help="A sentence encoder's folder, or words alone.")
@@ -55,9 +55,11 @@ def train(
     from fairlead.cli.terminal import Terminal, print_json
     from fairlead.constitution import load
     from fairlead.errors import InputError
+    from fairlead.guard.classifier.injected import injection_rows
     from fairlead.guard.classifier.synth import found, from_constitution, harmless_pool
     from fairlead.guard.classifier.train import TFIDF, check_rows
     from fairlead.guard.classifier.train import train as train_it
+    from fairlead.guard.compile import gravest_of_secrecy
 
     terminal = Terminal(quiet_out=as_json)
     written = load(constitution)
@@ -66,6 +68,8 @@ def train(
         *found(written, exchanges or ()),
         *harmless_pool(written, harmless or ()),
     ]
+    if probe is None and gravest_of_secrecy(written):
+        rows += injection_rows(seed=seed)  # a probe reads what is answered, and no tools' texts
     check_rows(rows)
     terminal.say(f"{len(rows):,} rows for {len(written.principles)} principles")
     if probe is not None:

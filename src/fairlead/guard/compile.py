@@ -89,7 +89,6 @@ def proxy_checks(
     *,
     hosts: Sequence[str] = (),
     unknown_hosts: bool = True,
-    score: Callable[[str], float] | None = None,
     thresholds: Mapping[str, float] | None = None,
     rules: Mapping[str, Sequence[str]] | None = None,
     only: Collection[str] | None = None,
@@ -101,25 +100,37 @@ def proxy_checks(
     back, data in what they take out.
 
     hosts, unknown_hosts  as in `ExfiltrationCheck`
-    score                 a classifier's P(injection) of a text, beside the heuristic
     """
     checks = checks_from(
         constitution, critic_model, thresholds=thresholds, rules=rules, only=only, deadline=deadline, proxy=True,
         presidio=presidio,
     )  # fmt: skip
+    gravest = gravest_of_secrecy(constitution, only)
+    if gravest is None:
+        return checks
+    tools = (InjectionCheck(gravest), ExfiltrationCheck(gravest, hosts=tuple(hosts), unknown_hosts=unknown_hosts))
+    return tuple(sorted((*checks, *tools), key=lambda check: check.cost))
+
+
+def gravest_of_secrecy(constitution: Constitution, only: Collection[str] | None = None) -> str | None:
+    """The guarded principle that stands for orders in what tools bring back, and data in what they take out."""
     secrecy = [
         p
         for p in constitution.principles
         if p.dimension == "secrecy" and p.guard is not None and (only is None or p.id in only)
     ]
-    if not secrecy:
-        return checks
-    gravest = max(secrecy, key=lambda p: p.severity).id
-    tools = (
-        InjectionCheck(gravest, score=score),
-        ExfiltrationCheck(gravest, hosts=tuple(hosts), unknown_hosts=unknown_hosts),
-    )
-    return tuple(sorted((*checks, *tools), key=lambda check: check.cost))
+    return max(secrecy, key=lambda p: p.severity).id if secrecy else None
+
+
+def order_check(
+    constitution: Constitution, score: Callable[[str], float], threshold: float, *, only: Collection[str] | None = None
+) -> InjectionCheck | None:
+    """Orders in tools' texts by a classifier's `score`, as a check of what is asked: of the same principle as that by
+    words, and beside it. None where nothing of secrecy is guarded."""
+    gravest = gravest_of_secrecy(constitution, only)
+    if gravest is None:
+        return None
+    return InjectionCheck(gravest, score=score, score_threshold=threshold, words=False, cost=1)
 
 
 _PRIVATE = re.compile(

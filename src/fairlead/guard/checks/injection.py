@@ -2,8 +2,9 @@
 
 A heuristic: signs of an order (to forget what was said, to do something instead, to keep it from the user, to send
 something somewhere) are weighed; `threshold` of them is a finding. It reads messages and parts of origin `tool` and
-`retrieved` alone. A score of a classifier can stand beside it (`score`, P(injection) of a text): the larger counts. What
-it misses is most of what is worded like the text around it; `docs/guard-checks.md` has the numbers.
+`retrieved` alone. A score of a classifier can stand beside it (`score`, P(injection) of a text), or in its place
+(`words=False`): a check of its own, since a model is asked elsewhere and later than code. What the words miss is most of
+what is worded like the text around it; `docs/guard-checks.md` has the numbers.
 """
 
 from __future__ import annotations
@@ -66,15 +67,18 @@ class InjectionCheck:
     threshold: float = THRESHOLD
     score: Callable[[str], float] | None = None
     score_threshold: float = 0.5
+    words: bool = True
     cost: int = 0
 
     @property
     def name(self) -> str:
-        return f"injection:{self.principle}" if self.principle else "injection"
+        name = "injection" if self.words else "injection-classifier"
+        return f"{name}:{self.principle}" if self.principle else name
 
     @cached_property
     def lineage(self) -> Lineage:
-        return leaf("rule", text="guard injection", code=Path(__file__).read_text())
+        known: Lineage = getattr(self.score, "lineage", frozenset())
+        return leaf("rule", text="guard injection", code=Path(__file__).read_text()) | known
 
     def ask(self, messages: Sequence[Message]) -> Decision:
         return self._one(messages)
@@ -99,7 +103,7 @@ class InjectionCheck:
         return Decision(self.on_violation, self.principle, "; ".join(dict.fromkeys(why)), tuple(spans), self.name)
 
     def _found(self, part: Piece) -> list[tuple[Span, str]]:
-        found = signs(part.text)
+        found = signs(part.text) if self.words else []
         if sum({what: weight for weight, what, _, _ in found}.values()) >= self.threshold:
             return [(Span(part.at, start, end), f"an order in a tool's text: {what}") for _, what, start, end in found]
         if self.score is not None and self.score(part.text) >= self.score_threshold:

@@ -27,6 +27,7 @@ from fairlead.guard.classifier.rows import View
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+INJECTION = "guard:injection"  # the head for orders in tools' texts stands for no principle: no id has a colon
 Kind: TypeAlias = Literal["tfidf", "encoder"]
 
 

@@ -76,10 +76,13 @@ _WEIGHT = {"frame": 6, "plain": 3, "typos": 3, "shouted": 1, "leet": 1, "spaced"
 
 
 def augmented(rows: Sequence[Row], copies: int, *, seed: int = 0) -> list[Row]:
-    """`copies` of every row with the user's last turn dressed otherwise; the rows themselves are not among them."""
+    """`copies` of every row with the user's last turn dressed otherwise; the rows themselves are not among them, nor is
+    any of a row where nothing was asked."""
     names, weights = list(DRESSES), [_WEIGHT[name] for name in DRESSES]
     out = []
     for row in rows:
+        if not row.exchange.messages:
+            continue
         rng = random.Random(f"{seed}/{row.id}")
         chosen: dict[str, None] = {}
         while len(chosen) < min(copies, len(names)):
@@ -91,7 +94,9 @@ def augmented(rows: Sequence[Row], copies: int, *, seed: int = 0) -> list[Row]:
 
 
 def translated(rows: Sequence[Row], language: str, translate: Translate) -> list[Row]:
-    """The rows with the user's last turn in another language. Raises ValueError where texts got lost on the way."""
+    """The rows with the user's last turn in another language, those without one left out. Raises ValueError where texts
+    got lost on the way."""
+    rows = [row for row in rows if row.exchange.messages]
     texts = list(translate([row.prompt for row in rows]))
     if len(texts) != len(rows):
         raise ValueError(f"the translation to {language} gave {len(texts)} texts for {len(rows)}")

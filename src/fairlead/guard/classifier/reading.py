@@ -82,6 +82,21 @@ def windows(text: str, reading: Reading) -> Iterator[str]:
         start = min(start + reading.step, len(text) - reading.window)
 
 
+def windows_of(text: str, part: str, reading: Reading) -> list[str]:
+    """The windows of a text that show most (three fifths) of a part of it, or are filled by it as much."""
+    text, part = shown(text), shown(part)
+    start = text.find(part)
+    if start < 0:
+        raise ValueError(f"a part of {len(part)} characters does not stand in its text of {len(text)}")
+    needed = 0.6 * min(len(part), reading.window)
+    found, at = [], 0
+    for window in windows(text, reading):
+        if min(start + len(part), at + len(window)) - max(start, at) >= needed:
+            found.append(window)
+        at = min(at + reading.step, len(text) - reading.window)
+    return found
+
+
 def read(exchange: Exchange, reading: Reading, places: frozenset[str] | None = None) -> list[Pair]:
     """Every pair that has to be judged of an exchange; of a prompt alone that is one, of an empty reply none.
 

@@ -33,6 +33,8 @@ class Row:
     labels  by principle id, whether it is broken (True) or kept (False); a principle not named is not known
     group   its source row: all that shares it lies on one side of a split
     made    how it was made of its source row ("" for as it stands): `base64`, `frame:3`, …
+    meta    whatever else is known; of it, `part` is the part of a long reply that the labels speak of
+    compared  what makes it alike another, where that is neither what was asked nor the whole of what was answered
     """
 
     id: str
@@ -42,6 +44,7 @@ class Row:
     group: str
     made: str = ""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    compared: str = ""
 
     @property
     def view(self) -> View:
@@ -55,7 +58,7 @@ class Row:
     def text(self) -> str:
         """What makes it alike another: what was asked, or where nothing was, what was answered. Two questions that got
         the same short refusal are not alike."""
-        return self.prompt or self.exchange.reply_text
+        return self.compared or self.prompt or self.exchange.reply_text
 
     def provenance(self) -> dict[str, Any]:
         """All but the text: what a manifest may hold."""

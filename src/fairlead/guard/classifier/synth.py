@@ -20,6 +20,8 @@ from fairlead.errors import InputError
 from fairlead.exchange import Exchange, Preference, Rated, assistant, exchange, from_json, system, user
 from fairlead.feedback.files import BadRow, find_files, read_table
 from fairlead.guard.classifier.contrast import contrast_rows
+from fairlead.guard.classifier.injected import retrieved
+from fairlead.guard.classifier.reading import shown
 from fairlead.guard.classifier.rows import Row
 
 PACKS = ("brand", "support", "health", "finance", "law")
@@ -110,7 +112,8 @@ def _examples(principle: Principle) -> list[Row]:
 def harmless_pool(constitution: Constitution, files: Sequence[Path], *, seed: int = 0) -> list[Row]:
     """What keeps every principle: the twins of all packs, and the harmless texts of `files`.
 
-    A file holds one object a line: `prompt` (or `instruction`, `text`, `question`), or an exchange, or plain lines.
+    A file holds one object a line: `prompt` (or `instruction`, `text`, `question`), or an exchange, or plain lines; or
+    `tool_result`, a text as your tools bring it, which holds no order to the model.
     """
     labels = dict.fromkeys(constitution.ids, False)
     rows: list[Row] = []
@@ -122,14 +125,18 @@ def harmless_pool(constitution: Constitution, files: Sequence[Path], *, seed: in
                     id = f"twins/{case.meta['pair']}"
                     rows.append(Row(id, Exchange(case.messages, ()), labels, "twins", f"twins/{case.cluster}"))
     for file in files:
-        rows += [
-            Row(f"{file.stem}/{n}", held, labels, file.stem, f"{file.stem}/{n}")
-            for n, held in enumerate(_harmless(file))
-        ]
+        for n, held in enumerate(_harmless(file)):
+            id = f"{file.stem}/{n}"
+            rows.append(
+                retrieved(id, held, False, file.stem, id)
+                if isinstance(held, str)
+                else Row(id, held, labels, file.stem, id)
+            )
     return rows
 
 
-def _harmless(file: Path) -> Iterable[Exchange]:
+def _harmless(file: Path) -> Iterable[Exchange | str]:
+    """Exchanges, and texts of tools as they are."""
     if not file.is_file():
         raise InputError(f"{file}: is no file; give files of harmless texts with --harmless")
     if file.suffix == ".txt":
@@ -141,13 +148,15 @@ def _harmless(file: Path) -> Iterable[Exchange]:
         text = next(
             (value[k] for k in ("prompt", "instruction", "question", "text") if isinstance(value.get(k), str)), None
         )
-        if "messages" in value:
+        if "tool_result" in value:
+            yield _text_of_tool(place, value)
+        elif "messages" in value:
             yield _as_exchange(place, value)
         elif text:
             reply = value.get("reply") or value.get("response")
             yield exchange(text, reply) if isinstance(reply, str) and reply.strip() else Exchange((user(text),), ())
         else:
-            raise InputError(f"{place}: has none of prompt, instruction, question, text, messages")
+            raise InputError(f"{place}: has none of prompt, instruction, question, text, messages, tool_result")
 
 
 def found(constitution: Constitution, files: Sequence[Path]) -> list[Row]:
@@ -155,7 +164,9 @@ def found(constitution: Constitution, files: Sequence[Path]) -> list[Row]:
 
     - an exchange (`messages`, `reply`, `meta: {principle, broken}`): a finding. Without `broken` it counts as broken;
     - a preference (`messages`, `chosen`, `rejected`, `principle`): chosen kept, rejected broke it. Ties are left out;
-    - a rating (`messages`, `reply`, `good`, `principle`).
+    - a rating (`messages`, `reply`, `good`, `principle`);
+    - a text that a tool brought (`tool_result`), with an order to the model in it, or without one (`injected: false`);
+      `order` is the part that is the order, without which a long text teaches little.
 
     Raises InputError with file and line for a row that names no principle of this constitution.
     """
@@ -167,6 +178,8 @@ def found(constitution: Constitution, files: Sequence[Path]) -> list[Row]:
 
 
 def _labelled(constitution: Constitution, source: str, place: str, value: dict[str, Any]) -> list[Row]:
+    if "tool_result" in value:
+        return [_found_in_tool(source, place, value)]
     held = value.get("meta")
     meta: dict[str, Any] = held if isinstance(held, dict) else {}
     principle = value.get("principle") or meta.get("principle")
@@ -193,6 +206,24 @@ def _labelled(constitution: Constitution, source: str, place: str, value: dict[s
     if not isinstance(broken, bool):
         raise InputError(f"{place}: meta.broken is {broken!r}; it is true or false")
     return [Row(id, _as_exchange(place, value), {principle: broken}, source, group)]
+
+
+def _found_in_tool(source: str, place: str, value: dict[str, Any]) -> Row:
+    text, injected, order = _text_of_tool(place, value), value.get("injected", True), value.get("order", "")
+    if not isinstance(injected, bool):
+        raise InputError(f"{place}: injected is {injected!r}; it is true or false")
+    if not isinstance(order, str) or shown(order) not in shown(text) or (order and not injected):
+        raise InputError(f"{place}: order is not a part of tool_result, or there is said to be none; leave it out")
+    id = f"{source}/{place.rpartition(':')[2].rpartition(' ')[2]}"
+    group = f"{source}/{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    return retrieved(id, text, injected, source, group, part=order)
+
+
+def _text_of_tool(place: str, value: dict[str, Any]) -> str:
+    text = value["tool_result"]
+    if not isinstance(text, str) or not text.strip():
+        raise InputError(f"{place}: tool_result is {text!r:.40}; it is a text")
+    return text
 
 
 def _as_exchange(place: str, value: dict[str, Any]) -> Exchange:

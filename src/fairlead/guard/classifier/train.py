@@ -26,13 +26,16 @@ from fairlead.guard.classifier.card import auroc_interval, described, markdown
 from fairlead.guard.classifier.fit import STRENGTHS, auroc, logistic, platt, tfidf_matrix, threshold_at
 from fairlead.guard.classifier.model import Classifier, NgramScorer, Scorer, load, sigmoid
 from fairlead.guard.classifier.ngrams import vocabulary
-from fairlead.guard.classifier.reading import TOKENS, WORDS, Pair, Reading, read
+from fairlead.guard.classifier.reading import TOKENS, WORDS, Pair, Reading, asked, read, windows_of
 from fairlead.guard.classifier.rows import Part, Row, View, grouped
 
 TFIDF = "tfidf"
 RATE = 0.05
 FEWEST = 8  # broken, and kept, that a head needs on each part
 CHANCE_DRAWS = 200  # of the interval that a head's AUROC on the validation part has to clear
+CLEAR = (
+    0.7  # AUROC there that the head for orders in tools' texts needs: what it flags is refused with all that was asked
+)
 SHOWN_WINDOWS = 3  # of one reply, when learning: what a long reply is stands in its first windows
 HELD: tuple[Part, ...] = ("valid", "test")
 SHARES = (0.2, 0.2)  # of what breaks a principle, and of the harmless groups
@@ -115,7 +118,10 @@ def train(
     left_out += dropped
     kept = [keys.index((h.principle, h.view)) for h in heads]
     if not heads:
-        raise CannotTell("no head can be told from chance on the validation part; give more rows (--exchanges)")
+        raise CannotTell(
+            "no head can be told from chance on the validation part; give more rows (--exchanges): "
+            + "; ".join(f"{id} ({view}): {why}" for id, view, why in dropped)
+        )
     manifest = Manifest(
         kind=kind, name=f"{constitution.name}:{kind}", constitution=constitution.sha256, reading=reading,
         heads=tuple(heads), max_tokens=max_tokens, rows=dict(Counter(row.source for row in rows)),
@@ -175,7 +181,7 @@ def _keys(
     keys: list[Key] = []
     left_out: list[tuple[str, str, str]] = []
     views: tuple[View, ...] = ("prompt", "exchange")
-    for id in constitution.ids:
+    for id in (*constitution.ids, artefact.INJECTION):
         for view in views:
             if not any(counts[part][id, view, True] for part in counts):
                 if any(counts[part][id, view, False] for part in counts) and view == "exchange":
@@ -204,11 +210,18 @@ def _to_learn(
         known = [float(row.labels[id]) if id in row.labels and row.view == view else np.nan for id, view in keys]
         if all(np.isnan(known)):
             continue
-        for pair in read(row.exchange, reading)[:SHOWN_WINDOWS]:
+        for pair in learnt_from(row, reading):
             pairs.append(pair)
             labels.append(known)
             groups.append(row.group)
     return pairs, np.array(labels, np.float32).reshape(len(pairs), len(keys)), groups
+
+
+def learnt_from(row: Row, reading: Reading, most: int = SHOWN_WINDOWS) -> list[Pair]:
+    """The pairs that a row is learnt from: the first windows, or those that show the part its labels speak of."""
+    if part := row.meta.get("part"):
+        return [(asked(row.exchange.messages, reading), w) for w in windows_of(row.exchange.reply_text, part, reading)]
+    return read(row.exchange, reading)[:most]
 
 
 def learn_tfidf(pairs: Sequence[Pair], labels_NH: NDArray[np.float32], groups: Sequence[str], valid: Valid) -> Learnt:
@@ -260,6 +273,13 @@ def _heads(
             )
             dropped.append((id, str(view), why))
             continue
+        if id == artefact.INJECTION and told.value < CLEAR:
+            why = (
+                f"AUROC {told.value:.2f} on the validation part, needed is {CLEAR:g}: it would flag too much; "
+                "fine-tune (--tune), or give texts of your tools (--exchanges, --harmless)"
+            )
+            dropped.append((id, str(view), why))
+            continue
         try:
             slope, offset = platt(z.astype(np.float64), y)
         except ValueError as problem:
@@ -298,7 +318,7 @@ def _card(
         numbers = described(p_NH[at, h], y, [test[n].group for n in at], head.threshold)
         heads.append({"principle": head.principle, "view": head.view, "threshold": head.threshold, "test": numbers})
     made = Counter(row.source for row in rows)
-    synthetic = sum(n for source, n in made.items() if source in ("bank", "contrast", "example", "twins"))
+    synthetic = sum(n for source, n in made.items() if source in ("bank", "contrast", "example", "twins", "injection"))
     return {
         "name": classifier.manifest.name,
         "kind": classifier.manifest.kind,
@@ -309,7 +329,7 @@ def _card(
         "heads": heads,
         "left_out": [list(item) for item in left_out],
         "said": [
-            f"{synthetic:,} of {len(rows):,} rows come from templates of the constitution: numbers on them say how "
+            f"{synthetic:,} of {len(rows):,} rows come from templates of the package: numbers on them say how "
             "well such templates are told apart, not how well traffic is.",
             *said,
         ],

@@ -12,7 +12,8 @@ from fairlead.guard.checks.personal import Presidio
 from fairlead.guard.checks.rules import by_re2
 from fairlead.guard.classifier.check import classifier_checks
 from fairlead.guard.classifier.model import load as load_classifier
-from fairlead.guard.compile import proxy_checks, unchecked
+from fairlead.guard.classifier.order_score import order_score
+from fairlead.guard.compile import order_check, proxy_checks, unchecked
 from fairlead.guard.decision import Check
 from fairlead.guard.proxy.prompts import prompt_checks, unchecked_prompts
 from fairlead.guard.proxy.settings import Checks
@@ -76,6 +77,9 @@ def checked(
         probes = load_probes(settings.probe, model=hosted.lineage)
         replies = (*replies, *probe_checks(constitution, probes, hosted))
     prompts = prompt_checks(replies, constitution)
+    if classifier is not None and settings.orders is not False and (score := order_score(classifier)) is not None:
+        orders = order_check(constitution, score, score.threshold if settings.orders is True else settings.orders)
+        prompts = prompts if orders is None else (*prompts, orders)
     missing = dict.fromkeys((*unchecked(constitution, replies), *unchecked_prompts(prompts, constitution)))
     partly = {id: tuple(check.name for check in replies if check.principle == id) for id in missing}
     return Checked(

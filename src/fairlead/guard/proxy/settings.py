@@ -70,6 +70,9 @@ class Checks(_Part):
     rules: dict[str, tuple[str, ...]] = Field({}, description="by principle id, patterns that a text must not hold")
     hosts: tuple[str, ...] = Field((), description="names that tool calls and links may reach with anything")
     unknown_hosts: bool = Field(True, description="whether they may reach any other at all")
+    orders: bool | Annotated[float, Field(gt=0, lt=1)] = Field(
+        True, description="whether the classifier looks for orders in tools' texts, or from which P on they count"
+    )
     thresholds: dict[str, float] = Field({}, description="by principle id, the critic's score below which it is broken")
     model: Path | None = Field(None, description="folder of a classifier trained by `fairlead guard train`")
     probe: Path | None = Field(None, description="folder of `fairlead guard train --probe`, for a model in the process")
