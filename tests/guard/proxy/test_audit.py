@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import openai
 from fairlead.errors import InputError
 from fairlead.guard.audit import store
 from fairlead.guard.audit.verify import verify
+from fairlead.guard.proxy.metrics import render, summed
 from support.guard_proxy import POLICY, RULES, WINDOWED, Proxy
 from support.mock_upstream import Mock, chat, chat_stream, json_reply, sse_reply
 
@@ -169,5 +171,19 @@ def test_heads_that_nobody_takes_are_counted_and_a_wrong_address_is_told(tmp_pat
             while not (head := proxy.command("heads")["heads"][0])["heads_failures"] and time.monotonic() < until:
                 time.sleep(0.05)
             assert "500" in head["heads_why"]
+            proxy.worker.log._lost_all = 3  # type: ignore[union-attr]  # as if the queue had been full
+            told = render(summed([proxy.command("metrics")])).decode()
+            failures = re.search(r"(?m)^fairlead_guard_heads_failures_total (\S+)", told)
+            assert failures is not None and float(failures[1]) >= 1
+            assert "fairlead_guard_audit_lost_total 3.0" in told and "fairlead_guard_audit_failures_total 0.0" in told
         with pytest.raises(InputError, match="guard.yaml:5: audit: heads_url: .keeper. is no http or https address"):
             Proxy(tmp_path, mock.url, audit=log, policy=POLICY + "audit: {heads_url: keeper}\n")
+
+
+def test_what_is_left_out_of_a_request_is_counted(tmp_path: Path) -> None:
+    said: Any = {"role": "assistant", "content": "hello", "annotations": []}
+    with Mock(lambda _: json_reply(chat("hello"))) as mock, Proxy(tmp_path, mock.url) as proxy:
+        client = openai.OpenAI(base_url=f"{proxy.url}/v1", api_key="k", max_retries=0)
+        messages = [*ASKED, {**said, "annotations": [{"type": "url_citation"}]}, *ASKED]
+        client.chat.completions.create(model="mock", messages=messages)
+        assert proxy.count("dropped", "annotations of an earlier reply") == 1

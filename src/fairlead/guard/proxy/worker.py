@@ -83,7 +83,10 @@ class Worker:
             case "metrics":
                 self.app.metrics.gauges["in_flight"] = float(self.app.in_flight)
                 if self.log is not None:
-                    self.app.metrics.gauges["audit_waiting"] = float(self.log.health().waiting)
+                    health, counts = self.log.health(), self.app.metrics.counts
+                    self.app.metrics.gauges["audit_waiting"] = float(health.waiting)
+                    counts["audit_lost",], counts["audit_failures",] = health.lost, health.failures
+                    counts["heads_failures",] = health.heads_failures
                 return with_tally(self.app.metrics.snapshot(), self.app.tally)
             case "status":
                 up = self.server is not None and self.server.started
