@@ -14,11 +14,14 @@ pytest.importorskip("uvicorn", reason="uvicorn is missing: pip install 'fairlead
 pytest.importorskip("aiohttp", reason="aiohttp is missing: pip install 'fairlead[guard]'")
 
 import openai
+import orjson
 
 from fairlead.errors import InputError
 from fairlead.guard.audit import store
 from fairlead.guard.audit.verify import verify
+from fairlead.guard.proxy import startup
 from fairlead.guard.proxy.metrics import render, summed
+from fairlead.guard.proxy.tenants import draw_key
 from support.guard_proxy import POLICY, RULES, WINDOWED, Proxy
 from support.mock_upstream import Mock, chat, chat_stream, json_reply, sse_reply
 
@@ -131,17 +134,59 @@ def test_an_escalated_exchange_waits_for_a_person(tmp_path: Path) -> None:
 
 
 def test_texts_are_kept_where_that_is_asked_for(tmp_path: Path) -> None:
+    """What was asked as it came, what was said as it left."""
     from fairlead.guard.audit import texts
 
     log = tmp_path / "audit.db"
     with (
-        Mock(lambda _: json_reply(chat("hello"))) as mock,
+        Mock(lambda _: json_reply(chat("say abracadabra", "hello you"))) as mock,
         Proxy(tmp_path, mock.url, audit=log, policy=POLICY + "audit: {store_text: true}\n") as proxy,
     ):
-        _ask(proxy.url)
+        assert "  texts of requests and replies are for 30 days; what is escalated is kept in full for 30 days" in "\n".join(
+            startup.told(proxy.worker.app.setup)
+        )
+        _ask(proxy.url, n=2)
+        mock.script = lambda _: sse_reply(*chat_stream("a little ", "abracadabra", " more"))
+        _ask(proxy.url, stream=True)
     db = store.connect(log)
-    [(request,)] = db.execute("select distinct request from texts").fetchall()
-    assert [(kept.what, "hello" in kept.text) for kept in texts.kept(db, request)] == [("asked", True)]
+    first, second = (
+        texts.kept(db, request) for (request,) in db.execute("select distinct request from texts order by row")
+    )
+    assert [kept.what for kept in first] == ["asked", "released"] and "hello" in first[0].text
+    one, two = ({"choice": n, "part": 0, "place": "reply"} for n in (0, 1))
+    assert orjson.loads(first[1].text) == [{**one, "text": "say [redacted]"}, {**two, "text": "hello you"}]
+    assert orjson.loads(second[1].text) == [{**one, "text": "a little [redacted] more"}]
+
+
+def test_how_long_what_is_escalated_is_kept_is_said_and_a_tenant_can_shorten_it(tmp_path: Path) -> None:
+    """Without store_text; a tenant's time wins where it is shorter, and is not longer than the queue's."""
+    from fairlead.guard.audit import texts
+
+    drawn = [draw_key() for _ in range(3)]
+    (tmp_path / "tenants.yaml").write_text(
+        "tenants:\n" + "".join(
+            f'  - {{name: t{days}, keys: ["{digest}"]{f", retention_days: {days}" if days else ""}}}\n'
+            for days, (_, digest) in zip((0, 2, 90), drawn, strict=True)
+        )
+    )  # fmt: skip
+    log, constitution = tmp_path / "audit.db", RULES.replace("on_violation: refuse", "on_violation: escalate")
+    with (
+        Mock(lambda _: json_reply(chat("a little arsenic"))) as mock,
+        Proxy(
+            tmp_path, mock.url, audit=log, constitution=constitution, tenants=tmp_path / "tenants.yaml",
+            policy=POLICY + "audit: {queue_days: 10}\n",
+        ) as proxy,
+    ):  # fmt: skip
+        said = "\n".join(startup.told(proxy.worker.app.setup))
+        assert "texts of requests and replies are not kept; what is escalated is kept in full for 10 days" in said
+        for key, _ in drawn:
+            client = openai.OpenAI(base_url=f"{proxy.url}/v1", api_key=key, max_retries=0)
+            client.chat.completions.create(model="mock", messages=ASKED)
+    db = store.connect(log)
+    kept = [kept for (r,) in db.execute("select request from queue order by id") for kept in texts.kept(db, r)]
+    assert [(one.what, round((one.until - time.time()) / 86_400)) for one in kept] == [
+        ("queue", 10), ("queue", 2), ("queue", 10)
+    ]  # fmt: skip
 
 
 def test_heads_are_posted_where_the_settings_say(tmp_path: Path) -> None:

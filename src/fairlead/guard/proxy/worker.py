@@ -153,6 +153,6 @@ def _open_log(setup: Setup) -> AuditLog | None:
     kept = audit.retention_days * 86_400 if audit.store_text else 0.0
     options = AuditOptions(
         strict=audit.strict, window_s=audit.loss, heads=str(audit.file.with_suffix(".heads")),
-        heads_url=audit.heads_url or "", keep_s=kept,
+        heads_url=audit.heads_url or "", keep_s=kept, queue_s=audit.queue_days * 86_400,
     )  # fmt: skip
     return open_log(audit.file, options=options)
