@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("uvicorn", reason="uvicorn is missing: pip install 'fairlead[guard]'")
 pytest.importorskip("aiohttp", reason="aiohttp is missing: pip install 'fairlead[guard]'")
 
+import anthropic
 import openai
 import orjson
 
@@ -23,7 +24,7 @@ from fairlead.guard.proxy import startup
 from fairlead.guard.proxy.metrics import render, summed
 from fairlead.guard.proxy.tenants import draw_key
 from support.guard_proxy import POLICY, RULES, WINDOWED, Proxy
-from support.mock_upstream import Mock, chat, chat_stream, json_reply, sse_reply
+from support.mock_upstream import Mock, chat, chat_stream, json_reply, message, response, sse_reply
 
 ASKED: list[Any] = [{"role": "user", "content": "hello"}]
 TEXTS = ("good morning", "say abracadabra now", "a little arsenic", "the code is falcon-7781-heron indeed", "grüße ✓")
@@ -142,8 +143,9 @@ def test_texts_are_kept_where_that_is_asked_for(tmp_path: Path) -> None:
         Mock(lambda _: json_reply(chat("say abracadabra", "hello you"))) as mock,
         Proxy(tmp_path, mock.url, audit=log, policy=POLICY + "audit: {store_text: true}\n") as proxy,
     ):
-        assert "  texts of requests and replies are for 30 days; what is escalated is kept in full for 30 days" in "\n".join(
-            startup.told(proxy.worker.app.setup)
+        assert (
+            "  texts of requests and replies are for 30 days; what is escalated is kept in full for 30 days"
+            in "\n".join(startup.told(proxy.worker.app.setup))
         )
         _ask(proxy.url, n=2)
         mock.script = lambda _: sse_reply(*chat_stream("a little ", "abracadabra", " more"))
@@ -232,3 +234,39 @@ def test_what_is_left_out_of_a_request_is_counted(tmp_path: Path) -> None:
         messages = [*ASKED, {**said, "annotations": [{"type": "url_citation"}]}, *ASKED]
         client.chat.completions.create(model="mock", messages=messages)
         assert proxy.count("dropped", "annotations of an earlier reply") == 1
+
+
+def test_images_and_fields_that_pass_unread_are_counted_and_stand_in_the_log(tmp_path: Path) -> None:
+    log, url = tmp_path / "audit.db", "data:image/png;base64,AAAA"
+    policy = POLICY + "images: pass\nallow: [beta, web_search_options, tools.web_search, store]\n"
+    with (
+        Mock(lambda _: json_reply(chat("hello"))) as mock,
+        Proxy(tmp_path, mock.url, audit=log, policy=policy) as proxy,
+    ):
+        client = openai.OpenAI(base_url=f"{proxy.url}/v1", api_key="k", max_retries=0)
+        image = {"type": "image_url", "image_url": {"url": url}}
+        content: Any = [{"type": "text", "text": "hello"}, image, image]
+        for _ in range(2):
+            client.chat.completions.create(
+                model="mock", messages=[{"role": "user", "content": content}],
+                web_search_options={"user_location": {"type": "approximate"}},
+            )  # fmt: skip
+        client.chat.completions.create(model="mock", messages=ASKED)
+        other = anthropic.Anthropic(base_url=proxy.url, api_key="k", max_retries=0)
+        source: Any = {"type": "base64", "media_type": "image/png", "data": "AAAA"}
+        mock.script = lambda _: json_reply(message("hello"))
+        other.messages.create(
+            model="mock", max_tokens=9, messages=[{"role": "user", "content": [{"type": "image", "source": source}]}],
+            extra_headers={"anthropic-beta": "some-beta-2025"},
+        )  # fmt: skip
+        mock.script = lambda _: json_reply(response("hello"))
+        picture: Any = {"type": "input_image", "image_url": url, "detail": "low"}
+        client.responses.create(model="mock", store=True, input=[{"role": "user", "content": [picture]}])
+        told = {row[1]: row[2] for row in proxy.command("metrics")["counts"] if row[0] == "not_scanned"}
+        assert told == {"image": 6.0, "field web_search_options": 2.0, "field beta": 1.0, "field store": 1.0}
+    bodies = [orjson.loads(body) for (body,) in store.connect(log).execute("select body from records order by row")]
+    assert [body.get("passed", {}) for body in bodies if body["kind"] == "exchange"] == [
+        *[{"image": 2, "field web_search_options": 1}] * 2, {}, {"image": 1, "field beta": 1},
+        {"image": 1, "field store": 1},
+    ]  # fmt: skip
+    assert verify(log, log.with_suffix(".key")).passed["image"] == 6

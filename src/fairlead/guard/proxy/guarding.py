@@ -89,6 +89,7 @@ class Guarding:
         for what in asked.dropped:
             self.tally.withheld[f"of the request: {what}"] += 1
             one.metrics.counts["dropped", what] += 1
+        self.tally.passed.update(asked.policy.passed)
         escalate = self._escalate if one.log is not None else None
         if book.prompts:
             said = await prompt_side.ask(
