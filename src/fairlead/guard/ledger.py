@@ -73,9 +73,10 @@ class _Run:
 
 
 class Ledger:
-    """The ledger of one request."""
+    """The ledger of one request. With `keep` it holds the texts themselves too (`said`)."""
 
-    def __init__(self) -> None:
+    def __init__(self, keep: bool = False) -> None:
+        self._texts: dict[tuple[int, int], list[str]] | None = {} if keep else None
         self.verdicts: list[Verdict] = []
         self.shadow: list[Verdict] = []  # of checks in shadow mode: they cover nothing
         self._next = int.from_bytes(os.urandom(6), "big")
@@ -120,6 +121,16 @@ class Ledger:
         run.end += len(text)
         run.bytes += len(data)
         run.hash.update(data)
+        if self._texts is not None:
+            self._texts.setdefault((choice, part), []).append(text)
+
+    @property
+    def said(self) -> list[dict[str, object]]:
+        """What was sent, by alternative and part, as the client reads it; empty where no texts are kept."""
+        return [
+            {"choice": choice, "part": part, "place": self._runs[choice, part][0].place, "text": "".join(pieces)}
+            for (choice, part), pieces in sorted((self._texts or {}).items())
+        ]
 
     @property
     def ranges(self) -> tuple[Range, ...]:
@@ -141,6 +152,8 @@ class Ledger:
         """Of several candidates one is written, as alternative 0: the stretches of the others are forgotten."""
         self._runs = {(0, part): runs for (of, part), runs in self._runs.items() if of == choice}
         self._coming = [(0, *one[1:]) for one in self._coming if one[0] == choice]
+        if self._texts is not None:
+            self._texts = {(0, part): pieces for (of, part), pieces in self._texts.items() if of == choice}
 
 
 def faults(ledger: Ledger, written: Iterable[Any]) -> list[str]:

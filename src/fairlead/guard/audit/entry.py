@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -136,8 +136,8 @@ def encode(entry: Entry, digest_key: bytes, **beside: Any) -> bytes:
     return dumped(body)
 
 
-def dumped(body: Mapping[str, Any]) -> bytes:
-    """JSON of a record. Halves of surrogate pairs, which no UTF-8 can hold, are written as their escapes."""
+def dumped(body: Mapping[str, Any] | Sequence[Any]) -> bytes:
+    """JSON of a record, or of what is kept beside it. Halves of surrogate pairs, which no UTF-8 can hold, are written as their escapes."""
     try:
         return orjson.dumps(body)
     except orjson.JSONEncodeError:

@@ -70,7 +70,8 @@ class AuditLog:
 
         said       texts to keep beside it, as (what, text), such as ("asked", …): only for `keep_s` seconds, the log's
                    own where not given, and not at all where that is 0
-        escalated  the exchange to put before people (queue.py)
+        escalated  the exchange to put before people (queue.py): kept for `Options.queue_s`, or for `keep_s` where that
+                   is given and shorter
         Raises AuditClosed where nothing may be released without it: strict and failing, or the log is shut.
         """
         keep = self.options.keep_s if keep_s is None else keep_s
@@ -80,7 +81,8 @@ class AuditLog:
         beside: tuple[store.Beside, ...] = ()
         if escalated is not None:
             beside, text = queue.prepared(entry, escalated)
-            kept.append((queue.WHAT, text, max(keep, self.options.queue_s)))
+            queued = self.options.queue_s if keep_s is None else min(keep_s, self.options.queue_s)
+            kept.append((queue.WHAT, text, queued))
         rows, digests = texts.prepared(entry, kept)
         more = {"texts": digests} if digests else {}
         return self._append(encode(entry, self.keys.digest, **more), (*rows, *beside))

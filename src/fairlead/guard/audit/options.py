@@ -28,7 +28,7 @@ class Options:
     heads_url      where they are posted to; "" for nowhere
     heads_every_s  seconds between two heads of a chain at least: a cut of the tail within it may go unseen
     keep_s         seconds that texts are kept; 0 keeps none
-    queue_s        seconds that an escalated exchange is kept for people to read, even where other texts are not
+    queue_s        seconds that an escalated exchange is kept for people to read, also where other texts are not
     """
 
     strict: bool = False

@@ -99,8 +99,9 @@ class App:
                 body = orjson.loads(raw)
             except orjson.JSONDecodeError:
                 raise Refused(400, "", "the body is no JSON, or no UTF-8") from None
-            asked = form.read_request(body, account.allow)
-            if head.beta and "beta" not in account.allow.fields:
+            allow = account.allow.anew()
+            asked = form.read_request(body, allow)
+            if head.beta and not allow.lets("beta"):
                 raise Refused(400, "beta", f"the beta header {head.beta[:60]!a} asks for what nobody looks at here")
             best = account.book.plan.best
             if best is not None and asked.n != 1:

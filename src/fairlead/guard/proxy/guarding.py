@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from fairlead.exchange import Exchange as Talk
 from fairlead.guard import prompt_side
-from fairlead.guard.audit.entry import Entry
+from fairlead.guard.audit.entry import Entry, dumped
 from fairlead.guard.decision import SEVERITY, Decision
 from fairlead.guard.follow import release_for
 from fairlead.guard.ledger import Ledger
@@ -58,7 +58,7 @@ class Guarding:
 
     def __init__(self, one: Exchange) -> None:
         self.one, self.book = one, one.account.book
-        self.ledger, self.tally = Ledger(), Tally()
+        self.ledger, self.tally = Ledger(one.log is not None and one.settings.audit.store_text), Tally()
         self.release: Release | Best | None = None  # once it is known what the model is asked
         self.told: Told | None = None
         self.tolds: list[tuple[int, Told]] = []
@@ -88,6 +88,8 @@ class Guarding:
         asked = one.asked
         for what in asked.dropped:
             self.tally.withheld[f"of the request: {what}"] += 1
+            one.metrics.counts["dropped", what] += 1
+        self.tally.passed.update(asked.policy.passed)
         escalate = self._escalate if one.log is not None else None
         if book.prompts:
             said = await prompt_side.ask(
@@ -276,10 +278,12 @@ class Guarding:
             status=status, ended=self.ended, policy=book.policy,
         )  # fmt: skip
         # the release's verdicts and ranges have the fields that the log wants
-        said: tuple[tuple[str, str], ...] = ()
+        said: tuple[tuple[str, str], ...] = ()  # the reply as it left, never as it came
         keep = None if one.account.retention_days is None else one.account.retention_days * 86_400
         if one.settings.audit.store_text:
             said = (("asked", one.raw.decode("utf-8", "replace")),)
+            if released := ledger.said:
+                said += (("released", dumped(released).decode()),)
         return log.record(entry, said, keep, self.escalated)
 
 

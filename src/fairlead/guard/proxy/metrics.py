@@ -31,6 +31,9 @@ COUNTERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "upstream_failures": ("what went wrong with the model's server", ("why",)),
     "turned_away": ("requests that were not taken", ("why",)),
     "tokens": ("tokens by the model's own count", ("tenant", "kind")),
+    "audit_lost": ("records of the audit log that found no room", ()),
+    "audit_failures": ("writes of the audit log that failed, each tried again", ()),
+    "heads_failures": ("heads of the audit log that could not be written or were not taken", ()),
     "reloads": ("reloads of constitutions and classifier", ("outcome",)),
 }
 TIMES: Mapping[str, tuple[str, tuple[str, ...]]] = {

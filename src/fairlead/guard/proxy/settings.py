@@ -120,13 +120,18 @@ class Limits(_Part):
 
 
 class Audit(_Part):
-    """The tamper-evident log. With `strict` a reply waits for the disk; else up to `loss` seconds can be lost."""
+    """The tamper-evident log. With `strict` a reply waits for the disk; else up to `loss` seconds can be lost.
+
+    Texts are kept with `store_text`, for `retention_days`; what is escalated is kept for people in any case, for
+    `queue_days`. A tenant's own `retention_days` bounds both.
+    """
 
     file: Path | None = None
     strict: bool = False
     loss: Seconds = 0.2
     store_text: bool = False
     retention_days: Annotated[float, Field(gt=0)] = 30.0
+    queue_days: Annotated[float, Field(gt=0)] = 30.0
     heads_url: Address | None = Field(None, description="where the end of each chain is posted while it grows")
 
 

@@ -33,6 +33,9 @@ def told(setup: Setup) -> list[str]:
             "a reply ends when its entry is on the disk" if audit.strict else f"a crash loses at most {audit.loss:g} s"
         )
         lines.append(f"audit log {audit.file}: {how}")
+        texts = f"for {audit.retention_days:g} days" if audit.store_text else "not kept"
+        queued = f"what is escalated is kept in full for {audit.queue_days:g} days, for people to read"
+        lines.append(f"  texts of requests and replies are {texts}; {queued}")
     return lines
 
 

@@ -86,7 +86,10 @@ class Worker:
             case "metrics":
                 self.app.metrics.gauges["in_flight"] = float(self.app.in_flight)
                 if self.log is not None:
-                    self.app.metrics.gauges["audit_waiting"] = float(self.log.health().waiting)
+                    health, counts = self.log.health(), self.app.metrics.counts
+                    self.app.metrics.gauges["audit_waiting"] = float(health.waiting)
+                    counts["audit_lost",], counts["audit_failures",] = health.lost, health.failures
+                    counts["heads_failures",] = health.heads_failures
                 return with_tally(self.app.metrics.snapshot(), self.app.tally)
             case "status":
                 up = self.server is not None and self.server.started
@@ -153,6 +156,6 @@ def _open_log(setup: Setup) -> AuditLog | None:
     kept = audit.retention_days * 86_400 if audit.store_text else 0.0
     options = AuditOptions(
         strict=audit.strict, window_s=audit.loss, heads=str(audit.file.with_suffix(".heads")),
-        heads_url=audit.heads_url or "", keep_s=kept,
+        heads_url=audit.heads_url or "", keep_s=kept, queue_s=audit.queue_days * 86_400,
     )  # fmt: skip
     return open_log(audit.file, options=options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
@@ -31,6 +32,18 @@ class Allow:
     images: bool = False
     opaque: bool = False
     top_logprobs: bool = False
+    passed: Counter[str] = field(default_factory=Counter, compare=False)  # what did, by kind: of one request (`anew`)
+
+    def anew(self) -> Allow:
+        """The same, to read one request under: what passes is counted for it alone."""
+        return replace(self, passed=Counter()) if self.fields or self.images else self
+
+    def lets(self, name: str) -> bool:
+        """Whether a field passes unread; that it does is counted."""
+        if name not in self.fields:
+            return False
+        self.passed[f"field {name}"] += 1
+        return True
 
 
 class Refused(FairleadError):

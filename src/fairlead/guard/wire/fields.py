@@ -34,7 +34,7 @@ class Kind:
 
 def refuse(field: str, name: str, why: str, policy: Allow) -> None:
     """Refuses `field` unless the policy allows `name`."""
-    if name not in policy.fields:
+    if not policy.lets(name):
         raise Refused(400, field, f"{field}: {why}; leave it out, or have the policy allow {name!r}")
 
 
@@ -57,7 +57,7 @@ def check(body: Mapping[str, Any], known: Mapping[str, Kind], policy: Allow, pat
         kind = known.get(key, UNKNOWN)
         if type(value) in kind.types:
             continue
-        if name + key in policy.fields:
+        if policy.lets(name + key):
             continue
         short = key if len(key) <= _NAME and key.isprintable() else f"{key[:_NAME]!r}…"
         if kind.rule is None:

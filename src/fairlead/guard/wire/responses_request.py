@@ -199,6 +199,7 @@ def _content(
                     raise Refused(
                         400, at, f"{at}: an image is not checked; leave it out, or have the policy allow images"
                     )
+                policy.passed["image"] += 1
                 fields.check(part, _IMAGE, policy, f"{at}.", "input.content.")
                 parts.append((fields.media("image", part.get("image_url") or ""), ()))
             case _:
