@@ -423,6 +423,11 @@ def refused(capsys: pytest.CaptureFixture[str], argv: list[str], code: int = 2) 
         ("grpo", ["--reward", "exact", "--reward", "exact"], "two judges are called 'exact': name them apart"),
         ("grpo", ["--reward", "gold:sums"], "--oracle"),
         ("grpo", ["--reward", "gold:sums", "--oracle"], "gold:sums: reads what the apprentice's world says"),
+        (
+            "grpo",
+            ["--reward", "code"],
+            "not one of 6 prompts brings any that can judge it; of the first: the case has",
+        ),
         ("grpo", ["--cost", "exact"], "--cost-budget"),
         ("grpo", ["--cost-budget", "1"], "give what is held under it with --cost"),
         ("safe-grpo", ["--cost-budget", "none"], "--cost: give the budget"),

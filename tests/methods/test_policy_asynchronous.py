@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
@@ -14,8 +15,11 @@ from tests.methods.trainable import Tiny, tiny_model  # noqa: E402
 
 import fairlead.methods.policy as loop  # noqa: E402
 from fairlead.engine.logprobs import score  # noqa: E402
+from fairlead.errors import InputError  # noqa: E402
+from fairlead.methods.config import Lora  # noqa: E402
 from fairlead.methods.experience import Experience  # noqa: E402
 from fairlead.methods.policy import train_policy  # noqa: E402
+from fairlead.methods.rollouts import LocalSampler  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +58,29 @@ def test_what_needs_none_has_none(monkeypatch: pytest.MonkeyPatch, model: Tiny, 
     assert len(steps) == 3 and not any("importance_N" in step.more for step in steps)
 
 
+def test_a_sampler_that_draws_from_moving_weights_is_refused(model: Tiny) -> None:
+    config = settings("grpo", steps=2, asynchronous=True)
+    moving = LocalSampler(model.tokenizer)
+
+    class Wrapped:
+        name, exact, sampler = "wrapped", True, moving
+
+    for sampler in (moving, Wrapped()):
+        with pytest.raises(InputError, match=r"asynchronous: .*LocalSampler\(tokenizer, copy=True\)"):
+            train_policy(model, prompts(), objectives(), config, sampler=sampler)  # type: ignore[arg-type]
+    for fine in (config, config.model_copy(update={"lora": Lora(rank=2), "asynchronous": True})):
+        sampler = LocalSampler(model.tokenizer, copy=fine.lora is None)
+        assert len(train_policy(model, prompts(), objectives(), fine, sampler=sampler).steps) == 2
+
+
 def test_old_log_probs_of_the_update_are_not_those_of_older_weights() -> None:
     with pytest.raises(ValidationError, match="asynchronous replies are of older weights"):
         settings("grpo", asynchronous=True, old_logprobs="update")
+
+
+def test_a_kl_that_nobody_measures_is_said(model: Tiny, caplog: pytest.LogCaptureFixture) -> None:
+    said = "nobody measures the KL (kl: 0, watch_kl: false), so kl_burst: 1000 stops nothing"
+    for watch in (True, False):
+        with caplog.at_level(logging.WARNING, "fairlead"):
+            train_policy(model, prompts(), objectives(), settings("grpo", steps=1, kl=0.0, watch_kl=watch))
+        assert any(said in text for text in caplog.messages) is not watch

@@ -116,6 +116,8 @@ def train_policy(
     run = run or Run()
     objectives = checked(objectives)
     _fitting(objectives, config, pretraining)
+    if sampler is not None:
+        _still(sampler, config)
     if critic is not None and config.advantage != "gae":
         raise InputError(f"a critic is given, but advantage: {config.advantage} reads no values; leave it out")
     model = starting_point(model, config)
@@ -372,6 +374,18 @@ class Loop:
             self.reference.follow(self.learner.policy, self.updates.done // config.updates)
 
 
+def _still(sampler: Sampler, config: PolicyConfig) -> None:
+    """What draws ahead must not draw from the weights that move meanwhile. Adapters are merged into a copy."""
+    inner: Sampler = sampler
+    while hasattr(inner, "sampler"):  # one that plays several turns asks another
+        inner = inner.sampler
+    if config.asynchronous and config.lora is None and isinstance(inner, LocalSampler) and not inner.copy:
+        raise InputError(
+            "asynchronous: this sampler draws from the very weights that are learnt meanwhile; make it with "
+            "LocalSampler(tokenizer, copy=True), or give none"
+        )
+
+
 def _recompute(config: PolicyConfig, sampler: Sampler) -> bool:
     """Whether old log-probs are read by a pass of their own."""
     if config.old_logprobs == "update" and not sampler.exact:
@@ -385,6 +399,11 @@ def _recompute(config: PolicyConfig, sampler: Sampler) -> bool:
 
 def _fitting(objectives: Sequence[Objective], config: PolicyConfig, pretraining: Sequence[Exchange]) -> None:
     """Settings and objectives must belong together."""
+    if not config.needs_reference:
+        log.warning(
+            "nobody measures the KL (kl: 0, watch_kl: false), so kl_burst: %g stops nothing: the policy may leave its "
+            "start unseen", config.kl_burst
+        )  # fmt: skip
     costs = [one.column for one in objectives if one.role == "cost"]
     if not any(one.role == "reward" for one in objectives):
         raise InputError("no objective is a reward: there is nothing to raise")
