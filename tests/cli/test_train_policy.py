@@ -191,6 +191,10 @@ def test_ppo_with_a_reward_model_a_critic_from_it_and_a_pretraining_mix(
     assert all("ptx_nll" in step["sums"] and "value_loss" in step["sums"] for step in steps_of())
     assert main(train("ppo", model, *given, out="own")) == 0  # the value function of the policy's own body
     assert not same_weights("out", "own")
+    kept = open_reward(Path("out/critic"))
+    assert kept.lineage > open_reward(judge).trained_on and kept.head.bias is not None
+    assert main(train("ppo", model, *given, "--critic", "out/critic", out="further")) == 0
+    assert found("further")["critic"] == "out/critic" and not same_weights("own", "further")
 
 
 def test_a_cost_is_held_under_its_budget_by_a_multiplier(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,7 +37,7 @@ from fairlead.methods.config_policy import PolicyConfig
 from fairlead.methods.experience import Experience, Piece, part_of, pieces_of
 from fairlead.methods.gather import Source, place_of, prompts_as_read
 from fairlead.methods.journal import Journal
-from fairlead.methods.learner import Learner, Reference, new_learner
+from fairlead.methods.learner import Learner, Reference, new_learner, value_function
 from fairlead.methods.loop import Batch, Run, StepRecord, Updates
 from fairlead.methods.losses import sft_nll
 from fairlead.methods.multipliers import adapted_kl, ascended
@@ -50,7 +50,7 @@ from fairlead.methods.policy_terms import (
     rewards_of_step,
 )
 from fairlead.methods.resume import resumable
-from fairlead.methods.rewards import Objective, at_step, checked, switch
+from fairlead.methods.rewards import Objective, at_step, checked, lineage_of, switch
 from fairlead.methods.rollouts import LocalSampler, Sampler
 from fairlead.methods.rows import Rows, Trainable, exchange_rows, folder_key, scored_tokens
 
@@ -65,6 +65,7 @@ class Reinforced:
     missing   scores that were missing, by objective
     closing   of the weights as they are at the end, on replies that they drew and nobody judged: `kl` per reply with
               its standard error `kl_error`, `kl_token` per token, nats; `replies`. Empty where no KL is measured
+    critic    the value function as it was at the end, to start another run's from; None for algorithms without one
     """
 
     model: Trainable
@@ -74,6 +75,7 @@ class Reinforced:
     missing: dict[str, int]
     adapter: Adapter | None = None
     closing: Mapping[str, float] = field(default_factory=dict)
+    critic: RewardModel | None = None
 
     @property
     def steps(self) -> list[StepRecord]:
@@ -164,6 +166,7 @@ def train_policy(
         missing=missing,
         adapter=adapter_of(learner.policy, model),
         closing=closing,
+        critic=value_function(learner, model, critic, lineage_of(objectives)),
     )
 
 
