@@ -191,6 +191,10 @@ def test_ppo_with_a_reward_model_a_critic_from_it_and_a_pretraining_mix(
     assert all("ptx_nll" in step["sums"] and "value_loss" in step["sums"] for step in steps_of())
     assert main(train("ppo", model, *given, out="own")) == 0  # the value function of the policy's own body
     assert not same_weights("out", "own")
+    kept = open_reward(Path("out/critic"))
+    assert kept.lineage > open_reward(judge).trained_on and kept.head.bias is not None
+    assert main(train("ppo", model, *given, "--critic", "out/critic", out="further")) == 0
+    assert found("further")["critic"] == "out/critic" and not same_weights("own", "further")
 
 
 def test_a_cost_is_held_under_its_budget_by_a_multiplier(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -423,6 +427,11 @@ def refused(capsys: pytest.CaptureFixture[str], argv: list[str], code: int = 2) 
         ("grpo", ["--reward", "exact", "--reward", "exact"], "two judges are called 'exact': name them apart"),
         ("grpo", ["--reward", "gold:sums"], "--oracle"),
         ("grpo", ["--reward", "gold:sums", "--oracle"], "gold:sums: reads what the apprentice's world says"),
+        (
+            "grpo",
+            ["--reward", "code"],
+            "not one of 6 prompts brings any that can judge it; of the first: the case has",
+        ),
         ("grpo", ["--cost", "exact"], "--cost-budget"),
         ("grpo", ["--cost-budget", "1"], "give what is held under it with --cost"),
         ("safe-grpo", ["--cost-budget", "none"], "--cost: give the budget"),

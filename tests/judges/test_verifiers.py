@@ -131,3 +131,12 @@ def test_references_come_from_meta_in_all_their_shapes() -> None:
     assert verifiers.references(item) == ["a", "b"]
     assert verifiers.wrong_answers(item) == ["c"]
     assert verifiers.references(exchange("?", "x", truth=7)) == ["7"]
+
+
+def test_nought_is_a_reference_and_nothing_is_none() -> None:
+    for nought in (0, 0.0):
+        assert verifiers.references(exchange("?", "x", reference=nought, truth=7)) == [str(nought)]
+    for nothing in (None, "", False, []):
+        assert verifiers.references(exchange("?", "x", reference=nothing)) == []
+        assert verifiers.references(exchange("?", "x", reference=nothing, truth=0)) == ["0"]
+    assert score(verifiers.numeric(), "5 - 5 is 0", reference=0) == 1.0

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from fairlead.methods.drift import Drift, drift_alarms, preference_metrics, probe_alarms  # noqa: E402
-from fairlead.methods.loop import StepRecord  # noqa: E402
+from tests.methods.trainable import pairs, tiny_model  # noqa: E402
+
+from fairlead.exchange import Rated  # noqa: E402
+from fairlead.methods.config import DPOConfig, KTOConfig  # noqa: E402
+from fairlead.methods.drift import (  # noqa: E402
+    Drift,
+    drift_alarms,
+    drift_under_way,
+    preference_metrics,
+    probe_alarms,
+)
+from fairlead.methods.loop import Run, StepRecord  # noqa: E402
+from fairlead.methods.preference import train_dpo  # noqa: E402
+from fairlead.methods.unpaired import train_kto  # noqa: E402
 
 
 def metrics(reference: bool = True, pc: torch.Tensor | None = None) -> dict[str, float]:
@@ -70,3 +84,49 @@ def test_a_probe_after_the_last_step_raises_the_same_alarms() -> None:
     assert (falls.name, falls.step, falls.value) == ("chosen-log-prob-falls", 20, -0.3)
     (rises,) = probe_alarms(Drift(1, 9, 0.2, 0.9, 8), 20, 0.1)
     assert rises.name == "rejected-log-prob-rises" and "0.900" in rises.message
+
+
+def test_the_words_say_where_the_chosen_replies_stand_at_the_end() -> None:
+    fallen = [record(i, -8.0, -9.0) for i in range(8)]  # 0.2 nats per token
+    for last, words in (
+        (-8.0, "and by 0.200 at the end: the model is unlearning"),
+        (-2.0, "but by no more than 0.050 at the end: the model unlearnt good replies too, for a while"),
+        (10.0, "but stands 0.250 above the start's at the end: the model unlearnt good replies too, for a while"),
+    ):
+        (falls,) = drift_alarms([*fallen, *(record(8 + i, last, -99.0) for i in range(8))], 0.1)
+        assert "fell by 0.200 nats per token at step 8 (limit 0.1), " + words in falls.message
+
+
+def test_a_run_under_way_is_read_by_its_last_steps_alone() -> None:
+    fallen = [record(i, -8.0, -9.0) for i in range(8)]
+    assert drift_under_way(fallen[:7], 0.1) == ()
+    (falls,) = drift_under_way(fallen, 0.1)
+    assert (falls.name, falls.step) == ("chosen-log-prob-falls", 8) and "at the end" not in falls.message
+    assert drift_under_way([*fallen, *(record(8 + i, 16.0, 4.0) for i in range(8))], 0.1) == ()
+    (rises,) = drift_under_way([*fallen, *(record(8 + i, 0.0, 4.0) for i in range(8))], 0.1)
+    assert (rises.name, rises.step) == ("rejected-log-prob-rises", 16)
+    assert drift_under_way([StepRecord(i, 9, 0.5, 1.0, 1e-3, 4, 60, 0.1) for i in range(9)], 0.1) == ()
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_a_training_says_an_alarm_once_when_it_is_first_seen(method: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Pairs whose good reply starts likely and ends in a place of its own: lr is far too high, and both sides fall."""
+    model, seen = tiny_model(torch.float32), []
+    settings = {"steps": 14, "rows_per_step": 4, "lr": 0.05, "warmup": 0.0, "kl_samples": 0, "drift_alarm": 1e-6}
+
+    def progress(step: StepRecord) -> None:
+        if not seen and any("log-prob-" in text for text in caplog.messages):
+            seen.append(step.step + 1)
+
+    with caplog.at_level(logging.WARNING, "fairlead"):
+        if method == "dpo":
+            made = train_dpo(model, pairs(), DPOConfig(**settings), Run(progress=progress))
+        else:
+            rated = [Rated(p.messages, p.chosen, True) for p in pairs()] + [
+                Rated(p.messages, p.rejected, False) for p in pairs()
+            ]
+            made = train_kto(model, rated, KTOConfig(**settings), Run(progress=progress))
+    names = [alarm.name for alarm in made.alarms if "log-prob-" in alarm.name]
+    said = [text for text in caplog.messages if "log-prob-" in text]
+    assert names and len(said) == len({text.split(": ")[1] for text in said}) >= len(names)
+    assert seen == [8] or seen == [min(a.step for a in made.alarms if "log-prob-" in a.name)]

@@ -13,9 +13,11 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import load_file  # noqa: E402
 from tests.stack import single_policy_jobs as jobs  # noqa: E402
 
+from fairlead.errors import InputError  # noqa: E402
+from fairlead.exchange import Exchange, user  # noqa: E402
 from fairlead.methods.config_policy import ALGORITHMS  # noqa: E402
 from fairlead.methods.loop import StepRecord  # noqa: E402
-from fairlead.stack import reinforce_told  # noqa: E402
+from fairlead.stack import reinforce, reinforce_told  # noqa: E402
 from fairlead.stack.reinforce_told import line_of, means_of, nats  # noqa: E402
 from fairlead.stack.voice import Quiet  # noqa: E402
 from support import ranks, tiny  # noqa: E402
@@ -68,3 +70,18 @@ def test_two_processes_leave_one_whole_folder(tmp_path: Path) -> None:
     assert max(float((ours[n] - theirs[n]).abs().max()) for n in theirs) < 1e-4  # float32 under Adam
     left = {p.name for p in tmp_path.iterdir()}
     assert left == {"base", "tasks.jsonl", "one", "two", "grpo-1", "grpo-2"}, "and nothing else"
+
+
+def test_prompts_without_tests_are_refused_or_said_before_any_model_is_opened() -> None:
+    good, bad = ({"tests": "assert f(1) == 2"}, {"tests": "f(1)"})
+    rows = [Exchange((user(f"write f {i}"),), (), meta) for i, meta in enumerate((good, bad, {}))]
+    voice = Quiet()
+    for judge in ("code", "code:share"):
+        with pytest.raises(InputError, match=r"code.*: .* not one of 2 prompts brings any .* test 0 asserts nothing"):
+            reinforce.judgeable([judge], rows[1:], voice)
+    assert voice.lines == []
+    reinforce.judgeable(["code:share"], rows[:1], voice)
+    assert voice.lines == []
+    reinforce.judgeable(["code:share"], rows, voice)
+    (line,) = voice.lines
+    assert line.startswith("2 of 3 prompts bring no tests that can judge code: there code:share will be missing")

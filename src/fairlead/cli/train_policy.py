@@ -169,7 +169,13 @@ def _common() -> Mapping[str, tuple[Any, Any]]:
     }
 
 
-NOT_OFFERED = ("seed", "stop", "rows_per_step", "tokens_per_step")  # options of their own, or of fixed data
+NOT_OFFERED = (
+    "seed",
+    "stop",
+    "rows_per_step",
+    "tokens_per_step",
+    "loss_spike",
+)  # options of their own, or of fixed data
 
 
 def policy_command(name: str, algorithm: Algorithm) -> Callable[..., None]:

@@ -48,8 +48,19 @@ def _read(name: str, value: Any, place: str) -> Any:
         if not isinstance(value, list | tuple) or not value:
             raise BadRow(f"{place!r} is {type(value).__name__}, not a list with at least one answer")
         return [_text(item, f"{place}[{i}]") for i, item in enumerate(value)]
-    if name == "tests" and not value:
+    if name == "tests" and not value and value != 0:
         raise BadRow(f"{place!r} is empty: there is nothing to run")
+    if name == "tests":
+        return _tests(value, place)
+    return value
+
+
+def _tests(value: Any, place: str) -> Any:
+    if not isinstance(value, str | list | tuple):
+        raise BadRow(f"{place!r} is {type(value).__name__}, not a text of assertions or a list of tests")
+    for i, test in enumerate(() if isinstance(value, str) else value):
+        if not isinstance(test, str | list | tuple | Mapping):
+            raise BadRow(f"'{place}[{i}]' is {type(test).__name__}, not a text of assertions or a pair of texts")
     return value
 
 

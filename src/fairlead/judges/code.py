@@ -159,6 +159,8 @@ def case_tests(meta: Mapping[str, Any]) -> list[Test]:
     given = meta.get("tests")
     if not given:
         raise BadTests(NO_TESTS)
+    if not isinstance(given, str | list | tuple):
+        raise BadTests(f"the tests are {type(given).__name__}, neither a text of assertions nor a list")
     tests: list[Test] = []
     named = False
     for number, test in enumerate([given] if isinstance(given, str) else given):

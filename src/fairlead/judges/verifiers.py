@@ -17,8 +17,13 @@ from fairlead.judges.rules import Rule, first_match, patterns_hash, plain, rule
 def references(item: Exchange) -> list[str]:
     """The right answers a case carries, the first being the one to print."""
     many = [str(value) for value in item.meta.get("references", ())]
-    one = item.meta.get("reference") or item.meta.get("truth")
-    return list(dict.fromkeys([*([str(one)] if one else []), *many]))
+    one = next(filter(_given, map(item.meta.get, ("reference", "truth"))), None)
+    return list(dict.fromkeys([*([] if one is None else [str(one)]), *many]))
+
+
+def _given(value: object) -> bool:
+    """0 is an answer; nothing, an empty text and no are none."""
+    return bool(value) or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 def wrong_answers(item: Exchange) -> list[str]:

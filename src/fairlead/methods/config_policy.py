@@ -74,8 +74,8 @@ class PolicyConfig(Training):
     reward_clip        bounds of the reward; None for none
     reward_std         rewards are divided by this number
     resample           DAPO's dynamic sampling: rounds of other prompts in the place of groups with nothing to say
-    importance_cap     correct for a sampler that is no exact copy of the trainer: truncated importance weights up to
-                       this ratio. None for none
+    importance_cap     correct for a sampler that is no exact copy of the trainer, and for replies of older weights
+                       (asynchronous): truncated importance weights up to this ratio. None for none
     mismatch_bound     mean |difference| of log-probs, nats, above which that correction is made; 0 for always
 
     pair_beta          of pair: DPO's beta
@@ -209,6 +209,8 @@ def _problems(c: PolicyConfig) -> list[str]:
         and f"{c.minibatches} minibatches of {c.prompts_per_step} prompts: a group is never split over them",
         c.old_logprobs == "update" and c.updates > 1
         and "old_logprobs: update needs passes and minibatches of 1: later updates are on other weights",
+        c.old_logprobs == "update" and c.asynchronous
+        and "old_logprobs: update, but asynchronous replies are of older weights: give recompute, or leave it to auto",
         c.kl_in == "reward" and c.kl > 0 and c.advantage not in reward_kl
         and f"kl_in: reward belongs to advantage: {', '.join(reward_kl)}; with {c.advantage} put it in the loss",
         c.kl_in == "reward" and "kl_estimator" in given and c.kl_estimator != "k1"

@@ -92,6 +92,17 @@ def drift_alarms(
     return (*chosen_drift_alarm(records, limit, called), *_rejected_drift_alarm(records, limit, called))
 
 
+def drift_under_way(
+    records: Sequence[StepRecord], limit: float, called: tuple[str, str] = ("chosen", "rejected")
+) -> tuple[Alarm, ...]:
+    """The same two of a run under way, by its last eight steps; nothing before there are so many."""
+    last = records[-WINDOW:]
+    if len(last) < WINDOW or "chosen_drift" not in last[0].sums:
+        return ()
+    chosen, rejected = _per_token(last, "chosen"), _per_token(last, "rejected")
+    return _alarms(len(records), chosen, rejected, None, limit, called)
+
+
 def chosen_drift_alarm(
     records: Sequence[StepRecord], limit: float, called: tuple[str, str] = ("chosen", "rejected")
 ) -> tuple[Alarm, ...]:
@@ -113,13 +124,16 @@ def _rejected_drift_alarm(records: Sequence[StepRecord], limit: float, called: t
 
 def probe_alarms(drift: Drift, steps: int, limit: float) -> tuple[Alarm, ...]:
     """The same two alarms from a `probe` after the last step."""
-    chosen, rejected, called = drift.chosen_per_token, drift.rejected_per_token, ("chosen", "rejected")
-    alarms = []
-    if chosen < -limit:
-        alarms.append(_falls(steps, chosen, chosen, limit, called))
-    if rejected > limit and rejected >= chosen:
-        alarms.append(_rises(steps, rejected, chosen, limit, called))
-    return tuple(alarms)
+    chosen = drift.chosen_per_token
+    return _alarms(steps, chosen, drift.rejected_per_token, chosen, limit, ("chosen", "rejected"))
+
+
+def _alarms(
+    step: int, chosen: float, rejected: float, now: float | None, limit: float, called: tuple[str, str]
+) -> tuple[Alarm, ...]:
+    falls = (_falls(step, chosen, now, limit, called),) if chosen < -limit else ()
+    rises = (_rises(step, rejected, chosen, limit, called),) if rejected > limit and rejected >= chosen else ()
+    return (*falls, *rises)
 
 
 def _windows(records: Sequence[StepRecord]) -> list[tuple[int, Sequence[StepRecord]]]:
@@ -132,14 +146,23 @@ def _per_token(window: Sequence[StepRecord], side: str) -> float:
     return sum(r.sums[f"{side}_drift"] for r in window) / tokens if tokens else 0.0
 
 
-def _falls(step: int, drift: float, now: float, limit: float, called: tuple[str, str]) -> Alarm:
+def _falls(step: int, drift: float, now: float | None, limit: float, called: tuple[str, str]) -> Alarm:
+    """`now` is the drift at the end; None while the run is under way."""
     more = "Raise nll or beta" if called[0] == "chosen" else "Raise beta"
+    if now is None:
+        how = ": the model is unlearning good replies too"
+    elif now < -limit:
+        how = f", and by {-now:.3f} at the end: the model is unlearning good replies too"
+    elif now < 0:
+        how = f", but by no more than {-now:.3f} at the end: the model unlearnt good replies too, for a while"
+    else:
+        how = f", but stands {now:.3f} above the start's at the end: the model unlearnt good replies too, for a while"
     return Alarm(
         "chosen-log-prob-falls",
         step,
         drift,
-        f"the {called[0]} replies' log-prob fell by {-drift:.3f} nats per token at step {step} (limit {limit}), "
-        f"{-now:.3f} at the end: the model is unlearning good replies too. {more}, or lower lr",
+        f"the {called[0]} replies' log-prob fell by {-drift:.3f} nats per token at step {step} (limit {limit})"
+        f"{how}. {more}, or lower lr",
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,11 +18,12 @@ from fairlead.engine.heads import new_head
 from fairlead.engine.layout import Tree
 from fairlead.engine.logprobs import batch_of
 from fairlead.engine.parallel import is_split
+from fairlead.judges.lineage import Lineage
 from fairlead.judges.reward_model import RewardModel
 from fairlead.methods.adapters import trainable_copy
 from fairlead.methods.config_policy import PolicyConfig
 from fairlead.methods.loop import Updates
-from fairlead.methods.reward import new_scorer
+from fairlead.methods.reward import Scorer, finished, new_scorer
 from fairlead.methods.rows import Trainable
 
 
@@ -62,10 +64,27 @@ def new_learner(model: Trainable, config: PolicyConfig, start: RewardModel | Non
     if start is not None:
         with torch.no_grad():
             scorer.head.weight_D.copy_(start.head.weight_D)
+            if scorer.head.bias is not None and start.head.bias is not None:  # a value function's own
+                scorer.head.bias.copy_(start.head.bias)
     heads = [scorer.head]
     if config.cost_budget is not None:
         heads.append(new_head(scorer.model, bias=True, seed=config.seed + 1))
     return Learner(policy, Critic(scorer.model, heads))
+
+
+def value_function(
+    learner: Learner, model: Trainable, start: RewardModel | None, trained_on: Lineage
+) -> RewardModel | None:
+    """What the critic has become, to start another from (`new_learner`): the reward's head alone, not the cost's.
+
+    It is kept as a reward model is, since it is read alike; but it tells what is to come, and judges no reply.
+    """
+    if learner.critic is None:
+        return None
+    source: Any = model if start is None else start.model
+    head: Any = learner.critic.heads[0]
+    found = finished(Scorer(learner.critic.model, head), source, name="critic", trained_on=trained_on)
+    return found if start is None else replace(found, base=start.base, trained_on=trained_on | start.trained_on)
 
 
 class Reference:

@@ -37,7 +37,7 @@ from fairlead.methods.config_policy import PolicyConfig
 from fairlead.methods.experience import Experience, Piece, part_of, pieces_of
 from fairlead.methods.gather import Source, place_of, prompts_as_read
 from fairlead.methods.journal import Journal
-from fairlead.methods.learner import Learner, Reference, new_learner
+from fairlead.methods.learner import Learner, Reference, new_learner, value_function
 from fairlead.methods.loop import Batch, Run, StepRecord, Updates
 from fairlead.methods.losses import sft_nll
 from fairlead.methods.multipliers import adapted_kl, ascended
@@ -50,7 +50,7 @@ from fairlead.methods.policy_terms import (
     rewards_of_step,
 )
 from fairlead.methods.resume import resumable
-from fairlead.methods.rewards import Objective, at_step, checked, switch
+from fairlead.methods.rewards import Objective, at_step, checked, lineage_of, switch
 from fairlead.methods.rollouts import LocalSampler, Sampler
 from fairlead.methods.rows import Rows, Trainable, exchange_rows, folder_key, scored_tokens
 
@@ -65,6 +65,7 @@ class Reinforced:
     missing   scores that were missing, by objective
     closing   of the weights as they are at the end, on replies that they drew and nobody judged: `kl` per reply with
               its standard error `kl_error`, `kl_token` per token, nats; `replies`. Empty where no KL is measured
+    critic    the value function as it was at the end, to start another run's from; None for algorithms without one
     """
 
     model: Trainable
@@ -74,6 +75,7 @@ class Reinforced:
     missing: dict[str, int]
     adapter: Adapter | None = None
     closing: Mapping[str, float] = field(default_factory=dict)
+    critic: RewardModel | None = None
 
     @property
     def steps(self) -> list[StepRecord]:
@@ -116,6 +118,8 @@ def train_policy(
     run = run or Run()
     objectives = checked(objectives)
     _fitting(objectives, config, pretraining)
+    if sampler is not None:
+        _still(sampler, config)
     if critic is not None and config.advantage != "gae":
         raise InputError(f"a critic is given, but advantage: {config.advantage} reads no values; leave it out")
     model = starting_point(model, config)
@@ -162,6 +166,7 @@ def train_policy(
         missing=missing,
         adapter=adapter_of(learner.policy, model),
         closing=closing,
+        critic=value_function(learner, model, critic, lineage_of(objectives)),
     )
 
 
@@ -372,6 +377,18 @@ class Loop:
             self.reference.follow(self.learner.policy, self.updates.done // config.updates)
 
 
+def _still(sampler: Sampler, config: PolicyConfig) -> None:
+    """What draws ahead must not draw from the weights that move meanwhile. Adapters are merged into a copy."""
+    inner: Sampler = sampler
+    while hasattr(inner, "sampler"):  # one that plays several turns asks another
+        inner = inner.sampler
+    if config.asynchronous and config.lora is None and isinstance(inner, LocalSampler) and not inner.copy:
+        raise InputError(
+            "asynchronous: this sampler draws from the very weights that are learnt meanwhile; make it with "
+            "LocalSampler(tokenizer, copy=True), or give none"
+        )
+
+
 def _recompute(config: PolicyConfig, sampler: Sampler) -> bool:
     """Whether old log-probs are read by a pass of their own."""
     if config.old_logprobs == "update" and not sampler.exact:
@@ -385,6 +402,11 @@ def _recompute(config: PolicyConfig, sampler: Sampler) -> bool:
 
 def _fitting(objectives: Sequence[Objective], config: PolicyConfig, pretraining: Sequence[Exchange]) -> None:
     """Settings and objectives must belong together."""
+    if not config.needs_reference:
+        log.warning(
+            "nobody measures the KL (kl: 0, watch_kl: false), so kl_burst: %g stops nothing: the policy may leave its "
+            "start unseen", config.kl_burst
+        )  # fmt: skip
     costs = [one.column for one in objectives if one.role == "cost"]
     if not any(one.role == "reward" for one in objectives):
         raise InputError("no objective is a reward: there is nothing to raise")

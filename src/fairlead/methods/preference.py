@@ -24,6 +24,7 @@ from fairlead.methods.drift import (
     Drift,
     chosen_drift_alarm,
     drift_alarms,
+    drift_under_way,
     preference_metrics,
     probe,
     probe_alarms,
@@ -103,6 +104,7 @@ def train_pairs(
     reference = _reference(model, rows, config, run) if config.needs_reference else None
     policy = trainable_copy(model.module, config)
     updates = Updates(policy, rows, config, run)
+    updates.watch = lambda records: drift_under_way(records, config.drift_alarm)
     chosen_tokens = [reply_tokens(tree)[0] for tree in rows.trees]
     steps = step_rows(rows, config)
     slopes: Slopes | None = None  # of the step under way, where its loss couples all its pairs

@@ -80,13 +80,16 @@ def before_update(
 
 
 def corrected(step: Experience, config: PolicyConfig, *, exact: bool) -> Experience:
-    """How far the sampler's log-probs are from the trainer's; and weights that correct it, past the bound."""
+    """How far the sampler's log-probs are from the trainer's; and weights that correct it, past the bound.
+
+    An exact sampler needs none, unless its replies are of older weights than those that learn from them.
+    """
     if "old_N" not in step.more:
         return step
     mine_N = own_R(step, config)[step.reply_N]
     apart = losses_policy.mismatch(step.more["old_N"][mine_N], step.sampler_N[mine_N], step.reply_N[mine_N])
     told = {"mismatch_mean": apart.mean, "mismatch_largest": apart.largest, "mismatch_kl": apart.kl}
-    if exact or config.importance_cap is None or apart.mean <= config.mismatch_bound:
+    if (exact and not step.told["staleness"]) or config.importance_cap is None or apart.mean <= config.mismatch_bound:
         return step.with_more(told)
     weight_N = losses_policy.importance_weights(
         step.more["old_N"], step.sampler_N, step.reply_N, step.count_R, cap=config.importance_cap

@@ -125,8 +125,9 @@ def spared(call: Callable[[Sequence[Any]], Sequence[Any]], items: Sequence[Any],
     """What a judge says of each item, None of those that it raises on; and the first reason, "" where it never raises.
 
     Where it raises it is asked of each half, and so on, so a few bad items of n cost it at most 2 log2(n) calls each.
-    The halves are drawn, so that bad items that lie together look like others. After 32 calls in a row that raised it is
-    given up, and what is left is missing too; how much is said in the log. Raises InputError where the answers are not one per item.
+    The halves are drawn, so that bad items that lie together look like others. After 32 calls in a row that raised it
+    is given up, and what is left is missing too; how much is said in the log. Raises InputError where the answers are
+    not one per item.
     """
     found: list[Any] = [None] * len(items)
     waiting = [random.Random(len(items)).sample(range(len(items)), len(items))]

@@ -21,13 +21,15 @@ from fairlead.methods.adapters import adapter_of, merged, starting_point, traina
 from fairlead.methods.anomalies import Alarm
 from fairlead.methods.config import BCOConfig, KTOConfig, RatedConfig
 from fairlead.methods.density import density_ratios
-from fairlead.methods.drift import drift_alarms
+from fairlead.methods.drift import drift_alarms, drift_under_way
 from fairlead.methods.kl import KL, kl_to_reference
 from fairlead.methods.loop import Run, StepRecord, Updates, batches, step_rows
 from fairlead.methods.losses_unpaired import apo_zero_unpaired, bco, kto, reference_point, reward_shift
 from fairlead.methods.reference import cached_logprobs
 from fairlead.methods.resume import resumable
 from fairlead.methods.rows import Rows, Trainable, folder_key, rated_rows
+
+CALLED = ("good", "bad")  # what the two kinds of replies are called in alarms
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,7 @@ def train_kto(
         density_P = density_ratios(model, rows, good_P, config.match_limits, config.tokens_per_batch)
     policy = trainable_copy(model.module, config)
     updates = Updates(policy, rows, config, run)
+    updates.watch = lambda records: drift_under_way(records, config.drift_alarm, CALLED)
     known, baseline = -1, 0.0  # the step whose statistics are known, and what rewards are held against in it
     facts = (rows.digest, good_P.tolist(), config.model_dump_json())
     with resumable(updates, folder_key("rated", type(config).__name__, model.lineage, *facts)) as start:
@@ -144,7 +147,7 @@ def train_kto(
         cut=rows.cut,
         mismatched_left_out=0 if strangers is None else strangers.left_out,
         kl=kl_to_reference(trained, model, prompts, config.kl_samples, config.seed) if config.kl_samples else None,
-        alarms=(*_balance_alarm(good_P, config), *drift_alarms(updates.records, config.drift_alarm, ("good", "bad"))),
+        alarms=(*_balance_alarm(good_P, config), *drift_alarms(updates.records, config.drift_alarm, CALLED)),
         adapter=adapter_of(policy, model),
     )
 

@@ -86,7 +86,7 @@ def left_in(out: Path, make: Callable[[Path], tuple[Any, dict[str, Any]]]) -> di
     """Train, and leave a folder that is whole or absent; returns what `train.json` in it says.
 
     `make` takes the folder where a training keeps its state until it is done (`OUT.unfinished`), and gives what came of
-    it, with a `model`, `records` and perhaps an `adapter`, and what is to be said of it.
+    it, with a `model`, `records` and perhaps an `adapter` and a `critic` (a folder each), and what is to be said of it.
     """
     unfinished = out.with_name(f"{out.name}.unfinished")
     began = time.perf_counter()
@@ -100,6 +100,9 @@ def left_in(out: Path, make: Callable[[Path], tuple[Any, dict[str, Any]]]) -> di
             folder = Path(parallel.texts(str(own))[0])  # under torchrun all know the folder that process 0 fills
             made, report = make(unfinished)
             made.model.save(folder)
+            critic = getattr(made, "critic", None)  # of reinforcement learning with a value function
+            if critic is not None:
+                critic.save(folder / "critic")
             report = report | {"seconds": round(time.perf_counter() - began, 2)}
             if first:
                 adapter = getattr(made, "adapter", None) or getattr(made.model, "adapter", None)  # a judge has its own

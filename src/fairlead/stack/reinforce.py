@@ -14,6 +14,7 @@ from fairlead.constitution import usual
 from fairlead.errors import InputError, MissingResource
 from fairlead.exchange import Exchange
 from fairlead.feedback.formats import read_demonstrations, read_tasks
+from fairlead.judges.code import BadTests, case_tests
 from fairlead.judges.lineage import lineage_hash
 from fairlead.judges.named import Named, Reader, open_judge, parsed
 from fairlead.judges.protocol import Judge
@@ -265,9 +266,30 @@ def judgeable(judges: Sequence[str], prompts: Sequence[Exchange], voice: Voice) 
             f"{without:,} of {len(prompts):,} prompts bring no right answer: there {' and '.join(comparing)} will be "
             "missing"
         )
+    running = [judge for judge in judges if judge.partition(":")[0] == "code"]
+    problems = [problem for prompt in prompts if (problem := _untested(prompt))] if running else []
+    if problems and len(problems) == len(prompts):
+        raise InputError(
+            f"{running[0]}: runs a reply's code against tests, and not one of {len(prompts):,} prompts brings any that "
+            f"can judge it; of the first: {problems[0]}"
+        )
+    if problems:
+        voice.say(
+            f"{len(problems):,} of {len(prompts):,} prompts bring no tests that can judge code: there "
+            f"{' and '.join(running)} will be missing; of the first: {problems[0]}"
+        )
     gold = next((judge for judge in judges if judge.startswith("gold:")), None)
     if gold is not None and not all("kind" in prompt.meta for prompt in prompts):
         raise InputError(f"{gold}: reads what the apprentice's world says of a prompt; take --prompts world:MEASURE")
+
+
+def _untested(prompt: Exchange) -> str:
+    """Why no code can be judged by the prompt's tests, "" where it can."""
+    try:
+        case_tests(prompt.meta)
+    except BadTests as error:
+        return str(error)
+    return ""
 
 
 def _pretraining(order: PolicyOrder, voice: Voice) -> tuple[Sequence[Exchange], Sequence[str]]:
