@@ -7,30 +7,37 @@ Llama-shaped random weights in bfloat16, 0.5B and 1.2B parameters, vocabularies 
     exact    gradients on this GPU: attention by `torch.nn.attention.varlen` and the tight pass, against the model's own
              rows, both against float32; a wrong kernel shows here before it shows as speed
     train    one optimiser step of SFT, DPO and a reward model: packed and prefix-shared, against the same engine on
-             padded rows (the model's own forward with SDPA), and against TRL where it is installed (`--trl`)
-    decode   tokens/s of 1 to 256 replies side by side, against what reading the weights and the cache allows
+             padded rows (the model's own forward with SDPA), and against TRL's trainers (`--trl`)
+    decode   tokens/s of 1 to 256 replies side by side, against what reading the weights and the cache allows, and
+             against transformers' continuous batching
+    grpo     a whole step, 8 replies of 128 tokens to each of 8 prompts, against TRL's GRPOTrainer without vLLM
 
 Model FLOPs are counted once per packed token: 6 per weight of the layers, 12 per attended query-key pair and channel,
 and 6 per weight of the LM head on reply positions only; the padded path is held to the same useful FLOPs. The DPO
-reference pass is timed apart. Prints a table and writes it, with all numbers, beside `--out`. `--smoke` runs the whole
-of it on tiny models, on a CPU too: it shows that the bench works, not how fast anything is.
+reference pass is timed apart. TRL runs in a process of its own, by the interpreter given: `--trl PYTHON` of an
+environment that has it, or `--trl` alone for this one. What comes after `--minutes` is listed as skipped; `--parts`
+takes some parts alone. Prints a table and writes it, with all numbers, beside `--out`. `--smoke` runs the whole of it
+on tiny models, on a CPU too: it shows that the bench works, not how fast anything is.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import platform
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import gpu_rl
 import numpy as np
 import torch
 import transformers
+from gpu_clock import clear, clock, peak, reset_peak
 from torch.nn.functional import logsigmoid
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -81,17 +88,22 @@ class Work:
     steps: int
     decode_rows: tuple[int, ...]
     decode_tokens: int
+    grpo_prompts: int = 8
+    grpo_tokens: int = 128
 
 
 FULL = Work((("0.5B", 32_000), ("0.5B", 128_000), ("1.2B", 32_000), ("1.2B", 128_000)), 64, 16_384, 320, 160, 3,
             (1, 16, 64, 256), 128)  # fmt: skip
-SMOKE = Work((("tiny", 512),), 4, 512, 20, 10, 1, (1, 4), 4)
+SMOKE = Work((("tiny", 512),), 16, 512, 20, 10, 1, (1, 4), 4, 2, 4)
+PARTS, METHODS = ("train", "decode", "grpo"), ("dpo", "sft", "reward")
+TRL_VOCABULARY = 32_000  # TRL is timed at this one alone (and in a smoke run), so that all fits into ten minutes
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="tiny models, also on a CPU")
-    parser.add_argument("--trl", action="store_true", help="also TRL's DPOTrainer, where it is installed")
+    parser.add_argument("--trl", nargs="?", const=sys.executable, metavar="PYTHON", help="also TRL's trainers")
+    parser.add_argument("--parts", default=",".join(PARTS), help="some of train,decode,grpo")
     parser.add_argument("--peak", type=float, help="dense bfloat16 peak of this GPU in TFLOP/s, where it is not known")
     parser.add_argument("--bandwidth", type=float, help="its memory bandwidth in GB/s")
     parser.add_argument("--minutes", type=float, default=9.0, help="start nothing new after so long")
@@ -102,9 +114,9 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or "CPU"
     known = next((values for key, values in DEVICES.items() if key in name), (None, None))
-    peak, bandwidth = args.peak or known[0], args.bandwidth or known[1]
+    peak_tflops, bandwidth = args.peak or known[0], args.bandwidth or known[1]
     work = SMOKE if args.smoke else FULL
-    about = {"device": name, "peak_tflops": peak, "bandwidth_gbs": bandwidth, "torch": torch.__version__,
+    about = {"device": name, "peak_tflops": peak_tflops, "bandwidth_gbs": bandwidth, "torch": torch.__version__,
              "transformers": transformers.__version__, "work": asdict(work)}  # fmt: skip
     args.out.parent.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
@@ -115,31 +127,62 @@ def main() -> None:
         print("  ".join(f"{key} {_shown(value)}" for key, value in row.items()), flush=True)
         args.out.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n", encoding="utf-8")
 
-    print(f"{name}: {peak or '?'} TFLOP/s, {bandwidth or '?'} GB/s; torch {torch.__version__}", flush=True)
+    print(f"{name}: {peak_tflops or '?'} TFLOP/s, {bandwidth or '?'} GB/s; torch {torch.__version__}", flush=True)
     add(exact(device))
+    parts = args.parts.split(",")
+    if unknown := set(parts) - set(PARTS):
+        raise SystemExit(f"--parts {args.parts}: there is no {', '.join(sorted(unknown))}; {', '.join(PARTS)} are")
+
+    def timely(what: str, measure: Callable[..., dict[str, Any]], *given: Any) -> None:
+        late = time.monotonic() - began > 60 * args.minutes
+        add({"skipped": f"{what}: out of time"} if late else measure(*given))
+
     for size, vocabulary in work.models:
         torch.manual_seed(0)
-        model = llama(size, vocabulary, device)
-        for method in ("dpo", "sft", "reward"):
+        model, name = llama(size, vocabulary, device), f"{size} {vocabulary}"
+        about_it = (model, size, vocabulary)
+        for method in METHODS if "train" in parts else ():
             for way in ("packed", "padded"):
-                if time.monotonic() - began > 60 * args.minutes:
-                    add({"skipped": f"{method} {way} {size} {vocabulary}: out of time"})
-                    continue
-                add(train(model, size, vocabulary, method, way, work, peak))
-        for count in work.decode_rows:
-            if time.monotonic() - began > 60 * args.minutes:
-                add({"skipped": f"decode {count} {size} {vocabulary}: out of time"})
-                continue
-            add(decode(model, size, vocabulary, count, work, bandwidth))
-        del model
-        _clear(device)
-        if args.trl and time.monotonic() - began > 60 * args.minutes:
-            add({"skipped": f"TRL {size} {vocabulary}: out of time"})
-        elif args.trl:
-            import gpu_trl
-
-            add(gpu_trl.dpo(LlamaConfig(**SIZES[size], **_config(vocabulary)), pairs(work, vocabulary), size))
+                timely(f"{method} {way} {name}", train, *about_it, method, way, work, peak_tflops)
+        for count in work.decode_rows if "decode" in parts else ():
+            prompts = asked(work, vocabulary, count)
+            timely(f"decode {count} {name}", decode, *about_it, count, work, bandwidth)
+            timely(f"continuous {count} {name}", gpu_rl.continuous, *about_it, prompts, work.decode_tokens)
+        if "grpo" in parts:
+            prompts = asked(work, vocabulary, work.grpo_prompts)
+            timely(f"grpo {name}", gpu_rl.grpo, *about_it, prompts, work.grpo_tokens, work.budget, work.steps)
+        del model, about_it
+        clear(device)
+        theirs = (METHODS if "train" in parts else ()) + (("grpo",) if "grpo" in parts else ())
+        for method in theirs if args.trl and (args.smoke or vocabulary == TRL_VOCABULARY) else ():
+            timely(f"TRL {method} {name}", by_trl, args.trl, method, size, vocabulary, work)
     args.out.with_suffix(".md").write_text(table(about, rows), encoding="utf-8")
+
+
+def by_trl(python: str, method: str, size: str, vocabulary: int, work: Work) -> dict[str, Any]:
+    """The row that gpu_trl.py gives, from a process of its own."""
+    order: dict[str, Any] = {"method": method, "size": size, "config": {**SIZES[size], **_config(vocabulary)}}
+    if method == "grpo":
+        rows: Any = asked(work, vocabulary, work.grpo_prompts)
+        order |= {"group": gpu_rl.GROUP, "beta": gpu_rl.BETA, "tokens": work.grpo_tokens, "steps": work.steps,
+                  "split": 1 if size == "tiny" else 4}  # fmt: skip
+    else:
+        rows = [(tree.prompt, *tree.replies) for tree in pairs(work, vocabulary)]
+    script = Path(__file__).with_name("gpu_trl.py")
+    done = subprocess.run(
+        [python, str(script)], input=json.dumps({**order, "rows": rows}), capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        why = (done.stderr.strip().splitlines() or ["no message"])[-1][:160]
+        return {"grpo" if method == "grpo" else "train": "TRL" if method == "grpo" else method, "model": size,
+                "vocabulary": vocabulary, "way": "TRL", "failed": why}  # fmt: skip
+    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def asked(work: Work, vocabulary: int, count: int) -> list[tuple[int, ...]]:
+    """So many prompts, from the first again where there are fewer."""
+    prompts = [tree.prompt for tree in pairs(work, vocabulary)]
+    return [prompts[i % len(prompts)] for i in range(count)]
 
 
 def llama(size: str, vocabulary: int, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> LlamaForCausalLM:
@@ -168,7 +211,7 @@ def pairs(work: Work, vocabulary: int) -> list[Tree]:
 
 
 def train(
-    model: LlamaForCausalLM, size: str, vocabulary: int, method: str, way: str, work: Work, peak: float | None
+    model: LlamaForCausalLM, size: str, vocabulary: int, method: str, way: str, work: Work, peak_tflops: float | None
 ) -> dict[str, Any]:
     """Median seconds of one optimiser step, and what follows from it."""
     device = model.device
@@ -184,7 +227,7 @@ def train(
         reference, reference_seconds = [], 0.0
         if method == "dpo":
             with torch.no_grad():
-                reference_seconds, reference = _clock(
+                reference_seconds, reference = clock(
                     device, lambda: [reply_logprobs(model, group, packed=packed).sum_R() for group in groups]
                 )
 
@@ -208,14 +251,14 @@ def train(
             optimiser.zero_grad(set_to_none=True)
 
         step()
-        _reset_peak(device)
-        seconds = sorted(_clock(device, step)[0] for _ in range(work.steps))[work.steps // 2]
+        reset_peak(device)
+        seconds = sorted(clock(device, step)[0] for _ in range(work.steps))[work.steps // 2]
     except torch.OutOfMemoryError:
         return {"train": method, "model": size, "vocabulary": vocabulary, "way": way, "failed": "out of memory"}
     finally:
         model.zero_grad(set_to_none=True)
         optimiser = None
-        _clear(device)
+        clear(device)
     flops = 3 * sum(forward_flops(model.config, tree, method) for tree in trees)
     return {
         "train": method,
@@ -228,8 +271,8 @@ def train(
         "rows_per_second": len(trees) / (seconds + reference_seconds),
         "tokens_per_second": sum(tree.tokens for tree in trees) / seconds,
         "tflops": flops / seconds / 1e12,
-        "mfu": flops / seconds / 1e12 / peak if peak else None,
-        "peak_gb": _peak(device),
+        "mfu": flops / seconds / 1e12 / peak_tflops if peak_tflops else None,
+        "peak_gb": peak(device),
     }
 
 
@@ -285,16 +328,15 @@ def decode(
 ) -> dict[str, Any]:
     """Tokens/s of `count` replies side by side. The limit reads every weight, and the cache so far, once per token."""
     device = model.device
-    prompts = [tree.prompt for tree in pairs(work, vocabulary)]
-    prompts = [prompts[i % len(prompts)] for i in range(count)]
+    prompts = asked(work, vocabulary, count)
 
     def run() -> int:
         replies = generate(model, prompts, max_tokens=work.decode_tokens, rows=count)
         return sum(len(reply.tokens) for group in replies for reply in group)
 
     run()
-    prefill, _ = _clock(device, lambda: generate(model, prompts, max_tokens=1, rows=count))
-    seconds, tokens = _clock(device, run)
+    prefill, _ = clock(device, lambda: generate(model, prompts, max_tokens=1, rows=count))
+    seconds, tokens = clock(device, run)
     config = model.config
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     width = config.hidden_size // config.num_attention_heads
@@ -302,39 +344,8 @@ def decode(
     cache = per_token * sum(len(prompt) + work.decode_tokens / 2 for prompt in prompts)
     limit = count * bandwidth * 1e9 / (weights + cache) if bandwidth else None
     rate = (tokens - count) / max(seconds - prefill, 1e-9)
-    return {"decode": count, "model": size, "vocabulary": vocabulary, "tokens_per_second": rate, "limit": limit,
-            "share": rate / limit if limit else None, "prefill_seconds": prefill}  # fmt: skip
-
-
-# ------------------------------------------------------------------------------------------------- clocks
-
-
-def _clock(device: torch.device, run: Callable[[], Any]) -> tuple[float, Any]:
-    _wait(device)
-    began = time.perf_counter()
-    result = run()
-    _wait(device)
-    return time.perf_counter() - began, result
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def _clear(device: torch.device) -> None:
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
-def _reset_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-
-
-def _peak(device: torch.device) -> float | None:
-    return torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else None
+    return {"decode": count, "model": size, "vocabulary": vocabulary, "way": "ours", "tokens_per_second": rate,
+            "limit": limit, "share": rate / limit if limit else None, "prefill_seconds": prefill}  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------- the table
@@ -354,7 +365,20 @@ def _lines(about: dict[str, Any], rows: list[dict[str, Any]]) -> Iterator[str]:
     yield f"{about['bandwidth_gbs']} GB/s. `bench/gpu.py` says what is counted.\n"
     for kind, columns in (
         ("train", ("model", "vocabulary", "way", "rows_per_second", "tokens_per_second", "mfu", "peak_gb")),
-        ("decode", ("model", "vocabulary", "tokens_per_second", "limit", "share")),
+        ("decode", ("model", "vocabulary", "way", "tokens_per_second", "limit", "share")),
+        (
+            "grpo",
+            (
+                "model",
+                "vocabulary",
+                "step_seconds",
+                "draw_seconds",
+                "reference_seconds",
+                "update_seconds",
+                "replies_per_second",
+                "peak_gb",
+            ),
+        ),
     ):
         yield f"| {kind} | " + " | ".join(columns) + " |"
         yield "|---" * (len(columns) + 1) + "|"

@@ -86,7 +86,7 @@ def learnt(base: Any, train: Sequence[Exchange], args: argparse.Namespace, seed:
 
     settings = {
         "steps": args.steps, "lr": args.lr, "prompts_per_step": 32, "replies": 8, "max_tokens": 40, "seed": seed,
-        "resample": 0, "entropy": 0.01,
+        "resample": 0, "entropy": 0.01, "overlong": None,
         **json.loads(args.settings),
     }  # fmt: skip
     config = ALGORITHMS[args.algorithm].settings(settings)

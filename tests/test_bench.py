@@ -42,7 +42,12 @@ def test_the_gpu_bench_needs_torch_transformers_and_numpy_alone(tmp_path: Path) 
         (method, way) for method in ("dpo", "sft", "reward") for way in ("packed", "padded")
     }
     assert all(r["rows_per_second"] > 0 and r["tflops"] > 0 for r in rows if "train" in r)
-    assert [r["decode"] for r in rows if "decode" in r] == [1, 4]
+    assert [(r["decode"], r["way"]) for r in rows if "decode" in r] == [
+        (count, way) for count in (1, 4) for way in ("ours", "transformers, continuous")
+    ]
+    assert all(r["tokens_per_second"] > 0 for r in rows if r.get("way") == "ours")
+    (step,) = [r for r in rows if "grpo" in r]
+    assert step["grpo"] == "ours" and all(step[f"{part}_seconds"] > 0 for part in ("step", "draw", "update"))
     assert rows[0]["engine_gradient"] <= 2 * rows[0]["rows_gradient"]
     assert (tmp_path / "gpu.md").read_text().count("|") > 50
 
@@ -50,7 +55,7 @@ def test_the_gpu_bench_needs_torch_transformers_and_numpy_alone(tmp_path: Path) 
 def test_what_the_gpu_bench_has_no_time_for_is_told(tmp_path: Path) -> None:
     _run(Path(sys.executable), "gpu.py", "--smoke", "--trl", "--minutes", "0", "--out", str(tmp_path / "late.json"))
     late = json.loads((tmp_path / "late.json").read_text())["rows"]
-    assert [r["skipped"].rpartition(": ")[2] for r in late if "skipped" in r] == ["out of time"] * 9
+    assert [r["skipped"].rpartition(": ")[2] for r in late if "skipped" in r] == ["out of time"] * 15
 
 
 def test_linear_cost_is_measured_at_every_size_and_number_of_replies(tmp_path: Path) -> None:

@@ -363,7 +363,7 @@ def test_a_dry_run_counts_and_writes_nothing(
     before = sorted(elsewhere.rglob("*"))
     assert main(given) == 0
     said = capsys.readouterr().out.splitlines()
-    assert "prompts, the longest of " in said[-5] and said[-1].startswith("5 steps (10 updates); one step took ")
+    assert "prompts, the longest of " in said[-6] and said[-1].startswith("5 steps (10 updates); one step took ")
     assert main([*given, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     from transformers import AutoTokenizer
@@ -377,6 +377,15 @@ def test_a_dry_run_counts_and_writes_nothing(
     assert 0 < report["tokens_per_step"] <= 6 * replies
     assert report["about_seconds"] >= 5 * report["seconds_per_step"] > 0
     assert 0 <= report["start"]["reward"] <= 1 and report["missing"] == {"vowels": 0}
+    assert said[-3].startswith("memory, an estimate: ") and "keys and values" in said[-3]
+    memory, weight = report["memory"], 4 * sum(w.numel() for w in weights(model).values())
+    assert (memory["weights"], memory["gradients"], memory["moments"]) == (2 * weight, weight, 2 * weight)
+    assert memory["tokens"] == 3 * longest + 6 * replies
+    assert memory["keys_values"] == 2 * 2 * 2 * 8 * 4 * replies * (longest + 6)  # layers, heads of 8, float32
+    assert memory.get("critic") == ((4 * weight + memory["activations"]) if name == "ppo" else None)
+    assert memory["total"] == 5 * weight + sum(
+        memory.get(k) or 0 for k in ("activations", "logits", "critic", "keys_values")
+    )
     assert sorted(elsewhere.rglob("*")) == before
 
 

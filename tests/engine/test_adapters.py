@@ -200,3 +200,8 @@ def test_dropout_acts_on_gradients_alone_and_repeats_itself() -> None:
     mask = layer.lora_dropout["default"](x)
     assert set(mask.unique().tolist()) == {0.0, 2.0}
     assert float(mask.mean()) == pytest.approx(1.0, abs=0.02)  # 100,000 draws: 6 standard errors
+
+
+def test_putting_one_on_says_nothing_that_a_user_could_not_mend(recwarn: pytest.WarningsRecorder) -> None:
+    adapters.with_adapter(make("llama-tied", torch.float32), ALL)
+    assert not [w for w in recwarn if "is_gradient_checkpointing" in str(w.message)]

@@ -152,7 +152,7 @@ def test_what_is_drawn_anew_is_counted_too() -> None:
     model: Any = open_apprentice()
     flat = [Objective(judge(lambda item: 0.5, "flat"))]
     config = ALGORITHMS["dapo"].settings(
-        {"steps": 1, "prompts_per_step": 2, "replies": 2, "max_tokens": 24, "resample": 1, "lr": 1e-5}
+        {"steps": 1, "prompts_per_step": 2, "replies": 2, "max_tokens": 24, "resample": 1, "overlong": None, "lr": 1e-5}
     )
     (record,) = train_policy(model, asked(), flat, config, sampler=shop(model)).steps
     assert record.told["episodes.replies"] == 8 and record.told["replies"] == 4

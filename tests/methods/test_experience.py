@@ -57,7 +57,7 @@ def test_the_end_token_counts_and_what_the_policy_did_not_draw_does_not() -> Non
 
 def test_a_cut_reply_has_the_reward_for_those_who_never_ended_and_a_long_one_less() -> None:
     some = [Objective(judge(letters))]
-    config = ALGORITHMS["grpo"].settings({"unfinished": -2.0, "max_tokens": 4, "overlong": 2})
+    config = ALGORITHMS["grpo"].settings({"unfinished": -2.0, "max_tokens": 4, "overlong": 0.5})
     reward = rewards_of_step(step(), some, config).more["reward_R"]
     assert reward.tolist() == [1.0 - 0.5, -2.0 - 1.0, 0.25 - 0.5, 0.75]
 

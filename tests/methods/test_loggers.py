@@ -138,5 +138,7 @@ def test_a_missing_package_is_named_with_what_installs_it(monkeypatch: pytest.Mo
     for name in ("tensorboard", "wandb", "trackio"):
         monkeypatch.setitem(sys.modules, name, None)
     for make in (loggers.TensorBoard, loggers.wandb, loggers.trackio):
-        with pytest.raises(MissingResource, match=r"(tensorboard|wandb|trackio) is not installed: pip install \1"):
+        with pytest.raises(
+            MissingResource, match=r"(tensorboard|wandb|trackio) is not installed: pip install \1, or .*jsonl:FILE"
+        ):
             make(str(tmp_path))

@@ -195,7 +195,7 @@ def test_groups_with_nothing_to_learn_are_skipped_only_without_a_kl_in_the_loss(
     plain = loop.pieces_of
     monkeypatch.setattr(loop, "pieces_of", lambda s, p, *a, **k: passed.append(len(p)) or plain(s, p, *a, **k))
     some = [Objective(judge(flat))]
-    config = settings("dapo", steps=1, prompts_per_step=6, resample=0)
+    config = settings("dapo", steps=1, prompts_per_step=6, resample=0, overlong=None)
     skipped = train_policy(model, prompts(), some, config)
     assert set(passed) == {5} and skipped.steps[0].told["groups_flat"] == 1
     passed.clear()
@@ -236,6 +236,18 @@ def test_a_sampler_that_is_no_copy_of_the_trainer_is_measured_and_corrected(
     told = caught["step"].told
     assert told["mismatch_mean"] == pytest.approx(off, rel=1e-6) and ("importance_capped" in told) == (weight != 1.0)
     assert torch.allclose(caught["gradient"], weight * plain, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize(("cut", "said"), [({"top_p": 0.9}, True), ({"top_k": 5}, True), ({}, False),
+                                           ({"top_p": 1.0, "top_k": 10_000}, False)])  # fmt: skip
+def test_draws_from_a_cut_distribution_are_warned_of_also_in_a_single_update(
+    model: Tiny, caplog: Any, cut: dict[str, Any], said: bool
+) -> None:
+    config = settings("grpo", steps=1, **cut)
+    assert config.updates == 1
+    made = train_policy(model, prompts(), objectives(), config)
+    assert caplog.text.count("off by the kept mass") == said
+    assert made.records[0].sums["mismatch"] < 1e-9, "log-probs are those of the whole distribution all the same"
 
 
 # ------------------------------------------------------------------------------------------------- rewards
@@ -318,6 +330,7 @@ def test_dynamic_sampling_puts_other_prompts_in_the_place_of_silent_ones(model: 
     made = train_policy(model, prompts(), [Objective(judge(flat))], settings("dapo", steps=2, resample=8))
     for record in made.steps:
         assert record.told["groups_flat"] == 0 and record.told["groups"] == 3
+        assert record.told["overlong"] > 0, "what is silent is what the judges say, whatever the length adds"
     assert any(record.told["resampled_rounds"] for record in made.steps)
 
 

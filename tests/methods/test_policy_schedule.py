@@ -47,7 +47,7 @@ def goals(later: Asked, since: float) -> list[Objective]:
 @pytest.mark.parametrize("name", ["grpo", "ppo", "dapo", "online-dpo", "nash-md"])
 def test_a_late_reward_is_asked_and_counted_in_the_last_quarter_alone(model: Tiny, name: str) -> None:
     later = Asked()
-    config = settings(name, steps=8, resample=0)
+    config = settings(name, steps=8, resample=0, overlong=None)
     made = train_policy(model, prompts(), goals(later, 0.75), config)
     told = [record.told for record in made.steps]
     assert ["reward.later" in one for one in told] == [False] * 6 + [True] * 2

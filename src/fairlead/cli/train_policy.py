@@ -326,6 +326,15 @@ def told_ahead(found: Mapping[str, Any]) -> list[str]:
         )
     lines += [f"scores missing in the tried steps: {count:,} of {name}" for name, count in found["missing"].items()
               if count]  # fmt: skip
+    memory = found["memory"]
+    parts = ("weights", "gradients", "moments", "activations", "logits", "critic", "keys_values")
+    shown = [f"{key.replace('_', ' and ')} {in_bytes(memory[key])}" for key in parts if memory.get(key)]
+    lines.append(
+        f"memory, an estimate: {in_bytes(memory['total'])} beside the program itself and its judges "
+        f"({', '.join(shown)}; up to {memory['tokens']:,} tokens at once)"
+    )
+    if memory["activations"] is None:
+        lines.append("the sizes of this model's layers are not known, so activations are not in that sum")
     if found["peak_bytes"] is not None:
         lines.append(
             f"memory, measured: {in_bytes(found['peak_bytes'])} at the peak of the tried steps, program and all"

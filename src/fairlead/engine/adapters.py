@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,7 +114,9 @@ def _wrap(module: nn.Module, settings: Mapping[str, Any]) -> Any:
     from peft import LoraConfig, PeftModel
 
     # No task type: peft's generation wrappers are not needed, and the engine unwraps the model anyway.
-    adapted = PeftModel(module, LoraConfig(**settings), adapter_name=NAME)
+    with warnings.catch_warnings():  # peft reads a name that transformers means to drop; nothing a user could mend
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        adapted = PeftModel(module, LoraConfig(**settings), adapter_name=NAME)
     return adapted.eval()
 
 

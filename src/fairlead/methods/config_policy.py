@@ -31,7 +31,8 @@ class PolicyConfig(Training):
     replies            replies drawn to each of them: the group
     max_tokens         longest reply
     temperature        they are drawn at; all log-probs are taken at it
-    top_p, top_k       cut the distribution they are drawn from. Ratios are then off by the kept mass (said in the log)
+    top_p, top_k       cut the distribution they are drawn from. Log-probs stay those of the whole, so ratios, the KL
+                       and the gradient are then off by the kept mass (a warning says so)
     stop               texts at which a reply ends
     passes             times a step's replies are learnt from
     minibatches        optimiser steps of each such pass
@@ -70,7 +71,7 @@ class PolicyConfig(Training):
     ptx_rows           pretraining rows of each optimiser step
 
     unfinished         reward of replies that never ended (the EOS trick); None leaves the judge's
-    overlong           DAPO's cushion: tokens before max_tokens over which a penalty grows to -1; None for none
+    overlong           DAPO's cushion: the last share of max_tokens, over which a penalty grows to -1; None for none
     reward_clip        bounds of the reward; None for none
     reward_std         rewards are divided by this number
     resample           DAPO's dynamic sampling: rounds of other prompts in the place of groups with nothing to say
@@ -143,7 +144,7 @@ class PolicyConfig(Training):
     ptx_rows: Count = 32
 
     unfinished: float | None = None
-    overlong: Count | None = None
+    overlong: Annotated[float, Field(gt=0, le=1)] | None = None
     reward_clip: tuple[float, float] | None = None
     reward_std: Positive = 1.0
     resample: Annotated[int, Field(ge=0)] = 0
@@ -175,6 +176,11 @@ class PolicyConfig(Training):
     def updates(self) -> int:
         """Optimiser steps of a step."""
         return self.passes * self.minibatches
+
+    @property
+    def cushion(self) -> int | None:
+        """Tokens before `max_tokens` that `overlong` is about."""
+        return None if self.overlong is None else max(1, round(self.overlong * self.max_tokens))
 
     @property
     def needs_reference(self) -> bool:
@@ -219,8 +225,6 @@ def _problems(c: PolicyConfig) -> list[str]:
         c.clip_ceiling is not None and c.clip_ceiling <= 1 + c.clip_high
         and f"clip_ceiling is {c.clip_ceiling}: it must lie above 1 + clip_high",
         c.loss == "cispo" and c.clip_ceiling is None and "loss: cispo needs clip_ceiling (the paper's 1 + eps_high)",
-        c.overlong is not None and c.overlong > c.max_tokens
-        and f"overlong is {c.overlong} of at most {c.max_tokens} tokens",
         c.reward_clip is not None and not c.reward_clip[0] < c.reward_clip[1]
         and f"reward_clip {c.reward_clip}: the lower bound comes first",
         c.resample and not comparing and f"resample replaces groups without signal; advantage: {c.advantage} has none",
@@ -266,7 +270,8 @@ ALGORITHMS: Mapping[str, Algorithm] = {
     "grpo": Algorithm("group-relative policy optimisation", {"kl": 0.04}),
     "dr-grpo": Algorithm("GRPO without its two biases", {"scale": False, "share": "constant"}),
     "dapo": Algorithm(
-        "clip-higher, dynamic sampling, token-level loss", {"share": "tokens", "clip_high": 0.28, "resample": 3}
+        "clip-higher, dynamic sampling, overlong shaping",
+        {"share": "tokens", "clip_high": 0.28, "resample": 3, "overlong": 0.2},
     ),
     "gspo": Algorithm("ratios of whole replies", {"loss": "clipped_reply", "clip_low": 3e-4, "clip_high": 4e-4}),
     "cispo": Algorithm("clipped importance weights", {"loss": "cispo", "share": "tokens", "clip_ceiling": 5.0}),

@@ -24,6 +24,7 @@ import torch
 
 from fairlead.engine import parallel
 from fairlead.engine.layout import Tree
+from fairlead.engine.sampling import Choice
 from fairlead.errors import InputError
 from fairlead.exchange import Exchange
 from fairlead.judges.protocol import Comparer
@@ -118,9 +119,11 @@ class Source:
                 f"{sampler.name}: the other reply of each pair is drawn in one turn, by another model; nash and "
                 "explore go with replies of one turn"
             )
-        if (config.top_p is not None or config.top_k is not None) and config.updates > 1:
+        if Choice(config.temperature, top_k=config.top_k, top_p=config.top_p).cuts(len(model.tokenizer)):
             log.warning(
-                "top_p or top_k: replies come from a cut distribution, so ratios of policies are off by its mass"
+                "top_p or top_k: replies come from what is left of the distribution, but every log-prob is of the "
+                "whole, so ratios, the KL and the gradient are off by the kept mass, and tokens that were cut are "
+                "never learnt from. Draw without them where you can"
             )
 
     def __enter__(self) -> Self:
@@ -308,7 +311,8 @@ class Source:
         return _replaced(made, fresh, dict(zip(silent, speaking, strict=False)))
 
     def _informative(self, number: int, step: Experience) -> list[bool]:
-        shaped = rewards_of_step(step, self.objectives(number), self.config)
+        bare = self.config.model_copy(update={"overlong": None})  # replies that differ in length alone say nothing
+        shaped = rewards_of_step(step, self.objectives(number), bare)
         found: list[bool] = advantages.signal(shaped.more["reward_R"], step.group_R).informative_P.tolist()
         return found
 

@@ -119,4 +119,4 @@ def trackio(project: str, **settings: Any) -> Logger:
 
 def _require(package: str) -> None:
     if importlib.util.find_spec(package) is None:
-        raise MissingResource(f"{package} is not installed: pip install {package}, or log to a file with JsonLines")
+        raise MissingResource(f"{package} is not installed: pip install {package}, or log to a file (jsonl:FILE)")

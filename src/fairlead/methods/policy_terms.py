@@ -37,8 +37,9 @@ def rewards_of_step(step: Experience, objectives: Sequence[Objective], config: P
         told["rewards_clipped"] = float(clipped)
     if config.unfinished is not None:
         reward_R = shaping.unfinished(reward_R, step.ended_R, score=config.unfinished)
-    if config.overlong is not None:
-        reward_R = reward_R + shaping.overlong(step.count_R, limit=config.max_tokens, cushion=config.overlong)
+    if config.cushion is not None:
+        penalty_R = shaping.overlong(step.count_R, limit=config.max_tokens, cushion=config.cushion)
+        reward_R, told["overlong"] = reward_R + penalty_R, float((penalty_R < 0).sum())
     more = {"reward_R": reward_R}
     if config.cost_budget is not None:
         more["cost_R"] = shaping.combine(raw_RK, weights_of(objectives, "cost"))

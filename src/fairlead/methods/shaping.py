@@ -58,7 +58,7 @@ def overlong(length_R: Tensor, *, limit: int, cushion: int) -> Tensor:
         (limit - cushion - length) / cushion  up to limit
         -1                                    above it
 
-    `limit` is the paper's L_max, `cushion` its L_cache, in tokens.
+    `limit` is the paper's L_max, `cushion` its L_cache, in tokens (20,480 and 4,096 there, a fifth).
     """
     if not 0 < cushion <= limit:
         raise ValueError(f"cushion is {cushion} of a limit of {limit} tokens: it must lie in (0, limit]")

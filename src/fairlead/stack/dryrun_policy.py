@@ -7,11 +7,13 @@ import math
 import time
 from typing import Any
 
-from fairlead.stack.memory import peak_resident
-from fairlead.stack.reinforce import PolicyOrder, open_policy_job, train_policy_job
+from fairlead.stack.dryrun import adapted
+from fairlead.stack.memory import footprint, keys_values, peak_resident
+from fairlead.stack.reinforce import PolicyJob, PolicyOrder, open_policy_job, train_policy_job
 from fairlead.stack.reinforce_told import means_of
 from fairlead.stack.voice import Voice
 
+SIDE_BY_SIDE = 64  # replies that the decoder draws at once (rollouts.LocalSampler)
 TRIED_STEPS = 2  # the faster one counts, since the first one pays for warming up
 
 
@@ -52,6 +54,28 @@ def estimate_policy(order: PolicyOrder, voice: Voice) -> dict[str, Any]:
         "start": start,
         "missing": made.missing,
         "stopped": made.stopped,
+        "memory": _memory(job, max(len(tree.prompt) for tree in asked.trees), replies),
         "peak_bytes": peak_resident(),
         "config": config.model_dump(mode="json"),
     }
+
+
+def _memory(job: PolicyJob, longest: int, replies: int) -> dict[str, int | None]:
+    """Bytes beside the program itself by part, an estimate; None for what is not known of this model.
+
+    The parts of `memory.Footprint` of policy and reference at replies of full length, those of a critic together as
+    `critic`, and `keys_values` of the replies decoded side by side here. A reward model's weights are not in it.
+    """
+    config, module = job.config, job.model.module
+    step = config.prompts_per_step * longest + replies * config.max_tokens
+    at_once = min(config.tokens_per_batch, step)
+    parts = dataclasses.asdict(own := footprint(module, at_once, trained=adapted(job)))
+    more: dict[str, int | None] = {}
+    if config.advantage == "gae":
+        body = job.critic.model.module if job.critic is not None else module
+        second = footprint(body, at_once, trained=adapted(job))
+        alike = second.weights // 2 if own.trained == own.parameters else second.weights
+        more["critic"] = alike + second.gradients + second.moments + (second.activations or 0)
+    if job.sampler is None:
+        more["keys_values"] = keys_values(module, min(SIDE_BY_SIDE, replies), longest + config.max_tokens)
+    return parts | more | {"total": own.total + sum(value or 0 for value in more.values())}

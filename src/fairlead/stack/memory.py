@@ -63,6 +63,18 @@ def footprint(module: Any, tokens: int, *, trained: int | None = None) -> Footpr
     )
 
 
+def keys_values(module: Any, rows: int, tokens: int) -> int | None:
+    """Bytes of the keys and values of so many rows decoded side by side, of so many tokens each; None where unknown."""
+    config = _config(module)
+    layers, heads = _size(config, "num_hidden_layers", "n_layer"), _size(config, "num_attention_heads", "n_head")
+    width = _size(config, "hidden_size", "n_embd")
+    if layers is None or heads is None or width is None:
+        return None
+    head = _size(config, "head_dim") or width // heads
+    kept = _size(config, "num_key_value_heads") or heads
+    return 2 * layers * kept * head * rows * tokens * max((p.element_size() for p in module.parameters()), default=4)
+
+
 def _logits(module: Any, width: int, tokens: int) -> int:
     from fairlead.engine.logprobs import ELEMENTS
 
