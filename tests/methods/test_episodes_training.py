@@ -73,10 +73,11 @@ def by_hand(module: Any, step: Experience) -> Any:
 def test_the_gradient_is_that_of_the_policys_own_words_and_the_log_counts_the_turns(monkeypatch: Any) -> None:
     model: Any = open_apprentice()
     caught: dict[str, Any] = {}
-    plain = loop.Loop._update
+    plain, episodes = loop.Loop._update, shop(model)
 
     def watched(self: Any, step: Experience, *rest: Any) -> None:
         caught["step"], caught["before"] = step, copy.deepcopy(self.learner.policy)
+        caught["told"] = episodes.told()  # before the replies that are drawn at the end, which no step counts
         optimiser = self.updates.optimiser.step
 
         def catch(*args: Any) -> Any:
@@ -87,7 +88,6 @@ def test_the_gradient_is_that_of_the_policys_own_words_and_the_log_counts_the_tu
         plain(self, step, *rest)
 
     monkeypatch.setattr(loop.Loop, "_update", watched)
-    episodes = shop(model)
     made = train_policy(model, asked(), SCORED, quick(old_logprobs="recompute"), sampler=episodes)
     step, told = caught["step"], made.steps[0].told
     masks = [mask for tree in step.trees for mask in tree.masks or () if mask is not None]
@@ -97,7 +97,7 @@ def test_the_gradient_is_that_of_the_policys_own_words_and_the_log_counts_the_tu
     flat = torch.cat([g.flatten() for g in wanted])
     assert float((caught["gradient"] - flat).norm() / flat.norm()) < 1e-4
     assert told["mismatch_mean"] < 1e-5, "the sampler and the trainer read the same talk"
-    assert {name: told[f"episodes.{name}"] for name in episodes.told()} == episodes.told()
+    assert {name: told[f"episodes.{name}"] for name in caught["told"]} == caught["told"]
     assert told["episodes.calls"] > 6 and told["episodes.turns"] > told["episodes.replies"] == told["replies"]
     assert told["length"] == float(step.count_R.double().mean()), "of the policy's own tokens"
 

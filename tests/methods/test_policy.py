@@ -272,7 +272,7 @@ def test_a_judge_that_raises_has_no_values_and_the_others_go_on(model: Tiny, cap
     config = settings("safe-grpo", cost_budget=0.2, steps=2)
     made = train_policy(model, prompts(), both, config)
     assert made.missing == {"letters": 0, "broken": 24}
-    assert "broken raised on 12 replies" in caplog.text and "no connection" in caplog.text
+    assert "broken raised on 12 of 12 replies" in caplog.text and "no connection" in caplog.text
 
 
 def test_a_step_without_a_single_reward_stops_the_run(model: Tiny) -> None:

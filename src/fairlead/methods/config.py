@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -282,12 +282,18 @@ class SimPOConfig(PairwiseConfig):
     beta    reward per nat per token (the paper: 2 to 2.5)
     gamma   reward by which chosen should lead (the paper: 0.3 to 1.6)
     alpha   AlphaPO: shape of the reward, (1 - p^-alpha) / alpha of the probability per token; 0 for SimPO's log p.
-            Above 0 unlikely replies are moved more than likely ones, below 0 less
+            Above 0 unlikely replies are moved more than likely ones, below 0 less. The loss of an unlikely reply is then
+            large in sound runs too, so `loss_spike` is None where it is not given
     """
 
     beta: Positive = 2.0
     gamma: NotNegative = 1.0
     alpha: Annotated[float, Field(ge=-5, le=5)] = 0.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _unbounded(cls, value: Any) -> Any:
+        return {"loss_spike": None, **value} if isinstance(value, dict) and value.get("alpha") else value
 
     @property
     def needs_reference(self) -> bool:
