@@ -151,7 +151,7 @@ def test_the_command_prints_the_card_and_writes_the_folder(tmp_path: Path, capsy
             file.write(json.dumps(body) + "\n")
     from fairlead.cli.guard_train import train as command
 
-    command(str(written), [held], None, "tfidf", tmp_path / "c", 0.05, 0, False, 0, True)
+    command(str(written), [held], encoder="tfidf", out=tmp_path / "c", probe=None, copies=0, as_json=True)
     told = json.loads(capsys.readouterr().out)
     assert {h["principle"] for h in told["card"]["heads"]} == {"no-sinking"}
     assert load(tmp_path / "c").sha256 == told["sha256"]

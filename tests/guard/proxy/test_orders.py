@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As the command line makes it, from the constitution alone."""
     here = tmp_path_factory.mktemp("trained")
     (here / "c.yaml").write_text(WRITTEN)
-    train(str(here / "c.yaml"), None, None, "tfidf", here / "made", 0.05, 0, False, 0, True)
+    train(str(here / "c.yaml"), encoder="tfidf", out=here / "made", probe=None, copies=0, as_json=True)
     assert "guard:injection" in (here / "made" / "card.md").read_text()
     return here / "made"
 
