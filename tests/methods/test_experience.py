@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -12,6 +15,7 @@ from fairlead.engine.layout import Tree  # noqa: E402
 from fairlead.exchange import Exchange, assistant, user  # noqa: E402
 from fairlead.methods.config_policy import ALGORITHMS  # noqa: E402
 from fairlead.methods.experience import Experience, experience_of, keep, kept, part_of, pieces_of  # noqa: E402
+from fairlead.methods.gather import Source  # noqa: E402
 from fairlead.methods.policy_terms import (  # noqa: E402
     Coefficients,
     advantages_of_step,
@@ -60,6 +64,16 @@ def test_a_cut_reply_has_the_reward_for_those_who_never_ended_and_a_long_one_les
     config = ALGORITHMS["grpo"].settings({"unfinished": -2.0, "max_tokens": 4, "overlong": 0.5})
     reward = rewards_of_step(step(), some, config).more["reward_R"]
     assert reward.tolist() == [1.0 - 0.5, -2.0 - 1.0, 0.25 - 0.5, 0.75]
+
+
+def test_replies_that_differ_in_length_alone_have_nothing_to_say_to_dynamic_sampling() -> None:
+    some = [Objective(judge(letters))]
+    config = ALGORITHMS["dapo"].settings({"max_tokens": 4, "overlong": 0.5})
+    source: Any = SimpleNamespace(config=config, objectives=lambda number: some)
+    alike = replace(step(), raw_RK=torch.full((4, 1), 0.5).double())
+    assert len(set(rewards_of_step(alike, some, config).more["reward_R"].tolist())) > 1
+    assert Source._informative(source, 0, alike) == [False, False]
+    assert Source._informative(source, 0, step()) == [True, True]
 
 
 def test_advantages_reach_every_token_of_their_reply_and_no_other() -> None:
