@@ -1,11 +1,13 @@
 """Text as it reads: look-alike letters, full-width forms, accents and characters that no screen shows are folded to
-plain letters. Every other check looks at the folded text; positions lead back to the text as written.
+plain letters, and words spelled out are put together. Every other check looks at the folded text; positions lead back
+to the text as written.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 # Each letter and what looks like it. Full-width, circled and mathematical letters and accents are left to Unicode's own
@@ -25,6 +27,7 @@ _LOOKALIKE = {
 }
 _DROPPED = frozenset("\u115f\u1160\u3164\uffa0\u034f")  # fillers that count as letters and show nothing
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
+_SPELLED = re.compile(r"(?<![^\W_])[^\W\d_](?:[\W_]{1,3}[^\W\d_](?![^\W_])){2,}")  # "a r s e n i c", "a-r-s-e-n-i-c"
 _KEPT = 65536  # characters whose folding is remembered; a text of more kinds is folded more slowly, not wrongly
 
 
@@ -103,6 +106,27 @@ def normalise(text: str) -> Folded:
     out.append(text[done:])
     at += range(done, len(text))
     return Folded("".join(out), tuple(at))
+
+
+def spelled(read: Folded) -> Iterator[Folded]:
+    """Words of a folded text whose letters stand alone, each put together. Of letters only: figures in a row with gaps
+    between them are a list more often than a number."""
+    for run in _SPELLED.finditer(read.text):
+        at = [n for n in range(run.start(), run.end()) if read.text[n].isalpha()]
+        yield Folded("".join(read.text[n] for n in at), tuple(at if read.at is None else (read.at[n] for n in at)))
+
+
+def visible(text: str) -> Folded:
+    """The text as written, without the characters that no screen shows."""
+    if not hidden(text):
+        return Folded(text)
+    at = [n for n, char in enumerate(text) if _FOLDS[ord(char)]]
+    return Folded("".join(text[n] for n in at), tuple(at))
+
+
+def hidden(text: str) -> int:
+    """How many characters of a text no screen shows: they fold to nothing."""
+    return 0 if text.isascii() else sum(not _FOLDS[ord(char)] for found in _NOT_ASCII.findall(text) for char in found)
 
 
 def lookalikes(text: str) -> str:

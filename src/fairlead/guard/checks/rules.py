@@ -18,6 +18,7 @@ from typing import Any
 
 from fairlead.errors import InputError
 from fairlead.exchange import Exchange, Message
+from fairlead.guard.checks.normalise import Folded, normalise, spelled, visible
 from fairlead.guard.checks.spans import SpanWatch, decided
 from fairlead.guard.decision import Decision, Outcome
 from fairlead.guard.pieces import PLACES
@@ -65,11 +66,31 @@ def _compiled(pattern: str) -> Any:
     return re2.compile(pattern, options)
 
 
+# What has no three letters standing alone has no word spelled out: seen at once by RE2, which has no look-around.
+_ALONE = r"(?:^|[^\pL\pN])[\pL\pN](?:[^\pL\pN]{1,3}[\pL\pN]){2}(?:[^\pL\pN]|$)"
+
+
+def _spells(text: str) -> bool:
+    return re2 is None or _compiled(_ALONE).search(text) is not None
+
+
+def _found(pattern: str, readings: Sequence[Folded]) -> dict[tuple[str, int, int], None]:
+    find = _compiled(pattern).finditer
+    return {
+        (pattern, *read.locate(match.start(), match.end())): None
+        for read in readings
+        for match in find(read.text)
+        if match.end() > match.start()
+    }
+
+
 @dataclass(frozen=True)
 class RulesCheck:
-    """Regular expressions over every text of the reply, as written.
+    """Regular expressions over every text of the reply: as written, as it reads (`normalise`), and over words that are
+    spelled out letter by letter.
 
-    What matches is what gets redacted. A pattern that matches the empty text would match everywhere and is refused.
+    What matches is what gets redacted, in the text as written. A pattern that matches the empty text would match
+    everywhere and is refused.
     """
 
     patterns: tuple[str, ...]
@@ -93,13 +114,18 @@ class RulesCheck:
         # Patterns are compared by their exact text: punctuation is meaning here, so it goes in as code.
         return leaf("rule", text="guard rules", code="\n".join(self.patterns))
 
-    def matches(self, text: str, start: int = 0) -> list[tuple[str, int, int]]:
-        """(pattern, start, end) of every match in text[start:]."""
+    def matches(self, text: str) -> list[tuple[str, int, int]]:
+        """(pattern, start, end) of every match, in characters of the text as written."""
+        read = normalise(text)
+        folded = [Folded(text), *(() if read.at is None else (read,)), *(spelled(read) if _spells(read.text) else ())]
+        if read.at is None or all(pattern.isascii() for pattern in self.patterns):
+            return [found for pattern in self.patterns for found in _found(pattern, folded)]
+        shown = visible(text)  # for letters that would fold to others
+        written = [Folded(text), *(() if shown.at is None else (shown,)), *spelled(shown)]
         return [
-            (pattern, start + match.start(), start + match.end())
+            found
             for pattern in self.patterns
-            for match in _compiled(pattern).finditer(text[start:] if start else text)
-            if match.end() > match.start()
+            for found in _found(pattern, folded if pattern.isascii() else [*folded, *written])
         ]
 
     def decide(self, exchanges: Sequence[Exchange]) -> list[Decision]:

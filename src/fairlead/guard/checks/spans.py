@@ -1,7 +1,8 @@
 """Checks that find stretches of text (rules, personal data, addresses): what follows from a find, whole or in a stream.
 
 In a stream a text is looked at from `back` characters before what is new, and its last `held` characters are kept
-back. A match longer than `held` is seen when it is complete, when its beginning may have left; what has not left is
+back; those that no screen shows are not counted, since what reads past them would match over any number of them. A
+match longer than `held` is seen when it is complete, when its beginning may have left; what has not left is
 cut. One that begins more than `back` characters before its end is not seen, and neither is one that hangs on what
 stands further back (`^`, `\\A`): rules that need the whole text belong to a principle with `stream: buffer`.
 """
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from fairlead.exchange import Message
+from fairlead.guard.checks.normalise import hidden
 from fairlead.guard.decision import ALLOW, Decision, Outcome, Span
 from fairlead.guard.pieces import pieces
 from fairlead.guard.watch import Cut, Ruling, Seen
@@ -53,13 +55,58 @@ def decided(check: Finder, messages: Sequence[Message]) -> Decision:
     return Decision(outcome, check.principle, why, tuple(span for _, _, span in hits), check.name)
 
 
+RUN = 3  # of hidden characters in a row, the first that are kept: no writing puts more marks on one letter
+
+
 @dataclass(slots=True)
 class _Text:
-    text: str = ""  # its end, from `begins` on
+    """The end of a text, of which `at` leads back to the text: it lacks what was left out of long hidden runs."""
+
+    text: str = ""  # from `begins` on
     begins: int = 0
     seen: int = 0
     go: int = 0
-    found: list[tuple[str, int, int]] | None = None  # in `text`, where that has been looked at
+    blank: int = 0  # characters of `text` that no screen shows
+    run: int = 0  # hidden characters that it ends in
+    gaps: list[tuple[int, int]] = field(default_factory=list)  # (where in `text`, how many were left out before it)
+
+    def add(self, new: str) -> None:
+        self.seen += len(new)
+        if not hidden(new):
+            self.text += new
+            self.run = 0 if new else self.run
+            return
+        kept: list[str] = []
+        for char in new:
+            self.run = self.run + 1 if hidden(char) else 0
+            self.blank += 0 < self.run <= RUN
+            where = len(self.text) + len(kept)
+            if self.run <= RUN:
+                kept.append(char)
+            elif self.gaps and self.gaps[-1][0] == where:
+                self.gaps[-1] = (where, self.gaps[-1][1] + 1)
+            else:
+                self.gaps.append((where, 1))
+        self.text += "".join(kept)
+
+    def at(self, i: int) -> int:
+        """Where the i-th character stands in the whole text."""
+        return self.begins + i + (sum(n for where, n in self.gaps if where <= i) if self.gaps else 0)
+
+    def last(self, visible: int) -> int:
+        """The index in `text` of the first of its last characters, of which so many are visible."""
+        size = len(self.text)
+        start = max(0, size - visible)
+        while self.blank and start and (lacking := hidden(self.text[start:]) - (size - start - visible)) > 0:
+            start = max(0, start - lacking)
+        return start
+
+    def forget(self, keep: int) -> None:
+        cut = len(self.text) - keep
+        self.begins = self.at(cut)
+        self.text = self.text[cut:]
+        self.gaps = [(where - cut, n) for where, n in self.gaps if where > cut]
+        self.blank = hidden(self.text)
 
 
 @dataclass(slots=True)
@@ -95,34 +142,27 @@ class SpanWatch:
 
     def _look(self, seen: Seen, new: str, place: str, last: bool) -> Ruling:
         channel = seen.channel
-        here = self._texts.get(channel)
-        if here is None:
-            here = self._texts[channel] = _Text()
+        here = self._texts.setdefault(channel, _Text())
         if not here.text and place == "tool_call":  # read as in a whole reply: its name, then its arguments
             here.text, here.begins = f"{seen.name}\n", -len(seen.name) - 1
-        if new:
-            here.text += new
-            here.seen += len(new)
-            here.found = None
-        if here.found is None:  # a text that has ended is looked at once more, and holds what it held
-            here.found = self.check.matches(here.text)
+        here.add(new)
         cuts, why = [], []
-        ends = here.seen if last else here.seen - self.held
-        for what, start, end in here.found:
-            a, b = max(here.begins + start, 0 if place == "tool_call" else here.go), max(1, here.begins + end)
-            known = (channel, here.begins + start, here.begins + end)
+        ends = hold = here.seen if last else here.at(here.last(self.held))
+        shown = len(here.text) - here.run if here.run <= RUN else len(here.text) - RUN
+        for what, start, end in self.check.matches(here.text):
+            known = (channel, here.at(start), here.at(end - 1) + 1)
+            a, b = max(known[1], 0 if place == "tool_call" else here.go), max(1, known[2])
             # a match at the very end may grow, or not be one, with what comes next
-            if b <= here.go or (not last and b == here.seen and b - a < self.held) or known in self._done:
-                if not last and b == here.seen:
-                    ends = min(ends, max(a, here.seen - self.held))
+            if b <= here.go or (not last and end >= shown and a > hold) or known in self._done:
+                if not last and end >= shown:
+                    ends = min(ends, max(a, hold))
                 continue
             self._done.add(known)
             cuts.append(Cut(channel, a, b))
             why.append(what)
         here.go = max(here.go, ends)
         if len(here.text) > 2 * self.back:
-            here.begins += len(here.text) - self.back
-            here.text, here.found = here.text[-self.back :], None
+            here.forget(self.back)
         safe = {channel: max(0, here.go)}
         if not cuts:
             return Ruling(safe=safe)
