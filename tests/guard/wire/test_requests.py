@@ -15,7 +15,8 @@ from fairlead.exchange import Media, Message, Reasoning, Refusal, Text, ToolCall
 from fairlead.guard.decision import Span
 from fairlead.guard.pieces import pieces, redact
 from fairlead.guard.wire import FORMATS, chat_request, completions, messages_request, responses_request
-from fairlead.guard.wire.asked import Allow, Asked, Refused, beside, with_messages
+from fairlead.guard.wire.asked import Allow, Asked, Refused, with_messages
+from fairlead.guard.wire.beside import beside, with_beside
 from guard.wire.fuzz import changed_at_random, something
 from guard.wire.requests import RICH
 from guard.wire.samples import CHAT, COMPLETIONS, MESSAGES, RESPONSES, ROUTES, request
@@ -210,7 +211,7 @@ def test_no_long_text_goes_upstream_that_no_check_can_read(route: str) -> None:
                 except Refused:
                     continue
                 passed += 1
-                shown = "\n".join(piece.text for piece in pieces(asked.messages)) + beside(asked)
+                shown = "\n".join(piece.text for piece in pieces((*asked.messages, *beside(asked).messages)))
                 assert MARK not in orjson.dumps(asked.upstream).decode() or MARK in shown, (path, name, shape)
     assert passed
 
@@ -533,6 +534,45 @@ def test_only_texts_can_be_changed() -> None:
 
 
 def test_what_stands_beside_the_conversation_can_be_read() -> None:
-    assert "looks" in beside(ask(CHAT, RICH[CHAT])) and "the sea is" in beside(ask(CHAT, RICH[CHAT]))
-    assert "where" in beside(ask(MESSAGES, RICH[MESSAGES])) and "where" in beside(ask(RESPONSES, RICH[RESPONSES]))
-    assert beside(ask(CHAT, request(CHAT))) == ""
+    def shown(route: str) -> str:
+        return "\n".join(piece.text for piece in pieces(beside(ask(route, RICH[route])).messages))
+
+    assert "looks" in shown(CHAT) and "the sea is" in shown(CHAT) and "ann" in shown(CHAT)
+    assert "where" in shown(MESSAGES) and "where" in shown(RESPONSES) and "harbour" in shown(RESPONSES)
+    assert beside(ask(CHAT, request(CHAT))).messages == ()
+
+
+SHORT = "qmark7 and seven more"
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_no_short_text_of_an_unknown_field_goes_upstream_unread(route: str) -> None:
+    passed = 0
+    for path in objects(RICH[route]):
+        try:
+            asked = ask(route, with_field(RICH[route], path, "hint", SHORT))
+        except Refused:
+            continue
+        more = beside(asked)
+        passed += 1
+        shown = "\n".join(piece.text for piece in pieces((*asked.messages, *more.messages)))
+        assert SHORT not in orjson.dumps(asked.upstream).decode() or SHORT in shown, path
+    assert passed
+
+
+def test_what_stands_by_itself_is_painted_over_and_what_is_part_of_a_form_is_not() -> None:
+    body = {**request(CHAT), "hint": "be a crow", "metadata": {"team": "crow"}, "response_format": {"name": "crow"}}
+    asked = ask(CHAT, body)
+    both = with_beside(asked, beside(asked))
+    m = len(asked.messages)
+    assert [piece.text for piece in pieces(both.messages[m:])] == ["be a crow", "crow", "team", "name\ncrow"]
+    changed = with_messages(both, redact(both.messages, [Span((m, 0), 5, 9), Span((m, 1), 0, 4)]))
+    assert changed.upstream["hint"] == "be a [redacted]" and changed.upstream["metadata"] == {"team": "[redacted]"}
+    with pytest.raises(ValueError, match="no text of its own"):
+        with_messages(both, redact(both.messages, [Span((m, 3), 5, 9)]))
+
+
+def test_what_the_policy_lets_pass_by_its_name_is_not_read() -> None:
+    policy = Allow(frozenset({"tools.mcp", "hint"}))
+    body = {**request(CHAT), "hint": {"a": "crow"}, "tools": [{"type": "mcp", "server_label": "crow"}]}
+    assert beside(ask(CHAT, body, policy)).messages == ()

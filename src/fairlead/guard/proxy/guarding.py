@@ -27,6 +27,7 @@ from fairlead.guard.released import Broken as CheckFailed
 from fairlead.guard.released import Noted, Out, Stop
 from fairlead.guard.tally import Tally
 from fairlead.guard.wire.asked import Asked, callable_tools, with_messages
+from fairlead.guard.wire.beside import beside, with_beside
 from fairlead.guard.wire.events import About, Channel, Close, Delta, End, Event, Finish, Open, Told, Unknown
 
 if TYPE_CHECKING:
@@ -92,9 +93,11 @@ class Guarding:
         self.tally.passed.update(asked.policy.passed)
         escalate = self._escalate if one.log is not None else None
         if book.prompts:
+            more = beside(asked)
             said = await prompt_side.ask(
-                book.prompts, asked.messages, book.policies, ledger=self.ledger, tally=self.tally, pool=book.pool,
-                deadlines=book.deadlines, on_error=book.on_error, long=len(one.raw) > LONG, escalate=escalate,
+                book.prompts, (*asked.messages, *more.messages), book.policies, ledger=self.ledger, tally=self.tally,
+                pool=book.pool, deadlines=book.deadlines, on_error=book.on_error, long=len(one.raw) > LONG,
+                escalate=escalate,
             )  # fmt: skip
             if said.told.decision != "allow":
                 self.told = said.told
@@ -103,10 +106,13 @@ class Guarding:
             if not said.goes_on:
                 return self._instead(said.say, said.told)
             if said.told.decision == "redact":
+                own = len(asked.messages)
                 try:
-                    asked = with_messages(asked, said.messages)
-                except ValueError:
-                    return self._instead(book.plan.policy(said.told.principle).say, said.told)
+                    asked = with_messages(with_beside(asked, more), said.messages)
+                except ValueError:  # what cannot be painted over does not go on
+                    self.told = replace(said.told, decision="refuse")
+                    return self._instead(book.plan.policy(said.told.principle).say, self.told)
+                asked = replace(asked, messages=asked.messages[:own])
         plan = book.plan if asked.stream else book.whole
         if plan.best is not None and asked.format not in ("chat", "completions"):
             plan = replace(plan, best=replace(plan.best, n=1))  # no format to ask for more in: it has to be good enough

@@ -18,7 +18,8 @@ from fairlead.guard.watch import PromptCheck
 @dataclass(frozen=True)
 class OfPrompts:
     """A check of replies that is shown the conversation. What it finds counts where the principle looks: `prompt` are
-    the turns of the user, `tool_result` what came from tools. What the operator wrote and the model said counts not."""
+    the turns of the user and what stands beside the conversation, `tool_result` what came from tools. What the operator
+    wrote and the model said counts not."""
 
     check: RulesCheck | PersonalData
     places: frozenset[str]
@@ -51,7 +52,7 @@ class OfPrompts:
     def _place(piece: Piece, messages: Sequence[Message]) -> str:
         if piece.place == "tool_result":
             return piece.place
-        return "prompt" if messages[piece.at[0]].role == "user" else ""
+        return "prompt" if messages[piece.at[0]].origin in ("user", "retrieved") else ""
 
 
 def prompt_checks(checks: Iterable[Check], constitution: Constitution) -> tuple[PromptCheck, ...]:

@@ -104,7 +104,7 @@ def with_messages(asked: Asked, messages: Sequence[Message]) -> Asked:
     """The request with its texts changed (redacted): `messages` are those of `asked` with other words in them.
 
     The changes are put into a copy of `upstream`. Raises ValueError where messages or parts were added, left out or
-    changed in kind, or where the arguments of a tool call are no longer JSON.
+    changed in kind, where the arguments of a tool call are no longer JSON, and for a text that has no place of its own.
     """
     new = tuple(messages)
     if len(new) != len(asked.messages):
@@ -114,25 +114,10 @@ def with_messages(asked: Asked, messages: Sequence[Message]) -> Asked:
         _changes(before.parts, after.parts, (m,), changed)
     upstream: Any = asked.upstream
     for at, text in changed.items():
+        if at not in asked.paths:
+            raise ValueError(f"the text at {at} is no text of its own in the request")
         upstream = _put(upstream, asked.paths[at], text)
     return replace(asked, messages=new, upstream=upstream)
-
-
-def beside(asked: Asked) -> str:
-    """What the model reads beside the conversation (definitions of tools, form of the answer, prediction), as JSON."""
-    names = (
-        "tools",
-        "functions",
-        "response_format",
-        "text",
-        "output_config",
-        "output_format",
-        "prediction",
-        "tool_choice",
-        "function_call",
-    )
-    found = {name: asked.upstream[name] for name in names if asked.upstream.get(name) is not None}
-    return orjson.dumps(found).decode() if found else ""
 
 
 def _changes(before: tuple[Part, ...], after: tuple[Part, ...], at: At, out: dict[At, str]) -> None:

@@ -63,6 +63,7 @@ _IMAGE = {"url": TEXT, "detail": LABEL}
 _CALL = {"id": LABEL, "type": LABEL, "index": NUMBER, "function": READ}
 _CALLED = {"name": LABEL, "arguments": TEXT}
 _TOOL = {"type": LABEL, "function": READ, "cache_control": SWITCHES}
+KNOWN = frozenset().union(_MESSAGE, *_PARTS.values(), _IMAGE, _CALL, _CALLED)
 _FUNCTION = {"name": LABEL, "description": TEXT, "parameters": ANYTHING, "strict": FLAG}
 _ROLES: dict[str, tuple[Role, Origin]] = {
     "system": ("system", "operator"), "developer": ("system", "operator"), "user": ("user", "user"),

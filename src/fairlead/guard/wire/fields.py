@@ -160,7 +160,7 @@ TEXTS = Kind((str,), rule=_texts)
 FLAT = Kind((), rule=_options(LONG_FLAT))
 SWITCHES = Kind((), rule=_options(16))
 NUMBERS = Kind((), rule=_numbers)
-ANYTHING = Kind((int, float, bool), rule=_anything)  # the model may read it: `asked.beside` shows it to checks
+ANYTHING = Kind((int, float, bool), rule=_anything)  # the model may read it: `beside.py` shows it to checks
 READ = Kind((str, int, float, bool, list, dict))  # the format reads it itself
 
 

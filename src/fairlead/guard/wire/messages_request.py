@@ -51,6 +51,7 @@ _TOOL = {
     **_COMMON, "name": LABEL, "description": TEXT, "input_schema": ANYTHING, "strict": FLAG, "defer_loading": FLAG,
     "eager_input_streaming": FLAG, "input_examples": ANYTHING,
 }  # fmt: skip
+KNOWN = frozenset().union(_MESSAGE, _TEXT, _IMAGE, *_SOURCES.values(), _DOCUMENT, _FOUND, _USE, _RESULT)
 _SIDES: dict[str, tuple[Role, Origin]] = {
     "user": ("user", "user"), "assistant": ("assistant", "model"), "system": ("system", "operator")
 }  # fmt: skip

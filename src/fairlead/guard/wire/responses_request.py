@@ -57,6 +57,7 @@ _TOOL = {
     "type": LABEL, "name": LABEL, "description": TEXT, "parameters": ANYTHING, "strict": FLAG, "defer_loading": FLAG,
     "output_schema": ANYTHING, "allowed_callers": fields.hidden("the provider's own tools would call it"),
 }  # fmt: skip
+KNOWN = frozenset().union(_MESSAGE, _TEXT, _REFUSAL, _IMAGE, _CALL, _RESULT, _REASONING, _THOUGHT)
 _ROLES: dict[str, tuple[Role, Origin]] = {
     "system": ("system", "operator"), "developer": ("system", "operator"), "user": ("user", "user"),
     "assistant": ("assistant", "model"),
