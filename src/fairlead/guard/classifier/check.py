@@ -75,7 +75,8 @@ class ClassifierCheck:
 
     @property
     def asks(self) -> frozenset[str]:
-        return frozenset({self.principle}) if self.cascade else frozenset()
+        # one that reads prompts alone has no doubt about a reply: the critic is asked about all of them
+        return frozenset({self.principle}) if self.cascade and self.exchange_head is not None else frozenset()
 
     def weigh(self, exchanges: Sequence[Exchange]) -> list[Decision | Doubt]:
         """As `decide`, but what is doubtful is said as a doubt, for the dearer checks of the principle."""
@@ -96,6 +97,12 @@ class ClassifierCheck:
     def _weighed(self, said: Decision) -> Decision | Doubt:
         doubtful = self.cascade and said.outcome == "allow" and bool(said.evidence)
         return Doubt(self.principle, said, said.evidence) if doubtful else said
+
+    @property
+    def doubt(self) -> tuple[float, float]:
+        """P(broken) of a reply from which on it is in doubt, and from which on it is sure that it is broken."""
+        head = self.classifier.heads[self.exchange_head or 0]
+        return head.doubt, head.threshold
 
     def ask(self, messages: Sequence[Message]) -> Decision:
         h = self.prompt_head

@@ -63,7 +63,8 @@ def checked(
     classifier = None if settings.model is None else load_classifier(settings.model)
     if classifier is not None:
         try:
-            replies = (*replies, *classifier_checks(constitution, classifier))
+            cascade = settings.cascade and critic is not None
+            replies = (*replies, *classifier_checks(constitution, classifier, cascade=cascade))
         except ValueError as problem:
             raise InputError(f"{settings.model}: {problem}") from None
     if settings.probe is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from fairlead.guard.classifier.check import ClassifierCheck
 from fairlead.guard.proxy.setup import Account, Book, Setup
 
 TOKENS, SPEED = 300, 50  # a reply and a model of usual size, so that the costs mean something
@@ -66,6 +67,7 @@ def _book(book: Book, names: list[str], setup: Setup) -> Iterator[str]:
     shadow = [id for id in checked if book.policies[id].shadow]
     if shadow:
         yield f"  shadow: {', '.join(shadow)}. Nothing is done about them; what would have been is counted"
+    yield from _cascades(book)
     best = book.plan.best
     if best is not None:
         yield (
@@ -86,6 +88,19 @@ def _book(book: Book, names: list[str], setup: Setup) -> Iterator[str]:
         yield f"  NOT CHECKED: {missing}. Nothing here can check them; --critic MODEL or --classifier DIR can"
     if not checked:
         yield "  NOTHING IS CHECKED: every reply passes"
+
+
+def _cascades(book: Book) -> Iterator[str]:
+    """Which critics are not asked about every reply, and where the doubt lies on which they are."""
+    asleep = {one.principle for one in book.plan.followed if one.asleep}
+    for one in book.plan.followed:
+        if one.principle in asleep and isinstance(one.check, ClassifierCheck):
+            low, high = one.check.doubt
+            where = f"P(broken) from {low:.3f} to below {high:.3f}" if low < high else "which it never is"
+            yield (
+                f"  cascade: {one.principle}. The critic is asked about a reply where the classifier is in doubt "
+                f"({where}), and not else; checks: {{cascade: false}} asks it about every reply"
+            )
 
 
 def _partly(book: Book) -> dict[str, list[str]]:

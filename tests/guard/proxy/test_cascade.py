@@ -1,0 +1,88 @@
+"""The classifier and the critic of one principle in the proxy: the dear one is asked where the cheap one is in doubt."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("uvicorn", reason="uvicorn is missing: pip install 'fairlead[guard]'")
+pytest.importorskip("aiohttp", reason="aiohttp is missing: pip install 'fairlead[guard]'")
+pytest.importorskip("sklearn", reason="scikit-learn is missing: pip install 'fairlead[guard]'")
+
+import openai
+
+from fairlead.exchange import exchange
+from fairlead.guard.classifier.model import Classifier, load
+from fairlead.guard.proxy import checked, setup
+from fairlead.guard.proxy.startup import told
+from guard.classifier.made import trained
+from guard.helpers import ScriptedModel
+from guard.proxy.test_classifier import BROKEN, KEPT, WRITTEN
+from support.guard_proxy import Proxy
+from support.mock_upstream import Mock, chat, chat_stream, json_reply, sse_reply
+
+DOUBT = "First sink badar, then leave kofin alone."
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("classifier") / "made"
+    trained(out)
+    return out
+
+
+def _say(proxy: Proxy, **more: Any) -> str:
+    client = openai.OpenAI(base_url=f"{proxy.url}/v1", api_key="k", max_retries=0, timeout=30)
+    asked: Any = [{"role": "user", "content": "sink badar kofin luhup?"}]
+    told_ = client.chat.completions.create(model="mock", messages=asked, **more)
+    if more.get("stream"):
+        return "".join(c.choices[0].delta.content or "" for c in told_ if c.choices)
+    return told_.choices[0].message.content or ""
+
+
+def _between(folder: Path) -> Classifier:
+    """The trained one, with its doubt around one of the texts: from halfway between it and the kept to halfway to the
+    broken."""
+    made = load(folder)
+    h = made.head("no-sinking", "exchange")
+    assert h is not None
+    asked = [exchange("sink badar kofin luhup?", text) for text in (KEPT, DOUBT, BROKEN)]
+    kept, doubt, broken = made.judge(asked)[:, h]
+    assert kept < doubt < broken
+    heads = list(made.heads)
+    heads[h] = dataclasses.replace(heads[h], doubt=float(kept + doubt) / 2, threshold=float(doubt + broken) / 2)
+    return dataclasses.replace(made, manifest=dataclasses.replace(made.manifest, heads=tuple(heads)))
+
+
+@pytest.mark.parametrize("cascade", [True, False])
+def test_the_critic_is_asked_where_the_classifier_is_in_doubt(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, cascade: bool
+) -> None:
+    critic = ScriptedModel(lambda _: "no", capabilities=frozenset({"max_tokens", "temperature", "seed"}))
+    monkeypatch.setattr(setup, "open_model", lambda *_, **__: critic)
+    monkeypatch.setattr(checked, "load_classifier", lambda _: _between(folder))
+    policy = "{}\n" if cascade else "checks: {cascade: false}\n"
+    with (
+        Mock(lambda _: json_reply(chat(KEPT))) as mock,
+        Proxy(tmp_path, mock.url, constitution=WRITTEN, policy=policy, classifier=folder, critic="scripted") as proxy,
+    ):
+        said = {}
+        for text in (KEPT, DOUBT, BROKEN):
+            for stream in (False, True):
+                mock.script = lambda _, text=text, stream=stream: (
+                    sse_reply(*chat_stream(*text)) if stream else json_reply(chat(text))
+                )
+                before = critic.calls
+                proxy.worker.keep.cache.clear()
+                said[text, stream] = (_say(proxy, stream=stream), critic.calls - before)
+        for stream in (False, True):
+            assert said[DOUBT, stream] == ("I sink nothing.", 1)
+            assert said[BROKEN, stream] == ("I sink nothing.", 0)  # a sure classifier spares the critic either way
+            assert said[KEPT, stream] == ((KEPT, 0) if cascade else ("I sink nothing.", 1))
+        lines = "\n".join(told(proxy.worker.app.setup))
+        low, high = next(one.check.doubt for one in proxy.worker.app.setup.all()[0].book.plan.followed if one.cost == 1)  # type: ignore[attr-defined]
+        assert (f"from {low:.3f} to below {high:.3f}" in lines) is cascade
+        assert ("cascade: no-sinking" in lines) is cascade
