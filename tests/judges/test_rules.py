@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from fairlead.apprentice import scenes, speech
+from fairlead.constitution.style import find_emoji
 from fairlead.exchange import Exchange, Message, Refusal, exchange, user
 from fairlead.judges import rules
 from fairlead.judges.lineage import Ledger, OptimisedJudge
@@ -76,7 +77,7 @@ def test_length_has_a_stated_bound_and_cases_may_bring_theirs() -> None:
     "text", ["hi 😀", "⚓", "👩‍👩‍👧", "🇫🇷", "1️⃣", "☎️", "❤", "⭐", "so nice :)", ";-)", "<3", *speech.EMOJI]
 )
 def test_emoji_are_found(text: str) -> None:
-    assert rules.find_emoji(text)
+    assert find_emoji(text)
     assert rules.no_emoji().judge([exchange("x", text)])[0].score == 0.0
 
 
@@ -94,7 +95,7 @@ def test_emoji_are_found(text: str) -> None:
     ],
 )
 def test_signs_and_scripts_are_no_emoji(text: str) -> None:
-    assert rules.find_emoji(text) == []
+    assert find_emoji(text) == []
 
 
 @pytest.mark.parametrize("text", [*speech.FLATTERY, "Great question!", "What an excellent idea.", "You're so smart."])

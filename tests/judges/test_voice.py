@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from fairlead.constitution.style import FEATURES, KEPT, features, style_of
 from fairlead.exchange import exchange
-from fairlead.judges.voice import FEATURES, KEPT, features, style_of, voice_of
+from fairlead.judges.voice import voice_of
 from support.brand import ALIEN, PASSAGES
 
 

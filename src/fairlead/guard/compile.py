@@ -13,6 +13,7 @@ from fairlead.guard.checks.injection import InjectionCheck
 from fairlead.guard.checks.personal import PersonalData, Presidio
 from fairlead.guard.checks.rules import RulesCheck
 from fairlead.guard.checks.secrets import Secret, SecretsCheck
+from fairlead.guard.checks.voice import VoiceCheck, voice_checks
 from fairlead.guard.critic import CriticCheck
 from fairlead.guard.decision import Check
 from fairlead.guard.guard import GuardedModel
@@ -95,9 +96,11 @@ def proxy_checks(
     deadline: float | None = None,
     presidio: Presidio | None = None,
 ) -> tuple[Check, ...]:
-    """The checks of a proxy: those of `checks_from`, personal data (painted over) for every guarded principle of
-    secrecy that speaks of people, and for the gravest of secrecy the two that tools need: orders in what they bring
-    back, data in what they take out.
+    """The checks of a proxy: those of `checks_from`, the style of the voice's samples where there are some, personal
+    data (painted over) for every guarded principle of secrecy that speaks of people, and for the gravest of secrecy the
+    two that tools need: orders in what they bring back, data in what they take out.
+
+    The guard of a run leaves the voice to the critic, so that the judge which counts the same features stays evidence.
 
     hosts, unknown_hosts  as in `ExfiltrationCheck`
     """
@@ -105,6 +108,8 @@ def proxy_checks(
         constitution, critic_model, thresholds=thresholds, rules=rules, only=only, deadline=deadline, proxy=True,
         presidio=presidio,
     )  # fmt: skip
+    voices = (check for check in voice_checks(constitution) if only is None or check.principle in only)
+    checks = tuple(sorted((*checks, *voices), key=lambda check: check.cost))
     gravest = gravest_of_secrecy(constitution, only)
     if gravest is None:
         return checks
@@ -158,7 +163,12 @@ def keepers(constitution: Constitution) -> tuple[str, ...]:
 
 def unchecked(constitution: Constitution, checks: Sequence[Check]) -> tuple[str, ...]:
     """Ids of principles with a `guard:` that none of these checks stands for. Print them: they are not guarded."""
-    partly = (PersonalData, InjectionCheck, ExfiltrationCheck)  # they see a part of what their principle says
+    partly = (
+        PersonalData,
+        InjectionCheck,
+        ExfiltrationCheck,
+        VoiceCheck,
+    )  # they see a part of what their principle says
     covered = {check.principle for check in checks if not isinstance(check, partly)}
     return tuple(p.id for p in constitution.principles if p.guard is not None and p.id not in covered)
 

@@ -26,6 +26,8 @@ def ruled(release: Release, i: int, ruling: Ruling, choice: Alternative) -> None
             if channel.choice != choice.index:
                 release.dirty.add(channel.choice)
     decision = ruling.decision
+    if decision.outcome == "allow" and decision.evidence and not decision.spans:
+        release.tally.passed[f"{release.plan.followed[i].name}: {decision.evidence}"] += 1  # no verdict, and why
     if decision.outcome != "allow":
         found(release, i, decision, ruling.cuts, choice)
     elif ruling.cuts:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
+from fairlead.constitution.style import find_emoji, plain
 from fairlead.exchange import Exchange, Refusal, Verdict
 from fairlead.judges.lineage import Lineage, leaf
 
@@ -92,12 +93,6 @@ def _lists() -> Mapping[str, tuple[str, ...]]:
         else:
             lists.setdefault(section, []).append(re.sub(r"<([a-z]+)>", lambda m: fragments[m.group(1)], line))
     return {name: tuple(items) for name, items in lists.items()}
-
-
-def plain(text: str) -> str:
-    """Straight apostrophes and single spaces, line breaks kept: what the patterns are written for."""
-    straight = text.replace("\u2019", "'").replace("\u2018", "'").replace("`", "'").replace("\u02bc", "'")
-    return "\n".join(" ".join(line.split()) for line in straight.splitlines()).strip()
 
 
 def first_match(name: str, text: str) -> str | None:
@@ -191,29 +186,6 @@ def no_emoji() -> Rule:
         return (0.0, "emoji: " + " ".join(found[:5])) if found else (1.0, "")
 
     return rule("rule:emoji", score, text="no emoji")
-
-
-# Unicode emoji-data: characters shown as emoji by default (Emoji_Presentation) in the Basic Multilingual Plane.
-# Python's unicodedata does not carry the property. Planes above are covered by their emoji blocks.
-_BMP = (
-    "\u231a\u231b\u23e9-\u23ec\u23f0\u23f3\u25fd\u25fe\u2614\u2615\u2648-\u2653\u267f\u2693\u26a1\u26aa\u26ab"
-    "\u26bd\u26be\u26c4\u26c5\u26ce\u26d4\u26ea\u26f2\u26f3\u26f5\u26fa\u26fd\u2705\u270a\u270b\u2728\u274c\u274e"
-    "\u2753-\u2755\u2757\u2795-\u2797\u27b0\u27bf\u2b1b\u2b1c\u2b50\u2b55"
-)
-_ASTRAL = (
-    "\U0001f004\U0001f0cf\U0001f18e\U0001f191-\U0001f19a\U0001f1e6-\U0001f1ff\U0001f201\U0001f21a\U0001f22f"
-    "\U0001f232-\U0001f236\U0001f238-\U0001f23a\U0001f250\U0001f251\U0001f300-\U0001f64f\U0001f680-\U0001f6ff"
-    "\U0001f7e0-\U0001f7eb\U0001f7f0\U0001f90c-\U0001f9ff\U0001fa70-\U0001faff"
-)
-_HEARTS_AND_FACES = "\u2639\u263a\u2665\u2764"  # text by default, yet nobody types them as text
-_EMOJI = re.compile(f"[{_BMP}{_ASTRAL}{_HEARTS_AND_FACES}]|[\u00a9\u00ae\u203c-\u3299]\ufe0f|[0-9#*]\ufe0f?\u20e3")
-_EMOTICON = re.compile(r"(?<![^\s(])(?:[:;=][-^']?[)(DPp]|<3|\^_\^|[xX]D)(?=$|[\s.,!?)])")
-
-
-def find_emoji(text: str) -> list[str]:
-    """The emoji and simple emoticons in a text, in order. Signs such as ©, ™ or → count only when dressed as emoji."""
-    spans = [(m.start(), m.group(0)) for pattern in (_EMOJI, _EMOTICON) for m in pattern.finditer(text)]
-    return [found for _, found in sorted(spans)]
 
 
 def no_flattery() -> Rule:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from fairlead.constitution.schema import Voice
+from fairlead.guard.checks.voice import VoiceCheck
 from fairlead.guard.classifier.check import ClassifierCheck
 from fairlead.guard.proxy.setup import Account, Book, Setup
 
@@ -68,6 +70,7 @@ def _book(book: Book, names: list[str], setup: Setup) -> Iterator[str]:
     if shadow:
         yield f"  shadow: {', '.join(shadow)}. Nothing is done about them; what would have been is counted"
     yield from _cascades(book)
+    yield from _voices(book)
     best = book.plan.best
     if best is not None:
         yield (
@@ -101,6 +104,29 @@ def _cascades(book: Book) -> Iterator[str]:
                 f"  cascade: {one.principle}. The critic is asked about a reply where the classifier is in doubt "
                 f"({where}), and not else; checks: {{cascade: false}} asks it about every reply"
             )
+
+
+def _voices(book: Book) -> Iterator[str]:
+    """By what the voice is checked, and why not by samples."""
+    by_samples = {one.principle: one.check for one in book.plan.followed if isinstance(one.check, VoiceCheck)}
+    critics = {one.principle for one in book.plan.followed if one.cost >= 2}
+    for p in book.constitution.principles:
+        check = by_samples.get(p.id)
+        if check is not None:
+            yield (
+                f"  voice: {p.id}, by {len(check.samples)} samples. The bound lets at least {check.rate:.0%} of replies "
+                "in their own style pass; it hears sentence lengths, marks and forms of address, not what is said"
+            )
+        elif p.dimension == "voice" and p.guard is not None and "reply" in p.guard.at:
+            voice = book.constitution.assistant.voice
+            samples = isinstance(voice, Voice) and bool(voice.texts)
+            why = (
+                "it streams by window, and a style is of a whole reply"
+                if samples
+                else "the constitution has no samples"
+            )
+            by = "the critic's alone" if p.id in critics else "nobody's"
+            yield f"  voice: {p.id} is {by} to hear: {why}"
 
 
 def _partly(book: Book) -> dict[str, list[str]]:
