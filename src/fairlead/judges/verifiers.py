@@ -10,8 +10,9 @@ import math
 import re
 import unicodedata
 
+from fairlead.constitution.style import plain
 from fairlead.exchange import Exchange
-from fairlead.judges.rules import Rule, first_match, patterns_hash, plain, rule
+from fairlead.judges.rules import Rule, first_match, patterns_hash, rule
 
 
 def references(item: Exchange) -> list[str]:

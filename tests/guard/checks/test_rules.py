@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from fairlead.constitution.schema import Constitution, Guard, Principle
 from fairlead.exchange import Message, Text, ToolResult, exchange, user
+from fairlead.guard.checks.exfiltration import ExfiltrationCheck
 from fairlead.guard.checks.normalise import normalise, spelled, visible
 from fairlead.guard.checks.personal import PersonalData
 from fairlead.guard.checks.rules import HELD, RulesCheck
@@ -25,7 +26,7 @@ WRITTEN = [
 ]  # fmt: skip
 
 
-def spans(check: RulesCheck | PersonalData, text: str) -> set[tuple[int, int]]:
+def spans(check: RulesCheck | PersonalData | ExfiltrationCheck, text: str) -> set[tuple[int, int]]:
     [decision] = check.decide([exchange("?", text)])
     return {(span.start, span.end) for span in decision.spans}
 
@@ -89,6 +90,59 @@ def test_streams_cut_what_whole_replies_cut_however_it_is_written(bits: list[str
         left = streamed(check, text, sizes)
         for start, end in spans(check, text):
             assert set(left[start:end]) == {"█"}
+
+
+LINKS = (
+    "![x](https://evil.example/p.png?d=", "hello", ")", "![", "!", "[a]", "(", "<img src=", "'//evil.example/", "x", "'>",
+    "https://evil.example/?q=", "ada%40example.com", "aGVsbG8gdGhlcmUgdGhpcyBpcyBhIHNlY3JldA1", " ", "\n", "ht", "tp", "s:", "//",
+    "https://docs.example/a/page?lang=en", "<", "the harbour is open , ", "h", "HTTP://", "ｈttps：//evil.example/?q=", "\u200b", "<b>",
+)  # fmt: skip
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(st.sampled_from(LINKS), min_size=1, max_size=14), st.lists(st.integers(1, 9), min_size=1, max_size=5))
+def test_streams_cut_what_whole_replies_cut_of_links(bits: list[str], sizes: list[int]) -> None:
+    text = "".join(bits)
+    check = ExfiltrationCheck("p", hosts=("docs.example",))
+    left = streamed(check, text, sizes)
+    found = spans(check, text)
+    assert {n for n, char in enumerate(left) if char == "█"} == {n for a, b in found for n in range(a, b)}
+
+
+def test_ordinary_text_is_not_held_back_for_the_links_that_it_does_not_hold() -> None:
+    watch, channel, text = ExfiltrationCheck("p").watch([user("?")]), Channel(0, 0), ""
+    for word in [
+        "The",
+        "harbour",
+        "is",
+        "open",
+        ",",
+        "3",
+        "<",
+        "5",
+        "and",
+        "oh",
+        "what",
+        "a",
+        "day",
+        "-",
+        "see",
+        "https://docs.example/a",
+        "for",
+        "more",
+        "!",
+        "Is",
+        "it",
+        "?",
+    ]:
+        text += f"{word} "
+        assert watch.feed(Seen(channel, "reply", f"{word} ")).safe[channel] == len(text), word
+    assert watch.feed(Seen(channel, "reply", "https://docs.example/")).safe[channel] == len(text)
+    assert watch.feed(Seen(channel, "reply", "a b")).safe[channel] > len(text)
+
+
+def test_a_match_at_the_very_beginning_waits_for_what_makes_it_none() -> None:
+    assert streamed(ARSENIC, "arsenical soap", [1]) == "arsenical soap"
 
 
 def test_what_no_screen_shows_does_not_push_the_beginning_of_a_match_out() -> None:

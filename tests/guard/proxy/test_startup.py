@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,10 +12,22 @@ pytest.importorskip("aiohttp", reason="aiohttp is missing: pip install 'fairlead
 from fairlead.guard.proxy.setup import Keep, Options, read_setup
 from fairlead.guard.proxy.startup import told
 from support.brand import write_brand
+from support.guard_proxy import RULES
 
 
-def said(path: Path, **more: str) -> str:
-    return "\n".join(told(read_setup(Options(str(path), "http://127.0.0.1:9", **more), Keep())))  # type: ignore[arg-type]
+def said(path: Path, **more: Any) -> str:
+    return "\n".join(told(read_setup(Options(str(path), "http://127.0.0.1:9", **more), Keep())))
+
+
+def test_what_code_holds_back_of_a_stream_is_a_cost_too(tmp_path: Path) -> None:
+    written, policy = tmp_path / "c.yaml", tmp_path / "guard.yaml"
+    written.write_text(RULES)
+    policy.write_text('checks: {rules: {no-shouting: ["abracadabra"]}}\n')
+    lines = said(written, policy=policy).splitlines()
+    assert "    held back by rules:no-shouting: 256 characters (1.3 s at 50 tokens a second)" in lines
+    [links] = [line for line in lines if "exfiltration" in line]
+    assert "0 characters (0.0 s at 50 tokens a second), and 512 (2.6 s at 50" in links
+    assert not any("no-poison" in line and "held back" in line for line in lines)  # that one buffers
 
 
 def test_by_what_the_voice_is_heard(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 from urllib.parse import unquote_plus, urlsplit
 
 from fairlead.exchange import Exchange, Message
@@ -29,6 +30,20 @@ _IMAGE = re.compile(
     re.I,
 )
 _URL = re.compile(r"https?://[^\s\"'<>()\[\]{}|\\^`]{1,2000}", re.I)
+
+
+def _partly(word: str) -> str:
+    """A pattern of every beginning of a word, the whole word among them."""
+    return "".join(f"(?:{re.escape(char)}" for char in word) + ")?" * (len(word) - 1) + ")"
+
+
+# What may yet become one of the above at the end of a text: an image, a tag or an address that has not ended.
+_OPEN = re.compile(
+    r"(?:!(?:\[[^\]\n]{0,300}(?:\](?:\[[^\]\n]{0,99}|\(\s{0,9}<?[^\s)>]*)?)?)?"
+    r"|<(?:[a-z]{0,7}|(?:img|iframe|script|link|video|audio|source|embed|object)\b[^>]*)"
+    rf"|{_partly('https://')}|{_partly('http://')}|https?://[^\s\"'<>()\[\]{{}}|\\^`]*)\Z",
+    re.I,
+)
 _LOAD = re.compile(r"[A-Za-z0-9+/_=-]{24,}")
 
 
@@ -42,6 +57,8 @@ class ExfiltrationCheck:
     hosts: tuple[str, ...] = ()
     unknown_hosts: bool = True
     cost: int = 0
+    held: ClassVar[int] = HELD  # characters of a stream at most, from where an address may have begun
+    ordinary: ClassVar[int] = 0  # of any other text
 
     @property
     def name(self) -> str:
@@ -53,7 +70,20 @@ class ExfiltrationCheck:
 
     def matches(self, text: str) -> list[tuple[str, int, int]]:
         """(what, start, end) of every address that may carry something out."""
-        if "//" not in text and "//" not in (text := normalise(text).text):
+        if "//" not in text and text.isascii():
+            return []
+        read = normalise(text)
+        return [(what, *read.locate(start, end)) for what, start, end in self._addresses(read.text)]
+
+    def opens(self, text: str) -> int:
+        """Where an address or an image begins that is not whole yet."""
+        read = normalise(text)
+        begun = "<" in read.text or "![" in read.text or "://" in read.text
+        match = _OPEN.search(read.text, 0 if begun else max(0, len(read.text) - 8))  # the first word of one, at most
+        return len(text) if match is None else read.locate(match.start(), match.start() + 1)[0]
+
+    def _addresses(self, text: str) -> list[tuple[str, int, int]]:
+        if "//" not in text:
             return []
         found = []
         images = []
@@ -84,7 +114,7 @@ class ExfiltrationCheck:
         return [decided(self, item.reply) for item in exchanges]
 
     def watch(self, messages: Sequence[Message]) -> SpanWatch:
-        return SpanWatch(self, HELD, BACK)
+        return SpanWatch(self, HELD, BACK, self.opens)
 
 
 def _carries(address: str) -> str:

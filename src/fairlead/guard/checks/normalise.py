@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 # Each letter and what looks like it. Full-width, circled and mathematical letters and accents are left to Unicode's own
 # compatibility forms.
@@ -67,16 +66,29 @@ def _fold(char: str) -> str:
 _FOLDS = _Folds()
 
 
-@dataclass(frozen=True, slots=True)
 class Folded:
-    """A folded text; `at` gives for each of its characters the one it came from (None: they are the same)."""
+    """A folded text, and where each of its characters stands in the text as written: `at`, None where that is the same.
+    The places are worked out when they are first asked for; most texts hold nothing that has to be found again."""
 
-    text: str
-    at: tuple[int, ...] | None = None
+    __slots__ = ("_at", "_written", "text")
+
+    def __init__(self, text: str, at: tuple[int, ...] | None = None, written: str | None = None) -> None:
+        self.text, self._at, self._written = text, at, written
+
+    @property
+    def same(self) -> bool:
+        """Whether the text is the one that was written."""
+        return self._at is None and self._written is None
+
+    @property
+    def at(self) -> tuple[int, ...] | None:
+        if self._at is None and self._written is not None:
+            self._at = _places(self._written)
+        return self._at
 
     def locate(self, i: int, j: int) -> tuple[int, int]:
         """The characters of the text as written behind text[i:j], j > i."""
-        return (i, j) if self.at is None else (self.at[i], self.at[j - 1] + 1)
+        return (i, j) if (at := self.at) is None else (at[i], at[j - 1] + 1)
 
 
 def fold(text: str) -> str:
@@ -90,22 +102,19 @@ def fold(text: str) -> str:
 
 def normalise(text: str) -> Folded:
     """The folded text with its positions; a text of plain ASCII is its own."""
-    if text.isascii():
-        return Folded(text)
-    out: list[str] = []
+    return Folded(text) if text.isascii() else Folded(fold(text), None, text)
+
+
+def _places(text: str) -> tuple[int, ...]:
     at: list[int] = []
     done = 0
     for match in _NOT_ASCII.finditer(text):
-        out.append(text[done : match.start()])
         at += range(done, match.start())
         for n, char in enumerate(match[0], match.start()):
-            folded = _FOLDS[ord(char)]
-            out.append(folded)
-            at += [n] * len(folded)
+            at += [n] * len(_FOLDS[ord(char)])
         done = match.end()
-    out.append(text[done:])
     at += range(done, len(text))
-    return Folded("".join(out), tuple(at))
+    return tuple(at)
 
 
 def spelled(read: Folded) -> Iterator[Folded]:
@@ -113,7 +122,7 @@ def spelled(read: Folded) -> Iterator[Folded]:
     between them are a list more often than a number."""
     for run in _SPELLED.finditer(read.text):
         at = [n for n in range(run.start(), run.end()) if read.text[n].isalpha()]
-        yield Folded("".join(read.text[n] for n in at), tuple(at if read.at is None else (read.at[n] for n in at)))
+        yield Folded("".join(read.text[n] for n in at), tuple(at if (far := read.at) is None else (far[n] for n in at)))
 
 
 def visible(text: str) -> Folded:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from fairlead.errors import InputError, MissingResource
 from fairlead.exchange import Exchange, Message
@@ -197,6 +197,7 @@ class PersonalData:
     entities: tuple[str, ...] = NAMES
     extra: Presidio | None = None
     cost: int = 0
+    held: ClassVar[int] = HELD  # characters of a stream
 
     def __post_init__(self) -> None:
         for name in self.entities:

@@ -14,7 +14,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 from fairlead.errors import InputError
 from fairlead.exchange import Exchange, Message
@@ -98,6 +98,7 @@ class RulesCheck:
     on_violation: Outcome = "refuse"
     at: frozenset[str] = PLACES
     cost: int = 0
+    held: ClassVar[int] = HELD  # characters of a stream
 
     def __post_init__(self) -> None:
         for pattern in self.patterns:
@@ -117,11 +118,11 @@ class RulesCheck:
     def matches(self, text: str) -> list[tuple[str, int, int]]:
         """(pattern, start, end) of every match, in characters of the text as written."""
         read = normalise(text)
-        folded = [Folded(text), *(() if read.at is None else (read,)), *(spelled(read) if _spells(read.text) else ())]
-        if read.at is None or all(pattern.isascii() for pattern in self.patterns):
+        folded = [Folded(text), *(() if read.same else (read,)), *(spelled(read) if _spells(read.text) else ())]
+        if read.same or all(pattern.isascii() for pattern in self.patterns):
             return [found for pattern in self.patterns for found in _found(pattern, folded)]
         shown = visible(text)  # for letters that would fold to others
-        written = [Folded(text), *(() if shown.at is None else (shown,)), *spelled(shown)]
+        written = [Folded(text), *(() if shown.same else (shown,)), *spelled(shown)]
         return [
             found
             for pattern in self.patterns

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 from fairlead.exchange import Exchange, Message, Text
 from fairlead.guard.checks import (
@@ -74,6 +74,8 @@ class SecretsCheck:
     on_violation: Outcome = "redact"
     at: frozenset[str] = PLACES
     cost: int = 0
+    held: ClassVar[int] = spill.HELD + spill.BLOCK  # characters of a stream at most, of what is no ordinary text
+    ordinary: ClassVar[int] = 2 * spill.BLOCK
     painted: Painted = field(default_factory=Painted, repr=False, compare=False)
 
     @property

@@ -2,14 +2,16 @@
 
 In a stream a text is looked at from `back` characters before what is new, and its last `held` characters are kept
 back; those that no screen shows are not counted, since what reads past them would match over any number of them. A
-match longer than `held` is seen when it is complete, when its beginning may have left; what has not left is
-cut. One that begins more than `back` characters before its end is not seen, and neither is one that hangs on what
-stands further back (`^`, `\\A`): rules that need the whole text belong to a principle with `stream: buffer`.
+check that knows where a find may begin (`opens`) holds back from there alone, and lets ordinary text go at once.
+
+A match longer than `held` is seen when it is complete, when its beginning may have left; what has not left is cut. One
+that begins more than `back` characters before its end is not seen, and neither is one that hangs on what stands further
+back (`^`, `\\A`): rules that need the whole text belong to a principle with `stream: buffer`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -111,11 +113,16 @@ class _Text:
 
 @dataclass(slots=True)
 class SpanWatch:
-    """A stream under a check that finds stretches of text: `check.matches(text)` gives (what, start, end)."""
+    """A stream under a check that finds stretches of text: `check.matches(text)` gives (what, start, end).
+
+    opens   where in the end of a text something begins that may yet become, or grow into, a find: the first such
+            place, or the length of the text. Where it is not given, that may be anywhere
+    """
 
     check: Finder
     held: int
     back: int
+    opens: Callable[[str], int] | None = None
     _texts: dict[Channel, _Text] = field(default_factory=dict)
     _open: dict[Channel, Seen] = field(default_factory=dict)
     _done: set[tuple[Channel, int, int]] = field(default_factory=set)
@@ -147,7 +154,12 @@ class SpanWatch:
             here.text, here.begins = f"{seen.name}\n", -len(seen.name) - 1
         here.add(new)
         cuts, why = [], []
-        ends = hold = here.seen if last else here.at(here.last(self.held))
+        floor = here.last(self.held)
+        ends = here.seen if last else here.at(floor)
+        hold = ends if last or floor else -1  # what begins at or before it is too long to be waited for
+        if not last and self.opens is not None:
+            start = floor + self.opens(here.text[floor:])
+            ends = here.at(start) if start < len(here.text) else here.seen
         shown = len(here.text) - here.run if here.run <= RUN else len(here.text) - RUN
         for what, start, end in self.check.matches(here.text):
             known = (channel, here.at(start), here.at(end - 1) + 1)

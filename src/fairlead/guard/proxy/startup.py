@@ -66,6 +66,7 @@ def _book(book: Book, names: list[str], setup: Setup) -> Iterator[str]:
             + (wait if read else "")
             + ("; but it waits for the slowest, the buffer above" if buffer else "")
         )
+        yield from _held(book)
     shadow = [id for id in checked if book.policies[id].shadow]
     if shadow:
         yield f"  shadow: {', '.join(shadow)}. Nothing is done about them; what would have been is counted"
@@ -93,6 +94,21 @@ def _book(book: Book, names: list[str], setup: Setup) -> Iterator[str]:
         yield "  NOTHING IS CHECKED: every reply passes"
 
 
+def _held(book: Book) -> Iterator[str]:
+    """What code holds back of a stream, in characters and seconds: how much later its first token comes."""
+    sizes: dict[tuple[int, int], list[str]] = {}
+    for one in book.plan.followed:
+        if (held := getattr(one.check, "held", 0)) and one.policy.stream == "window" and not one.policy.shadow:
+            sizes.setdefault((getattr(one.check, "ordinary", held), held), []).append(one.name)
+    for (ordinary, held), names in sorted(sizes.items(), reverse=True):
+        some = f", and {held} ({_seconds(held)}) from where a find may begin" if held > ordinary else ""
+        yield f"    held back by {', '.join(names)}: {ordinary} characters ({_seconds(ordinary)}){some}"
+
+
+def _seconds(characters: int) -> str:
+    return f"{characters / PER_TOKEN / SPEED:.1f} s at {SPEED} tokens a second"
+
+
 def _cascades(book: Book) -> Iterator[str]:
     """Which critics are not asked about every reply, and where the doubt lies on which they are."""
     asleep = {one.principle for one in book.plan.followed if one.asleep}
@@ -114,8 +130,8 @@ def _voices(book: Book) -> Iterator[str]:
         check = by_samples.get(p.id)
         if check is not None:
             yield (
-                f"  voice: {p.id}, by {len(check.samples)} samples. The bound lets at least {check.rate:.0%} of replies "
-                "in their own style pass; it hears sentence lengths, marks and forms of address, not what is said"
+                f"  voice: {p.id}, by {len(check.samples)} samples. The bound lets at least {check.rate:.0%} of "
+                "replies in their own style pass; it hears lengths, marks and forms of address, not what is said"
             )
         elif p.dimension == "voice" and p.guard is not None and "reply" in p.guard.at:
             voice = book.constitution.assistant.voice
