@@ -30,6 +30,18 @@ def test_what_code_holds_back_of_a_stream_is_a_cost_too(tmp_path: Path) -> None:
     assert not any("no-poison" in line and "held back" in line for line in lines)  # that one buffers
 
 
+def test_a_critic_is_not_offered_for_what_it_does_not_read(tmp_path: Path) -> None:
+    written = tmp_path / "c.yaml"
+    written.write_text(RULES.replace("{on_violation: refuse, say", "{at: [prompt, reply], on_violation: refuse, say"))
+    alone, critic = said(written), said(written, critic="apprentice")
+    for lines in (alone, critic):
+        assert "WHAT IS ASKED IS NOT CHECKED: no-poison. Rules can" in lines and "a critic reads replies alone" in lines
+    assert "NOT CHECKED: no-shouting, no-poison. Nothing here can check them; --critic MODEL" in alone
+    assert "--critic MODEL" not in critic  # there is one, and the replies are read
+    written.write_text(written.read_text().replace("at: [prompt, reply]", "at: [prompt]"))
+    assert "NOT CHECKED: no-shouting. Nothing" in said(written) and "ASKED IS NOT CHECKED: no-poison" in said(written)
+
+
 def test_by_what_the_voice_is_heard(tmp_path: Path) -> None:
     path = write_brand(tmp_path)
     lines = said(path)
