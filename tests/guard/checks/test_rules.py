@@ -96,6 +96,7 @@ LINKS = (
     "![x](https://evil.example/p.png?d=", "hello", ")", "![", "!", "[a]", "(", "<img src=", "'//evil.example/", "x", "'>",
     "https://evil.example/?q=", "ada%40example.com", "aGVsbG8gdGhlcmUgdGhpcyBpcyBhIHNlY3JldA1", " ", "\n", "ht", "tp", "s:", "//",
     "https://docs.example/a/page?lang=en", "<", "the harbour is open , ", "h", "HTTP://", "ｈttps：//evil.example/?q=", "\u200b", "<b>",
+    "wss://evil.example/?q=", "mailto:a@evil.example?body=", "data", ":", "ftp",
 )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """Data on its way out: addresses that carry something along, in what the user reads and in the arguments of calls.
 
+Addresses are those with a host (http, https, ftp, ftps, sftp, ws, wss, file), and `data:` and `mailto:`, without one.
 An image is fetched without a click, so any image from a host that is not allowed is a finding, and so is a link or an
 argument whose path or query carries personal data, a key, or a long run of what is no word. Hosts are compared by their
 name and the names below it; with no `hosts` given no host is known, and links without a load pass.
@@ -24,12 +25,18 @@ from fairlead.guard.pieces import PLACES
 from fairlead.judges.lineage import Lineage, leaf
 
 HELD, BACK = 512, 4096  # a longer address is cut where it stands when it is whole
+_WITH_HOST, _WITHOUT = ("https", "http", "ftps", "ftp", "sftp", "wss", "ws", "file"), ("data", "mailto")
+_HOSTED, _HOSTLESS = "(?:" + "|".join(_WITH_HOST) + ")://", r"\b(?:" + "|".join(_WITHOUT) + "):"
+_ANYWHERE = "(?:(?:" + "|".join(_WITH_HOST) + "):)?//"
 _IMAGE = re.compile(
-    r"!\[[^\]\n]{0,300}\]\(\s{0,9}<?((?:https?:)?//[^\s)>]{1,2000})|!\[[^\]\n]{0,300}\]\[[^\]\n]{0,99}\]"
-    r"|<(?:img|iframe|script|link|video|audio|source|embed|object)\b[^>]{0,300}?(?:src|href|data|srcset)\s{0,9}=\s{0,9}[\"']?((?:https?:)?//[^\s\"'>]{1,2000})",
+    r"!\[[^\]\n]{0,300}\]\(\s{0,9}<?(" + _ANYWHERE + r"[^\s)>]{1,2000})|!\[[^\]\n]{0,300}\]\[[^\]\n]{0,99}\]"
+    r"|<(?:img|iframe|script|link|video|audio|source|embed|object)\b[^>]{0,300}?(?:src|href|data|srcset)\s{0,9}=\s{0,9}"
+    r"[\"']?(" + _ANYWHERE + r"[^\s\"'>]{1,2000})",
     re.I,
 )
-_URL = re.compile(r"https?://[^\s\"'<>()\[\]{}|\\^`]{1,2000}", re.I)
+_NO_HOST = re.compile(_HOSTLESS, re.I)
+_REST = r"[^\s\"'<>()\[\]{}|\\^`]"
+_URL = re.compile(f"(?:{_HOSTED}|{_HOSTLESS}){_REST}{{1,2000}}", re.I)
 
 
 def _partly(word: str) -> str:
@@ -41,7 +48,9 @@ def _partly(word: str) -> str:
 _OPEN = re.compile(
     r"(?:!(?:\[[^\]\n]{0,300}(?:\](?:\[[^\]\n]{0,99}|\(\s{0,9}<?[^\s)>]*)?)?)?"
     r"|<(?:[a-z]{0,7}|(?:img|iframe|script|link|video|audio|source|embed|object)\b[^>]*)"
-    rf"|{_partly('https://')}|{_partly('http://')}|https?://[^\s\"'<>()\[\]{{}}|\\^`]*)\Z",
+    + "".join(f"|{_partly(f'{scheme}://')}" for scheme in _WITH_HOST)
+    + "".join(f"|{_partly(f'{scheme}:')}" for scheme in _WITHOUT)
+    + f"|(?:{_HOSTED}|{_HOSTLESS}){_REST}*)\\Z",
     re.I,
 )
 _LOAD = re.compile(r"[A-Za-z0-9+/_=-]{24,}")
@@ -70,7 +79,7 @@ class ExfiltrationCheck:
 
     def matches(self, text: str) -> list[tuple[str, int, int]]:
         """(what, start, end) of every address that may carry something out."""
-        if "//" not in text and text.isascii():
+        if text.isascii() and not _begun(text):
             return []
         read = normalise(text)
         return [(what, *read.locate(start, end)) for what, start, end in self._addresses(read.text)]
@@ -78,12 +87,12 @@ class ExfiltrationCheck:
     def opens(self, text: str) -> int:
         """Where an address or an image begins that is not whole yet."""
         read = normalise(text)
-        begun = "<" in read.text or "![" in read.text or "://" in read.text
+        begun = "<" in read.text or "![" in read.text or _begun(read.text)
         match = _OPEN.search(read.text, 0 if begun else max(0, len(read.text) - 8))  # the first word of one, at most
         return len(text) if match is None else read.locate(match.start(), match.start() + 1)[0]
 
     def _addresses(self, text: str) -> list[tuple[str, int, int]]:
-        if "//" not in text:
+        if not _begun(text):
             return []
         found = []
         images = []
@@ -102,7 +111,10 @@ class ExfiltrationCheck:
 
     def _known(self, address: str) -> bool:
         try:
-            host = (urlsplit(address if "://" in address else f"https:{address}").hostname or "").rstrip(".")
+            if address[:7].lower() == "mailto:":
+                host = unquote_plus(urlsplit(address).path).rpartition("@")[2].lower().rstrip(".")
+            else:
+                host = (urlsplit(address if "://" in address else f"https:{address}").hostname or "").rstrip(".")
         except ValueError:
             return False  # what cannot be read is no host that is known
         return any(host == known or host.endswith(f".{known}") for known in self.hosts)
@@ -117,13 +129,19 @@ class ExfiltrationCheck:
         return SpanWatch(self, HELD, BACK, self.opens)
 
 
+def _begun(text: str) -> bool:
+    return "//" in text or (":" in text and _NO_HOST.search(text) is not None)
+
+
 def _carries(address: str) -> str:
     """What an address takes along in its query, its fragment and its path, or ""."""
     try:
         parts = urlsplit(address)
     except ValueError:
         return "an address that cannot be read"
-    load = unquote_plus(" ".join((parts.path, parts.query, parts.fragment, parts.username or "")))
+    # a letter's address is its host, and bytes in base64 read like anything
+    path = "" if parts.scheme == "mailto" or (parts.scheme == "data" and ";base64," in parts.path) else parts.path
+    load = unquote_plus(" ".join((path, parts.query, parts.fragment, parts.username or "")))
     found = personal.PersonalData().matches(load)
     if found:
         return f"an address that carries {found[0][0]}"

@@ -2,21 +2,24 @@
 
 A heuristic: signs of an order (to forget what was said, to do something instead, to keep it from the user, to send
 something somewhere) are weighed; `threshold` of them is a finding. It reads messages and parts of origin `tool` and
-`retrieved` alone. A score of a classifier can stand beside it (`score`, P(injection) of a text), or in its place
-(`words=False`): a check of its own, since a model is asked elsewhere and later than code. What the words miss is most of
-what is worded like the text around it; `docs/guard-checks.md` has the numbers.
+`retrieved` alone, and reads what of them stands in base64, hex or escapes too (`coded.py`). A score of a classifier can
+stand beside it (`score`, P(injection) of a text), or in its place (`words=False`): a check of its own, since a model is
+asked elsewhere and later than code. What the words miss is most of what is worded like the text around it;
+`docs/guard-checks.md` has the numbers. Definitions of tools (role `system`) are read by the words alone: no classifier
+was measured on them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from fairlead.exchange import Exchange, Message
-from fairlead.guard.checks.normalise import normalise
+from fairlead.guard.checks.coded import coded
+from fairlead.guard.checks.decode import View, clean
 from fairlead.guard.decision import ALLOW, Decision, Outcome, Span
 from fairlead.guard.pieces import Piece, pieces
 from fairlead.guard.watch import Ruling, Seen
@@ -49,13 +52,19 @@ _COMPILED = tuple((weight, sign, re.compile(pattern, re.I)) for weight, sign, pa
 
 
 def signs(text: str) -> list[tuple[float, str, int, int]]:
-    """(weight, what, start, end) of every sign of an order in a text."""
-    folded = normalise(text)
-    return [
-        (weight, what, *folded.locate(*match.span()))
-        for weight, what, pattern in _COMPILED
-        for match in pattern.finditer(folded.text)
-    ]
+    """(weight, what, start, end) of every sign of an order in a text, and in what of it is written in code."""
+    plain = clean(text)
+    found = list(_signs(plain))
+    for view in coded(plain):
+        how = ", ".join(reversed(view.path))
+        found += [(weight, f"{what} ({how})", start, end) for weight, what, start, end in _signs(view)]
+    return found
+
+
+def _signs(view: View) -> Iterator[tuple[float, str, int, int]]:
+    for weight, what, pattern in _COMPILED:
+        for match in pattern.finditer(view.text):
+            yield (weight, what, *view.locate(*match.span()))
 
 
 @dataclass(frozen=True)
@@ -94,6 +103,8 @@ class InjectionCheck:
         spans: list[Span] = []
         why: list[str] = []
         for part in pieces(messages):
+            if not self.words and messages[part.at[0]].role == "system":
+                continue
             if part.place == "tool_result" or messages[part.at[0]].origin in UNTRUSTED:
                 found = self._found(part)
                 spans += [span for span, _ in found]
