@@ -17,12 +17,15 @@ pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: encoder
 pytest.importorskip("sklearn", reason="sklearn is not installed: encoders cannot be trained")
 
 from fairlead.errors import InputError
+from fairlead.guard.classifier import encode, export
 from fairlead.guard.classifier.encode import encoder_learner
 from fairlead.guard.classifier.encoder import Encoder
 from fairlead.guard.classifier.export import int8_of, onnx_of
 from fairlead.guard.classifier.finetune import Example, Tuning, finetune, lower, pooled, tokenised
 from fairlead.guard.classifier.model import load
+from fairlead.guard.classifier.pooling import Pooling, read_pooling
 from fairlead.guard.classifier.soup import soup
+from fairlead.guard.classifier.train import Valid
 from guard.classifier.made import NAMES, constitution, rows, trained
 
 PAIRS = [("sink badar kofin", "First sink kofin"), ("paint narjen", ""), ("sink tivkas badar kofin lugol wenhup", "")]
@@ -66,6 +69,95 @@ def test_the_graph_gives_what_the_model_gives(encoder: Path) -> None:
     unit = Encoder.of_bytes(onnx_of(encoder, unit=True), (encoder / "tokenizer.json").read_bytes(), 48).embed(PAIRS)
     assert np.allclose(np.linalg.norm(unit, axis=1), 1.0, atol=1e-5)
     assert np.allclose(unit, served / np.linalg.norm(served, axis=1, keepdims=True), atol=1e-5)
+
+
+def _sentence(encoder: Path, to: Path, kinds: tuple[str, ...], pooling: dict[str, Any]) -> Path:
+    """The encoder as a folder of sentence-transformers."""
+    to.mkdir()
+    for file in encoder.iterdir():
+        (to / file.name).write_bytes(file.read_bytes())
+    paths = ["" if kind == "Transformer" else f"{n}_{kind}" for n, kind in enumerate(kinds)]
+    modules = [
+        {"idx": n, "name": str(n), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for n, (kind, path) in enumerate(zip(kinds, paths, strict=True))
+    ]
+    (to / "modules.json").write_text(json.dumps(modules))
+    (to / "1_Pooling").mkdir()
+    (to / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 32, **pooling}))
+    return to
+
+
+@pytest.mark.parametrize("traced", [False, True])
+@pytest.mark.parametrize("mode", ["mean", "cls", "max"])
+def test_a_folder_pools_as_it_says(
+    encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, traced: bool
+) -> None:
+    """What the learner serves with, against the model and numpy."""
+    import torch
+    from transformers import AutoModel
+
+    flags = {
+        f"pooling_mode_{name}": False for name in ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens")
+    }
+    flags[f"pooling_mode_{mode}_token{'' if mode == 'cls' else 's'}"] = True
+    kinds = ("Transformer", "Pooling") if mode == "cls" else ("Transformer", "Pooling", "Normalize")
+    folder = _sentence(encoder, tmp_path / "st", kinds, flags)
+    assert read_pooling(folder) == Pooling(mode, mode != "cls")  # type: ignore[arg-type]
+    if traced:
+        monkeypatch.setattr(export, "_relative", lambda _: True)
+    monkeypatch.setattr(encode, "int8_of", lambda onnx: onnx)
+    made: list[Encoder] = []
+    monkeypatch.setattr(
+        encode, "fit_heads", lambda x, *_: (np.zeros((1, x.shape[1]), np.float32), np.zeros(1, np.float32))
+    )
+    monkeypatch.setattr(encode, "EncoderScorer", lambda served, *_: made.append(served) or _Zero())
+    valid = Valid(PAIRS, np.array([[1], [0], [0]], np.float32))
+    encoder_learner(folder, tmp_path / "out", max_tokens=48)(PAIRS, valid.labels_NH, ["a", "b", "c"], valid)
+    found = made[-1].embed(PAIRS)
+    model = AutoModel.from_pretrained(str(encoder)).eval()
+    for n, (tokens, types) in enumerate(tokenised(encoder, PAIRS, 48)):
+        with torch.no_grad():
+            h = (
+                model(input_ids=torch.tensor([tokens]), token_type_ids=torch.tensor([types]))
+                .last_hidden_state[0]
+                .numpy()
+            )
+        row = {"mean": h.mean(0), "cls": h[0], "max": h.max(0)}[mode]
+        assert np.allclose(found[n], row if mode == "cls" else row / np.linalg.norm(row), atol=1e-5)
+
+
+class _Zero:
+    def logits(self, pairs: Any) -> Any:
+        return np.zeros((len(pairs), 1), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "pooling", "named"),
+    [
+        (
+            ("Transformer", "Pooling", "Dense"),
+            {"pooling_mode_mean_tokens": True},
+            r"'2_Dense' \(Dense\) is not covered",
+        ),
+        (("Transformer", "Pooling"), {"pooling_mode_lasttoken": True}, "pools by pooling_mode_lasttoken"),
+        (("Transformer", "Pooling"), {"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}, "mean, max;"),
+        (("Transformer", "Pooling"), {"pooling_mode": "weightedmean"}, "pools by weightedmean"),
+        (("Transformer", "Normalize"), {}, "its modules are Transformer, Normalize"),
+    ],
+)
+def test_a_folder_that_pools_otherwise_is_refused_by_name(
+    encoder: Path, tmp_path: Path, kinds: tuple[str, ...], pooling: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(InputError, match=named):
+        encoder_learner(_sentence(encoder, tmp_path / "st", kinds, pooling), tmp_path / "out")
+
+
+def test_newer_folders_name_their_pooling(encoder: Path, tmp_path: Path) -> None:
+    folder = _sentence(encoder, tmp_path / "st", ("Transformer", "Pooling"), {"pooling_mode": "max"})
+    assert read_pooling(folder) == Pooling("max", False) and read_pooling(encoder) == Pooling("mean", True)
+    said: list[str] = []
+    encoder_learner(folder, tmp_path / "out", tune=True, say=said.append)
+    assert "pools by max; what is fine-tuned pools by the mean" in said[0]
 
 
 def test_padding_changes_nothing_and_order_is_kept(encoder: Path) -> None:

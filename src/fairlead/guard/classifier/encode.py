@@ -15,6 +15,7 @@ from fairlead.guard.classifier.encoder import Encoder, EncoderScorer
 from fairlead.guard.classifier.export import int8_of, onnx_of
 from fairlead.guard.classifier.finetune import Example, Tuning
 from fairlead.guard.classifier.fit import auroc
+from fairlead.guard.classifier.pooling import Pooling, read_pooling
 from fairlead.guard.classifier.reading import Pair
 from fairlead.guard.classifier.soup import soup
 from fairlead.guard.classifier.train import Learn, Learnt, Valid, fit_heads
@@ -42,6 +43,9 @@ def encoder_learner(
     on with; of several `runs`, whose seeds follow each other, the weights are averaged."""
     if not (folder / "tokenizer.json").exists():
         raise InputError(f"{folder}: holds no encoder (no tokenizer.json); give a folder, or --encoder tfidf")
+    pooling = Pooling() if (folder / "model.onnx").exists() else read_pooling(folder)  # such a graph pools by itself
+    if tune and pooling.mode != "mean":
+        say(f"{folder} pools by {pooling.mode}; what is fine-tuned pools by the mean")
 
     def learn(pairs: Sequence[Pair], labels_NH: NDArray[np.float32], groups: Sequence[str], valid: Valid) -> Learnt:
         if tune:
@@ -52,7 +56,10 @@ def encoder_learner(
             onnx, tokenizer = onnx_of(tuned.folder, unit=False), (folder / "tokenizer.json").read_bytes()
             weight_HD, bias_H = tuned.weight_HD, tuned.bias_H
         else:
-            onnx, tokenizer = onnx_of(folder, unit=True), (folder / "tokenizer.json").read_bytes()
+            onnx, tokenizer = (
+                onnx_of(folder, unit=pooling.unit, mode=pooling.mode),
+                (folder / "tokenizer.json").read_bytes(),
+            )
             encoder = Encoder.of_bytes(onnx, tokenizer, max_tokens)
             x_ND, x_valid = encoder.embed(pairs), encoder.embed(valid.pairs)
             weight_HD, bias_H = fit_heads(x_ND, labels_NH, x_valid, valid.labels_NH)

@@ -23,8 +23,8 @@ BATCH = 16  # texts of one call of the session; more gains nothing on a CPU and 
 
 @dataclass(frozen=True)
 class Encoder:
-    """`embed` gives a row of features for every pair (B, D): the mean of an encoder's last hidden states, or the logits
-    of a sequence classifier."""
+    """`embed` gives a row of features for every pair (B, D): an encoder's last hidden states, pooled as its folder
+    says, or the logits of a sequence classifier."""
 
     session: Any
     tokenizer: Any

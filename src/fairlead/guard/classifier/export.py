@@ -18,16 +18,18 @@ from numpy.typing import NDArray
 
 from fairlead.errors import InputError, MissingResource
 from fairlead.guard.classifier import arrays
+from fairlead.guard.classifier.pooling import Mode
 
 OPSET = 17
 
 
-def onnx_of(folder: Path, *, unit: bool) -> bytes:
-    """The model in `folder` as ONNX, float32: the mean of an encoder's last hidden states, the logits of a sequence
-    classifier. A `model.onnx` that lies there (output 'embedding') is taken as it is; BERT encoders are written here;
+def onnx_of(folder: Path, *, unit: bool, mode: Mode = "mean") -> bytes:
+    """The model in `folder` as ONNX, float32: an encoder's last hidden states pooled to one row (`mode`, as in
+    `pooling.py`), the logits of a sequence classifier. A `model.onnx` that lies there (output 'embedding') is taken as
+    it is; BERT encoders are written here;
     anything else transformers can open is traced, which needs torch.
 
-    unit   divide an encoder's mean by its length, as sentence encoders are mostly used; a tuned head wants it as it is
+    unit   divide an encoder's row by its length, as sentence encoders are mostly used; a tuned head wants it as it is
     """
     own = folder / "model.onnx"
     if own.exists():
@@ -37,10 +39,10 @@ def onnx_of(folder: Path, *, unit: bool) -> bytes:
     except (OSError, ValueError) as problem:
         raise InputError(f"{folder}: has no config.json that can be read ({problem}); name a model's folder") from None
     if is_classifier(config) or config.get("model_type") != "bert" or _relative(config):
-        return _traced(folder, config, unit)
+        return _traced(folder, config, unit, mode)
     weights = arrays.load((folder / "model.safetensors").read_bytes())
     prefix = "bert." if any(name.startswith("bert.") for name in weights) else ""
-    return _Graph({n.removeprefix(prefix): w for n, w in weights.items()}, config).build(unit)
+    return _Graph({n.removeprefix(prefix): w for n, w in weights.items()}, config).build(unit, mode)
 
 
 def is_classifier(config: Mapping[str, Any]) -> bool:
@@ -51,7 +53,7 @@ def _relative(config: Mapping[str, Any]) -> bool:
     return bool(config.get("position_embedding_type", "absolute") != "absolute")
 
 
-def _traced(folder: Path, config: Mapping[str, Any], unit: bool) -> bytes:
+def _traced(folder: Path, config: Mapping[str, Any], unit: bool, mode: Mode) -> bytes:
     """Any other architecture, by way of torch's exporter; weights from safetensors, no code from the folder."""
     import io
     import warnings
@@ -80,9 +82,16 @@ def _traced(folder: Path, config: Mapping[str, Any], unit: bool) -> bytes:
             if is_classifier(config):
                 logits: torch.Tensor = told.logits
                 return logits
-            seen = inputs[1][:, :, None].to(told.last_hidden_state.dtype)
-            mean: torch.Tensor = (told.last_hidden_state * seen).sum(1) / seen.sum(1)
-            return torch.nn.functional.normalize(mean, dim=1) if unit else mean
+            hidden = told.last_hidden_state
+            seen = inputs[1][:, :, None].to(hidden.dtype)
+            row: torch.Tensor
+            if mode == "cls":
+                row = hidden[:, 0]
+            elif mode == "max":
+                row = (hidden + (seen - 1.0) * 1e9).max(1).values
+            else:
+                row = (hidden * seen).sum(1) / seen.sum(1)
+            return torch.nn.functional.normalize(row, dim=1) if unit else row
 
     shape = (2, 7)
     inputs = {name: torch.ones(shape, dtype=torch.long) for name in names}
@@ -136,7 +145,7 @@ class _Graph:
         self.held: dict[str, Any] = {}
         self.count = 0
 
-    def build(self, unit: bool) -> bytes:
+    def build(self, unit: bool, mode: Mode) -> bytes:
         """input_ids, token_type_ids, attention_mask (B, T) to embedding (B, D)."""
         h, types = self.helper, self.types
         layers, eps = int(self.config["num_hidden_layers"]), float(self.config.get("layer_norm_eps", 1e-12))
@@ -147,14 +156,11 @@ class _Graph:
         mask = self.node("Unsqueeze", [scores, self.put("axes12", np.array([1, 2], np.int64))])  # (B, 1, 1, T)
         for layer in range(layers):
             x = self._layer(x, mask, f"encoder.layer.{layer}", eps)
-        seen3 = self.node("Unsqueeze", [seen, self.put("axis2", np.array([2], np.int64))])
-        axis1 = self.put("axis1", np.array([1], np.int64))
-        total = self.node("ReduceSum", [self.node("Mul", [x, seen3]), axis1], keepdims=0)
-        mean = self.node("Div", [total, self.node("ReduceSum", [seen3, axis1], keepdims=0)])
+        row = self._pooled(x, seen, scores, mode)
         if unit:
-            length = self.node("ReduceL2", [mean], axes=[1], keepdims=1)
-            mean = self.node("Div", [mean, self.node("Max", [length, self.put("tiny", np.array(1e-12, np.float32))])])
-        self.nodes.append(h.make_node("Identity", [mean], ["embedding"]))
+            length = self.node("ReduceL2", [row], axes=[1], keepdims=1)
+            row = self.node("Div", [row, self.node("Max", [length, self.put("tiny", np.array(1e-12, np.float32))])])
+        self.nodes.append(h.make_node("Identity", [row], ["embedding"]))
         inputs = [
             h.make_tensor_value_info(name, types.INT64, ["B", "T"])
             for name in ("input_ids", "token_type_ids", "attention_mask")
@@ -164,6 +170,20 @@ class _Graph:
         graph = h.make_graph(self.nodes, "encoder", inputs, [output], list(self.held.values()))
         model = h.make_model(graph, opset_imports=[h.make_opsetid("", OPSET)], producer_name="fairlead", ir_version=8)
         return bytes(model.SerializeToString())
+
+    def _pooled(self, x: str, seen: str, scores: str, mode: Mode) -> str:
+        """One row (B, D) of hidden states (B, T, D). `seen` is 1 where a token is, `scores` far below 0 elsewhere."""
+        if mode == "cls":
+            return self.node("Gather", [x, self.put("first", np.array(0, np.int64))], axis=1)
+        axis2 = self.put("axis2", np.array([2], np.int64))
+        if mode == "max":
+            return self.node(
+                "ReduceMax", [self.node("Add", [x, self.node("Unsqueeze", [scores, axis2])])], axes=[1], keepdims=0
+            )
+        seen3 = self.node("Unsqueeze", [seen, axis2])
+        axis1 = self.put("axis1", np.array([1], np.int64))
+        total = self.node("ReduceSum", [self.node("Mul", [x, seen3]), axis1], keepdims=0)
+        return self.node("Div", [total, self.node("ReduceSum", [seen3, axis1], keepdims=0)])
 
     def _embeddings(self, eps: float) -> str:
         words = self.node("Gather", [self.weight("embeddings.word_embeddings.weight"), "input_ids"])
