@@ -71,6 +71,7 @@ class _Text:
     blank: int = 0  # characters of `text` that no screen shows
     run: int = 0  # hidden characters that it ends in
     gaps: list[tuple[int, int]] = field(default_factory=list)  # (where in `text`, how many were left out before it)
+    found: list[tuple[str, int, int]] | None = None  # in `text`, where that has been looked at
 
     def add(self, new: str) -> None:
         self.seen += len(new)
@@ -106,7 +107,7 @@ class _Text:
     def forget(self, keep: int) -> None:
         cut = len(self.text) - keep
         self.begins = self.at(cut)
-        self.text = self.text[cut:]
+        self.text, self.found = self.text[cut:], None
         self.gaps = [(where - cut, n) for where, n in self.gaps if where > cut]
         self.blank = hidden(self.text)
 
@@ -149,10 +150,16 @@ class SpanWatch:
 
     def _look(self, seen: Seen, new: str, place: str, last: bool) -> Ruling:
         channel = seen.channel
-        here = self._texts.setdefault(channel, _Text())
+        here = self._texts.get(channel)
+        if here is None:
+            here = self._texts[channel] = _Text()
         if not here.text and place == "tool_call":  # read as in a whole reply: its name, then its arguments
             here.text, here.begins = f"{seen.name}\n", -len(seen.name) - 1
-        here.add(new)
+        if new:
+            here.add(new)
+            here.found = None
+        if here.found is None:  # a text that has ended is looked at once more, and holds what it held
+            here.found = self.check.matches(here.text)
         cuts, why = [], []
         floor = here.last(self.held)
         ends = here.seen if last else here.at(floor)
@@ -161,7 +168,7 @@ class SpanWatch:
             start = floor + self.opens(here.text[floor:])
             ends = here.at(start) if start < len(here.text) else here.seen
         shown = len(here.text) - here.run if here.run <= RUN else len(here.text) - RUN
-        for what, start, end in self.check.matches(here.text):
+        for what, start, end in here.found:
             known = (channel, here.at(start), here.at(end - 1) + 1)
             a, b = max(known[1], 0 if place == "tool_call" else here.go), max(1, known[2])
             # a match at the very end may grow, or not be one, with what comes next
