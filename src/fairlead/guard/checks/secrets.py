@@ -14,7 +14,6 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from os.path import commonprefix
 from pathlib import Path
 from typing import TypeAlias
 
@@ -274,12 +273,17 @@ class Names:
 
     def _new(self, name: str) -> str:
         """The name without those of its words that the name before it begins with too."""
-        shared = commonprefix((name, self._before))
+        start = 0
+        for n, (char, other) in enumerate(zip(name, self._before, strict=False)):
+            if char != other:
+                break
+            if char in "_.:/@+-":
+                start = n + 1
         self._before = name
-        return name[max((shared.rfind(sign) for sign in "_.:/@+-"), default=-1) + 1 :]
+        return name[start:]
 
 
-_NAMED = re.compile(r"[^\s{}]{1,256}(?=\n)")  # the first line of a call as it is read; of a text, one word on a line does no harm
+_NAMED = re.compile(r"[^\s{}]{1,256}(?=\n)")  # a call as it is read begins so; of a text, one word does no harm
 
 
 def _anew(state: Spill | Told, said: Sequence[str]) -> Spill | Told:
