@@ -16,7 +16,7 @@ import pytest
 
 from fairlead.exchange import Exchange, Message
 from fairlead.guard.decision import ALLOW, Decision
-from fairlead.guard.proxy import setup
+from fairlead.guard.proxy import checked, setup
 from fairlead.guard.watch import Ruling, Seen
 from fairlead.guard.wire.events import Channel
 from fairlead.judges.lineage import Lineage, leaf
@@ -130,9 +130,9 @@ def _made(
     shadow: bool = False,
 ) -> Proxy:  # fmt: skip
     folder.mkdir()
-    real = setup.proxy_checks
+    real = checked.proxy_checks
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(setup, "proxy_checks", lambda c, critic, **how: (*real(c, None, **how), *more))
+        patch.setattr(checked, "proxy_checks", lambda c, critic, **how: (*real(c, None, **how), *more))
         if revises:  # a critic that only revises
             patch.setattr(setup, "_critic", lambda *_: object())
             patch.setattr(setup, "reviser", lambda _: _revise)
