@@ -272,17 +272,18 @@ class Names:
         return [(leak, ids[leak.canary]) for state, ids in self._known for leak in state.feed(seen.channel, new, True)]
 
     def _new(self, name: str) -> str:
-        """The name without those of its words that the name before it begins with too."""
+        """The name without those of its words that the name before it begins with too: small letters alone, for others
+        may be a part of what is told."""
         start = 0
-        for n, (char, other) in enumerate(zip(name, self._before, strict=False)):
-            if char != other:
+        for word in _WORDS.finditer(name):
+            if word.start() != start or not self._before.startswith(name[: word.end()]):
                 break
-            if char in "_.:/@+-":
-                start = n + 1
+            start = word.end()
         self._before = name
         return name[start:]
 
 
+_WORDS = re.compile(r"[a-z]+[_.:/@+-]")
 _NAMED = re.compile(r"[^\s{}]{1,256}(?=\n)")  # a call as it is read begins so; of a text, one word does no harm
 
 
