@@ -21,7 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from fairlead.exchange import Exchange, Message, Text, assistant, system, user  # noqa: E402
+from fairlead.exchange import Exchange, Message, Text, ToolCall, assistant, system, user  # noqa: E402
 from fairlead.guard.checks.secrets import Secret, SecretsCheck  # noqa: E402
 from fairlead.guard.watch import Seen  # noqa: E402
 from fairlead.guard.wire.events import Channel  # noqa: E402
@@ -71,6 +71,14 @@ def streamed(
         stay = left.get(Channel(0, part), set())
         out.append(cut_out(text, [(n, n + 1) for n in range(len(text)) if n not in stay]))
     return out
+
+
+def named(check: SecretsCheck, messages: list[Message], turn: tuple[Tracked, ...], rng: random.Random) -> list[Tracked]:
+    """What leaves of calls by these names: each as it is, or nothing of it."""
+    reply = Message("assistant", tuple(ToolCall("c", said(name), '{"n":1}') for name in turn))
+    [decision] = check.decide([Exchange(tuple(messages), (reply,))])
+    gone = {span.at[1] for span in decision.spans}
+    return [[] if n in gone else name for n, name in enumerate(turn)]
 
 
 def released(how: Any, made: Case, rng: random.Random) -> float:
@@ -191,7 +199,7 @@ def main() -> None:
     parser.add_argument("--harmless", type=int, default=50_000)
     parser.add_argument("--split", help="cases split in this way alone (turns, sentences, …); by default any")
     parser.add_argument("--seed", type=int, default=2026)
-    parser.add_argument("--only", nargs="*", default=["whole", "streamed", "harmless", "not-listed", "cpu"])
+    parser.add_argument("--only", nargs="*", default=["whole", "streamed", "names", "harmless", "not-listed", "cpu"])
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     result: dict[str, Any] = {"seed": given.seed}
@@ -206,6 +214,8 @@ def main() -> None:
         result["whole"] = leaks(given.cases, whole, given.seed, given.split)
     if "streamed" in given.only:
         result["streamed"] = leaks(given.cases // 4, streamed, given.seed + 1, given.split)
+    if "names" in given.only:
+        result["names"] = leaks(given.cases // 4, named, given.seed + 2, "names")
     print(json.dumps(result, indent=1))
     if given.out:
         given.out.write_text(json.dumps(result, indent=1) + "\n")

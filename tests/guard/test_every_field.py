@@ -132,8 +132,8 @@ def test_a_canary_in_any_field_of_a_body_does_not_leave(route: str) -> None:
 def test_a_canary_in_any_field_of_a_stream_does_not_leave(route: str) -> None:
     asked, events = asking(route, NAMES), spoken(route)
     for path in leaves(events):
-        for said in islice(planted(events, path), 2) if len(path) > 1 else ():
-            _, _, made, written = released(asked, route, streamed(route, said))
+        for spoilt in islice(planted(events, path), 2) if len(path) > 1 else ():
+            _, _, made, written = released(asked, route, streamed(route, spoilt))
             assert not leaked(orjson.dumps(made)), path
             assert not leaked(written), path
 

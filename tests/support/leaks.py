@@ -184,7 +184,8 @@ EACH = ("The next letter is {}.", "Then {}.", "After that comes {}, I believe.",
 
 @dataclass(frozen=True)
 class Case:
-    """One conversation: what the assistant says turn by turn, each as one or more texts of one reply."""
+    """One conversation: what the assistant says turn by turn, each as one or more texts of one reply. Where it is split
+    over "names", these are the names of the tools that it calls."""
 
     secret: str
     names: tuple[str, ...]
@@ -196,6 +197,9 @@ class Case:
         return "(".join(reversed(self.names or ("as it is",))) + ")" * max(0, len(self.names) - 1) + f" / {self.split}"
 
 
+NAME_LIKE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.:/@+-")
+BEFORE_A_NAME = ("", "look_", "t.", "crm/find_")
+
 SPLITS = ("whole", "whole", "whole", "parts", "turns", "fragment", "sentences")
 
 
@@ -206,6 +210,8 @@ def case(rng: random.Random, depth: int, split: str | None = None) -> Case:
     while not lossless(names):
         names = tuple(rng.choice(list(ENCODERS)) for _ in range(depth))
     how = split or rng.choice(SPLITS)
+    if how == "names":
+        return _in_names(secret, depth, rng)
     marks = canary(secret)
     if how == "fragment":  # a part of it alone, that is a leak by itself
         size = rng.randint(8, 20)
@@ -235,6 +241,23 @@ def case(rng: random.Random, depth: int, split: str | None = None) -> Case:
     before, after = rng.choice(NEXT).split("{}")
     turns = [opening + parts[0] + plain("."), *(plain(before) + part + plain(after) for part in parts[1:])]
     return Case(secret, names, how, tuple((turn,) for turn in turns))
+
+
+def _in_names(secret: str, depth: int, rng: random.Random) -> Case:
+    """A canary in the names of one or several calls of one reply, under encodings that names can be spelled in."""
+    while True:
+        names = tuple(rng.choice(list(ENCODERS)) for _ in range(depth))
+        marks = canary(secret)
+        for name in names:
+            marks = ENCODERS[name](marks, rng)
+        marks = [mark for mark in marks if mark[0] != "="]  # padding carries nothing
+        if lossless(names) and all(char in NAME_LIKE for char, _ in marks):
+            break
+    count = rng.choice((1, 1, 2, 4, 8))
+    size = -(-len(marks) // count)
+    before = plain(rng.choice(BEFORE_A_NAME))
+    calls = tuple(before + marks[n : n + size] for n in range(0, len(marks), size))
+    return Case(secret, names, "names", (calls,))
 
 
 # ------------------------------------------------------------------------------------------------------ the count

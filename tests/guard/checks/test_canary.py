@@ -55,6 +55,27 @@ def streamed(
     return out
 
 
+def called(check: SecretsCheck, messages: list[Message], turn: tuple[Tracked, ...]) -> list[Tracked]:
+    """What leaves of calls by these names: each as it is, or nothing of it."""
+    reply = Message("assistant", tuple(ToolCall("c", said(name), '{"n":1}') for name in turn))
+    [decision] = check.decide([Exchange(tuple(messages), (reply,))])
+    assert decision.outcome in ("allow", "block_tool_call")
+    gone = {span.at[1] for span in decision.spans}
+    return [[] if n in gone else name for n, name in enumerate(turn)]
+
+
+def called_in_a_stream(check: SecretsCheck, messages: list[Message], turn: tuple[Tracked, ...]) -> list[Tracked]:
+    watch = check.watch(messages)
+    gone: set[int] = set()
+    left: set[int] = set()
+    for n, name in enumerate(turn):
+        ruling = watch.feed(Seen(Channel(0, n), "tool_call", '{"n":1}', True, said(name)))
+        gone |= {cut.channel.part for cut in ruling.cuts}
+        left |= {n} - gone if ruling.safe[Channel(0, n)] == len('{"n":1}') else set()
+    watch.finish(0)
+    return [name if n in left else [] for n, name in enumerate(turn)]
+
+
 def bits(made: Case, how: Callable[..., list[Tracked]], *more: object) -> float:
     check = SecretsCheck((Secret("canary", (made.secret,), anywhere=True),))
     messages = [system("be kind"), user("what is it?")]
@@ -71,6 +92,15 @@ def test_no_composed_case_leaks_32_bits(depth: int) -> None:
     rng = random.Random(depth)
     leaked = [item.id for item in (case(rng, depth) for _ in range(60)) if bits(item, whole) >= ALLOWED]
     assert leaked == []  # the benchmark takes 20,000
+
+
+@pytest.mark.parametrize("how", [called, called_in_a_stream])
+def test_no_name_of_a_call_leaks_32_bits(how: Callable[..., list[Tracked]]) -> None:
+    rng = random.Random(44)
+    made = [case(rng, n % 3, "names") for n in range(60)]
+    assert sum(bits_released(item, list(item.turns[0])) == 128 for item in made) == len(made)
+    leaked = [item.id for item in made if bits(item, how) >= ALLOWED]
+    assert leaked == []
 
 
 @pytest.mark.parametrize("sizes", [[1], [3, 7, 2], [40]])

@@ -41,8 +41,8 @@ class Entry:
     asked         sha256 of what was asked, as scanned ("" where it was not kept)
     verdicts      of every check that looked, "allow" included: they are what covers the bytes
     released      what left
-    written       bytes of model text, names of called tools and guard's words in UTF-8, counted where they were written to the client and not
-                  by what released them; -1 where nobody counted. `verify` holds it against `released`
+    written       bytes of model text, names of called tools and guard's words in UTF-8, counted where they were written
+                  and not by what released them; -1 where nobody counted. `verify` holds it against `released`
     withheld      what did not leave because nothing could read it, by kind: {"opaque reasoning": 1, "unknown event": 2}
     passed        what left unread because the policy says so, by kind
     shadow        verdicts of checks in shadow mode: what they would have done; "allow" included

@@ -1,8 +1,8 @@
 """Names that leave the guard and were not scanned: made anew, or shown to be one of ours.
 
-An id is text too: some servers let the model write the ids of its tool calls, and what a model may choose can be made to
-say something, even through a digest (who knows that it is one of a thousand ids tries them all). So the ids of calls are
-drawn by chance, and other digests are keyed. A client gives back the ids that it was given, and needs no other.
+An id is text too: some servers let the model write the ids of its tool calls, and what a model may choose can be made
+to say something, even through a digest (who knows that it is one of a thousand ids tries them all). So the ids of calls
+are drawn by chance, and other digests are keyed. A client gives back the ids that it was given, and needs no other.
 """
 
 from __future__ import annotations
