@@ -324,7 +324,7 @@ def test_a_killed_training_goes_on_with_the_replies_it_had(
 
     monkeypatch.setattr(rollouts.LocalSampler, "draw", counting)
     assert main(train("grpo", model, *given)) == 0
-    assert drawn == [3], "the third step's prompts alone"
+    assert drawn == [3, 3], "the third step's prompts, and those of the closing KL"
     assert same_weights("out", "whole") and not Path("out.unfinished").exists()
     for folder in Path().glob(".tmp-*"):  # what the killed process had begun is swept away by the next
         pytest.fail(f"{folder} was left")
@@ -574,10 +574,11 @@ def test_without_torch(model: Path, elsewhere: Path) -> None:
 
 def test_words() -> None:
     first = {"reward": 0.125, "reward_error": 0.0213, "kl": 0.0, "length": 40.4, "reward.a": 0.1, "cost.b": 2.0}
-    last = {"reward": 0.5, "reward_error": 0.03, "kl": 3.14159, "length": 51.0, "reward.a": 0.6, "cost.b": 1.0}
+    last = {"reward": 0.5, "reward_error": 0.03, "kl": 2.9, "length": 51.0, "reward.a": 0.6, "cost.b": 1.0}
     report = {
         "replies": 25600, "asked": 500, "steps": 40, "updates": 160, "skipped_too_long": 2, "averaged": 4,
         "start": first, "metrics": last, "missing": {"a": 1200, "b": 0}, "stopped": "",
+        "closing": {"kl": 3.14159, "kl_token": 0.06, "kl_error": 0.2, "replies": 64.0},
         "rewards": [{"name": "a", "role": "reward"}, {"name": "b", "role": "cost"}],
     }  # fmt: skip
     assert told(report) == [
