@@ -595,6 +595,8 @@ def test_words_ahead() -> None:
         "prompts": 500, "longest_prompt": 31, "skipped_too_long": 1, "replies_per_step": 64, "steps": 1000,
         "updates": 4000, "tokens_per_step": 2560.0, "tokens_per_step_at_most": 8192, "seconds_per_step": 2.0,
         "about_seconds": 2000.0, "peak_bytes": 2e9, "missing": {"a": 3}, "config": {"lr": 1e-6},
+        "memory": {"weights": 10**9, "gradients": 0, "critic": 5 * 10**8, "keys_values": 10**8, "total": 1.6e9,
+                   "activations": 0, "logits": 0, "moments": 0, "tokens": 8192},
         "start": {"reward": 0.25, "reward_error": 0.05, "length": 40.0, "replies": 64.0},
     }  # fmt: skip
     assert told_ahead(report) == [
@@ -602,6 +604,8 @@ def test_words_ahead() -> None:
         "each step draws 64 replies, at most 8,192 tokens; learning rate 1e-06",
         "the model as it is: reward 0.25 ± 0.05, 40 tokens per reply, so about 2,560 a step (64 replies)",
         "scores missing in the tried steps: 3 of a",
+        "memory, an estimate: 1.6 GB beside the program itself and its judges (weights 1.0 GB, critic 500.0 MB, keys and "
+        "values 100.0 MB; up to 8,192 tokens at once)",
         "memory, measured: 2.0 GB at the peak of the tried steps, program and all",
         "1,000 steps (4,000 updates); one step took 2.00 s here, so about 33 min 20 s in all, at replies as long as now",
     ]
