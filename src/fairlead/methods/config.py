@@ -282,8 +282,8 @@ class SimPOConfig(PairwiseConfig):
     beta    reward per nat per token (the paper: 2 to 2.5)
     gamma   reward by which chosen should lead (the paper: 0.3 to 1.6)
     alpha   AlphaPO: shape of the reward, (1 - p^-alpha) / alpha of the probability per token; 0 for SimPO's log p.
-            Above 0 unlikely replies are moved more than likely ones, below 0 less. An unlikely reply's loss is then large
-            in sound runs too, so `loss_spike` is None where it is not given
+            Above 0 unlikely replies are moved more than likely ones, below 0 less. An unlikely reply's loss is then
+            large in sound runs too, so `loss_spike` is None where it is not given
     """
 
     beta: Positive = 2.0

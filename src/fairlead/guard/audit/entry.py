@@ -137,8 +137,8 @@ def encode(entry: Entry, digest_key: bytes, **beside: Any) -> bytes:
 
 
 def dumped(body: Mapping[str, Any] | Sequence[Any]) -> bytes:
-    """JSON of a record, or of what is kept beside it. Halves of surrogate pairs, which no UTF-8 can hold, are written as
-    their escapes."""
+    """JSON of a record, or of what is kept beside it. Halves of surrogate pairs, which no UTF-8 can hold, are
+    written as their escapes."""
     try:
         return orjson.dumps(body)
     except orjson.JSONEncodeError:
