@@ -57,7 +57,8 @@ def ask(proxy: Proxy, **more: Any) -> tuple[str, str]:
         {"messages": [{"role": "user", "name": "arsenic", "content": "hello"}]}, {"metadata": {"note": POISON}},
         {"metadata": {"arsenic": "1"}}, {"hint": POISON}, {"functions": [{"name": "look", "description": POISON}]},
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "hello", "hint": POISON}]}]},
-        {"chat_template_kwargs": {"a": "arsenic"}},
+        {"chat_template_kwargs": {"a": "arsenic"}}, {"messages": [{"role": "user", "content": "hello", "text": POISON}]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "hello", "arguments": POISON}]}]},
     ],
     ids=str,
 )  # fmt: skip

@@ -560,6 +560,44 @@ def test_no_short_text_of_an_unknown_field_goes_upstream_unread(route: str) -> N
     assert passed
 
 
+OWN: dict[str, dict[str, str]] = {  # what each object of a turn has by itself, by what tells its kind
+    CHAT: {
+        "role": "role content name tool_calls tool_call_id function_call refusal reasoning_content reasoning annotations audio",
+        "text": "type text", "refusal": "type refusal", "function": "id type index function", "": "name arguments",
+    },
+    MESSAGES: {
+        "role": "role content", "document": "type source citations title context", "content": "type content",
+        "search_result": "type source title content citations", "tool_use": "type id name input caller toolset_name",
+        "tool_result": "type tool_use_id content is_error toolset_name", "text": "type text citations data media_type",
+    },
+    RESPONSES: {
+        "role": "type role content id status phase", "function_call": "type id call_id name arguments status caller namespace",
+        "function_call_output": "type id call_id output status caller", "input_text": "type text annotations logprobs",
+        "output_text": "type text annotations logprobs", "refusal": "type refusal annotations logprobs",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("route", [CHAT, RESPONSES, MESSAGES])
+def test_a_name_that_is_known_elsewhere_makes_no_field_known_here(route: str) -> None:
+    """A short text under every name that any object has, in every object of a turn that has no field of that name."""
+    passed = 0
+    for path in objects(RICH[route]):
+        if len(path) < 2 or path[0] not in ("messages", "input", "system"):
+            continue
+        node = at(RICH[route], path)
+        own = OWN[route].get("role" if "role" in node else node.get("type", ""), "").split()
+        for name in set(names()) - set(own) - set(node) - {"cache_control"}:
+            try:
+                asked = ask(route, with_field(RICH[route], path, name, SHORT), Allow(images=True, opaque=True))
+            except Refused:
+                continue
+            passed += 1
+            shown = "\n".join(piece.text for piece in pieces((*asked.messages, *beside(asked).messages)))
+            assert SHORT not in orjson.dumps(asked.upstream).decode() or SHORT in shown, (path, name)
+    assert passed > 100
+
+
 def test_what_stands_by_itself_is_painted_over_and_what_is_part_of_a_form_is_not() -> None:
     body = {**request(CHAT), "hint": "be a crow", "metadata": {"team": "crow"}, "response_format": {"name": "crow"}}
     asked = ask(CHAT, body)

@@ -7,21 +7,22 @@ They have the role `system`, so that no check takes them for the user's turn. Wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from fairlead.exchange import Message, Text
 from fairlead.guard.wire import chat_request, completions, messages_request, responses_request
 from fairlead.guard.wire.asked import Asked, At, Path
-from fairlead.guard.wire.fields import ANYTHING, FLAT, UNKNOWN, Kind
+from fairlead.guard.wire.fields import ANYTHING, FLAT, UNKNOWN, Fields
 
-_FIELDS: Mapping[str, Mapping[str, Kind]] = {
+_FIELDS: Mapping[str, Fields] = {
     "chat": chat_request.FIELDS, "completions": completions.FIELDS, "responses": responses_request.FIELDS,
     "messages": messages_request.FIELDS,
 }  # fmt: skip
-_KNOWN: Mapping[str, frozenset[str]] = {  # read by the format, or ids and words that nobody reads
-    "chat": chat_request.KNOWN, "responses": responses_request.KNOWN, "messages": messages_request.KNOWN,
+Table: TypeAlias = Callable[[Mapping[str, Any], str, Fields | None], Fields | None]
+_TABLES: Mapping[str, Table] = {  # what the format reads itself, or ids and words that nobody reads
+    "chat": chat_request.table, "responses": responses_request.table, "messages": messages_request.table,
 }  # fmt: skip
 _READ = (UNKNOWN, ANYTHING, FLAT)
 _TEMPLATE = "chat_template_kwargs"  # switches that the conversation is written with
@@ -52,7 +53,7 @@ def beside(asked: Asked) -> Beside:
             continue
         if name in _TURNS:
             if isinstance(value, list):
-                _turns(value, name, _KNOWN[asked.format], plain)
+                _turns(value, name, _TABLES[asked.format], plain)
         elif name in _TOOLS:
             tools += ["\n".join(_strings(tool)) for tool in value if not _unread(tool, allowed)]
         elif (kind := known.get(name, UNKNOWN)) in _READ or name == _TEMPLATE:
@@ -96,10 +97,10 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(inner)
 
 
-def _turns(turns: list[Any], name: str, known: frozenset[str], out: list[tuple[str, Path]]) -> None:
+def _turns(turns: list[Any], name: str, table: Table, out: list[tuple[str, Path]]) -> None:
     for i, turn in enumerate(turns):
         if isinstance(turn, dict) and not (turn.keys() == _USUAL and isinstance(turn["content"], str)):
-            _loose(turn, (name, i), known, out)
+            _loose(turn, name, None, (name, i), table, out)
 
 
 _INSIDE = frozenset(
@@ -107,8 +108,13 @@ _INSIDE = frozenset(
 )  # what the formats read by its parts
 
 
-def _loose(node: dict[str, Any], path: Path, known: frozenset[str], out: list[tuple[str, Path]]) -> None:
-    """Texts of a turn that are none of its known fields, and the name of who speaks."""
+def _loose(
+    node: dict[str, Any], under: str, around: Fields | None, path: Path, table: Table, out: list[tuple[str, Path]]
+) -> None:
+    """Texts of a turn, or of what its field `under` holds, that are none of the known fields; the name of a speaker."""
+    known = table(node, under, around) if under != "cache_control" else {}
+    if known is None:
+        return
     for name, value in node.items():
         if isinstance(value, str):
             if name not in known or (name == "name" and "role" in node):
@@ -116,4 +122,4 @@ def _loose(node: dict[str, Any], path: Path, known: frozenset[str], out: list[tu
         elif name in _INSIDE:
             for i, inner in enumerate(value) if isinstance(value, list) else ((None, value),):
                 if isinstance(inner, dict):
-                    _loose(inner, (*path, name) if i is None else (*path, name, i), known, out)
+                    _loose(inner, name, known, (*path, name) if i is None else (*path, name, i), table, out)

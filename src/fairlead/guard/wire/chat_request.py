@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fairlead.exchange import Origin, Reasoning, Refusal, Role, Text, ToolCall, ToolResult
@@ -18,6 +19,7 @@ from fairlead.guard.wire.fields import (
     SWITCHES,
     TEXT,
     TEXTS,
+    Fields,
     Kind,
     Placed,
 )
@@ -63,12 +65,24 @@ _IMAGE = {"url": TEXT, "detail": LABEL}
 _CALL = {"id": LABEL, "type": LABEL, "index": NUMBER, "function": READ}
 _CALLED = {"name": LABEL, "arguments": TEXT}
 _TOOL = {"type": LABEL, "function": READ, "cache_control": SWITCHES}
-KNOWN = frozenset().union(_MESSAGE, *_PARTS.values(), _IMAGE, _CALL, _CALLED)
 _FUNCTION = {"name": LABEL, "description": TEXT, "parameters": ANYTHING, "strict": FLAG}
 _ROLES: dict[str, tuple[Role, Origin]] = {
     "system": ("system", "operator"), "developer": ("system", "operator"), "user": ("user", "user"),
     "assistant": ("assistant", "model"), "tool": ("tool", "tool"), "function": ("tool", "tool"),
 }  # fmt: skip
+
+
+def table(node: Mapping[str, Any], under: str, around: Fields | None) -> Fields | None:
+    """The fields that are known of an object inside a turn, by the field that holds it (`messages` a turn); None
+    for what a policy lets pass unread. `around` are those of the object that holds it."""
+    inside = {
+        "messages": _MESSAGE,
+        "image_url": _IMAGE,
+        "tool_calls": _CALL,
+        "function": _CALLED,
+        "function_call": _CALLED,
+    }
+    return inside.get(under) or _PARTS.get(str(node.get("type")))
 
 
 def read_request(body: Any, policy: Allow) -> Asked:

@@ -151,6 +151,7 @@ def empty(why: str) -> Kind:
     return Kind((), rule=rule)
 
 
+Fields: TypeAlias = Mapping[str, Kind]
 UNKNOWN = Kind((int, float, bool), rule=_unknown)
 TEXT = Kind((str,), "a text")  # the format reads it, or the policy has let it pass
 LABEL = Kind((), rule=_label)  # a name, an id, one of a few words: nobody reads it

@@ -6,6 +6,7 @@ tools. They become messages of their own, in order, so that a check knows whom e
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -14,7 +15,20 @@ from fairlead.exchange import Origin, Reasoning, Role, Text, ToolCall, ToolResul
 from fairlead.guard.wire import fields
 from fairlead.guard.wire.asked import Allow, Asked, Path, Refused
 from fairlead.guard.wire.chat_request import unseen
-from fairlead.guard.wire.fields import ANYTHING, FLAG, FLAT, LABEL, NUMBER, READ, SWITCHES, TEXT, TEXTS, Kind, Placed
+from fairlead.guard.wire.fields import (
+    ANYTHING,
+    FLAG,
+    FLAT,
+    LABEL,
+    NUMBER,
+    READ,
+    SWITCHES,
+    TEXT,
+    TEXTS,
+    Fields,
+    Kind,
+    Placed,
+)
 
 ROUTE = "/v1/messages"
 
@@ -51,13 +65,24 @@ _TOOL = {
     **_COMMON, "name": LABEL, "description": TEXT, "input_schema": ANYTHING, "strict": FLAG, "defer_loading": FLAG,
     "eager_input_streaming": FLAG, "input_examples": ANYTHING,
 }  # fmt: skip
-KNOWN = frozenset().union(_MESSAGE, _TEXT, _IMAGE, *_SOURCES.values(), _DOCUMENT, _FOUND, _USE, _RESULT)
+_BLOCKS: dict[str, Fields] = {
+    "text": _TEXT, "image": _IMAGE, "document": _DOCUMENT, "search_result": _FOUND, "tool_use": _USE,
+    "tool_result": _RESULT,
+}  # fmt: skip
 _SIDES: dict[str, tuple[Role, Origin]] = {
     "user": ("user", "user"), "assistant": ("assistant", "model"), "system": ("system", "operator")
 }  # fmt: skip
 _NAME = "messages.content"
 
 Block = tuple[Role, Origin, Placed]
+
+
+def table(node: Mapping[str, Any], under: str, around: Fields | None) -> Fields | None:
+    """The fields that are known of an object inside a turn, by the field that holds it (`messages` a turn); None
+    for what a policy lets pass unread. `around` are those of the object that holds it."""
+    if under == "messages":
+        return _MESSAGE
+    return (_SOURCES if under == "source" else _BLOCKS).get(str(node.get("type")))
 
 
 def read_request(body: Any, policy: Allow) -> Asked:

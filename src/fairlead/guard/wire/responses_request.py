@@ -7,13 +7,14 @@ that has stored nothing answers with 404).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fairlead.exchange import Origin, Reasoning, Refusal, Role, Text, ToolCall, ToolResult
 from fairlead.guard.wire import fields
 from fairlead.guard.wire.asked import Allow, Asked, Path, Refused
 from fairlead.guard.wire.chat_request import unseen
-from fairlead.guard.wire.fields import ANYTHING, FLAG, FLAT, LABEL, NUMBER, READ, SWITCHES, TEXT, Kind, Placed
+from fairlead.guard.wire.fields import ANYTHING, FLAG, FLAT, LABEL, NUMBER, READ, SWITCHES, TEXT, Fields, Kind, Placed
 
 ROUTE = "/v1/responses"
 
@@ -57,7 +58,12 @@ _TOOL = {
     "type": LABEL, "name": LABEL, "description": TEXT, "parameters": ANYTHING, "strict": FLAG, "defer_loading": FLAG,
     "output_schema": ANYTHING, "allowed_callers": fields.hidden("the provider's own tools would call it"),
 }  # fmt: skip
-KNOWN = frozenset().union(_MESSAGE, _TEXT, _REFUSAL, _IMAGE, _CALL, _RESULT, _REASONING, _THOUGHT)
+_ITEMS: dict[str, Fields] = {
+    "message": _MESSAGE, "function_call": _CALL, "function_call_output": _RESULT, "reasoning": _REASONING,
+}  # fmt: skip
+_PARTS: dict[str, Fields] = {
+    "input_text": _TEXT, "output_text": _TEXT, "text": _TEXT, "refusal": _REFUSAL, "input_image": _IMAGE,
+}  # fmt: skip
 _ROLES: dict[str, tuple[Role, Origin]] = {
     "system": ("system", "operator"), "developer": ("system", "operator"), "user": ("user", "user"),
     "assistant": ("assistant", "model"),
@@ -66,6 +72,15 @@ _STATEFUL = frozenset(("store", "previous_response_id", "conversation"))  # wher
 _KINDS = frozenset(("message", "function_call", "function_call_output", "reasoning"))
 _LOGPROBS = "message.output_text.logprobs"
 _ENCRYPTED = "reasoning.encrypted_content"
+
+
+def table(node: Mapping[str, Any], under: str, around: Fields | None) -> Fields | None:
+    """The fields that are known of an object inside an item, by the field that holds it (`input` an item); None
+    for what a policy lets pass unread. `around` are those of the object that holds it."""
+    kind = str(node.get("type", "message" if "role" in node else ""))
+    if under == "input":
+        return _ITEMS.get(kind)
+    return _THOUGHT if around is _REASONING else _PARTS.get(kind)
 
 
 def read_request(body: Any, policy: Allow) -> Asked:
