@@ -85,6 +85,30 @@ def test_critics_of_training_stages_are_costed_and_opened_before_anything_is_mea
     assert "no key" in captured.err and "measured" not in captured.out
 
 
+@pytest.mark.parametrize(
+    ("given", "replies"),
+    [
+        ("", 6 * 16 * 4),  # no steps given: one pass over 96 prompts, by 16 as --smoke has it
+        ("steps: 5", 5 * 16 * 4),
+        ("steps: 2, algorithm: dapo", 2 * 16 * 4 * 4),  # three more rounds of dynamic sampling
+        ("steps: 2, tasks: true", 2 * 16 * 4),
+    ],
+)
+def test_a_remote_reader_of_a_policys_replies_is_costed_however_its_steps_are_given(
+    given: str, replies: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch")
+    kind = "dapo" if "dapo" in given else "grpo"
+    given = given.replace(", algorithm: dapo", ", resample: 3")
+    given = given.replace(", tasks: true", ", prompts: {tasks: given, n: 20}")
+    layer = "{reward: [constitution:harmless], reader: openai/x@http://127.0.0.1:9/v1, replies: 4, prompts_per_step: 32"
+    Path("reader.yaml").write_text(f"layers:\n  - {kind}: {layer}{', ' if given else ''}{given}}}\n")
+    assert main(["align", "--recipe", "reader.yaml", "--smoke", "--out", "run"]) == 2
+    captured = capsys.readouterr()
+    assert "--budget" in captured.err and "measured" not in captured.out
+    assert f"remote: {replies:,} calls" in captured.out, captured.out
+
+
 @pytest.mark.parametrize("keyboard", ["0</dev/null", "0<&-"])
 def test_a_terminal_that_cannot_answer_is_not_asked(keyboard: str, elsewhere: Path) -> None:
     """The output is watched, the input is closed, as in `yes | …` or under a scheduler: a limit is asked for, exit 2."""

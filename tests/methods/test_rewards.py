@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from fairlead.errors import InputError  # noqa: E402
+from fairlead.errors import BudgetReached, InputError, MissingResource  # noqa: E402
 from fairlead.exchange import Exchange, Verdict, exchange  # noqa: E402
 from fairlead.judges.lineage import leaf  # noqa: E402
 from fairlead.judges.rules import Judged  # noqa: E402
@@ -71,6 +72,18 @@ def test_one_that_raises_here_and_there_or_in_one_place_is_not(bad: set[int], ca
     assert int(found.raw_RK.isnan().sum()) == 16 and len(asked) > GIVEN_UP
     (said,) = caplog.messages
     assert "raised on 16 of 256 replies, which have no value of it (ValueError: reply " in said
+
+
+@pytest.mark.parametrize("error", [MissingResource("the server is gone"), BudgetReached("it is spent")])
+def test_an_error_that_is_about_no_reply_is_not_looked_for_in_halves(error: Exception) -> None:
+    asked: list[int] = []
+
+    def gone(items: Any) -> Any:
+        asked.append(len(items))
+        raise error
+
+    found = score([Objective(Judged("remote", gone, leaf("rule", text="remote", code="remote")))], replies(64))
+    assert asked == [64] and bool(found.raw_RK.isnan().all())
 
 
 def test_answers_that_are_not_one_per_reply_are_an_error_of_the_judge() -> None:

@@ -74,6 +74,12 @@ def test_where_nobody_brings_comparisons_the_world_s_are_called_simulated(tmp_pa
     used, kind = whose(ctx.preferences_path, ["h"], ctx)
     assert (used[0][:2], kind) == (("train", "simulated rater"), "simulated")
     assert context(plan, Options(threads=1, cache=tmp_path / "cache"), Quiet()).preferences_path == ctx.preferences_path
+    second = context(
+        planned("dpo", prompts__per_principle=4, seed=1), Options(threads=1, cache=tmp_path / "cache"), Quiet()
+    )
+    assert second.preferences.rows != pairs.rows, "another seed has others"
+    alone = context(plan, Options(threads=1, cache=tmp_path / "cache"), quiet := Quiet())
+    assert whose("mine.jsonl", ["h"], alone)[1] == "human" and not quiet.lines, "nothing is made for who brings a file"
     other = context(planned("dpo", preferences="mine.jsonl"), Options(threads=1), Quiet())
     assert other.preferences_path == "mine.jsonl" and whose("mine.jsonl", ["h"], other)[1] == "human"
 

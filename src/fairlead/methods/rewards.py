@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fairlead.errors import InputError
+from fairlead.errors import BudgetReached, InputError, MissingResource
 from fairlead.exchange import Exchange, Verdict
 from fairlead.judges.lineage import Lineage, merge
 from fairlead.judges.protocol import Judge
@@ -121,12 +121,16 @@ def _values(one: Objective, exchanges: Sequence[Exchange], reasons: dict[str, st
     return rewards_of(raws)
 
 
+OF_NO_REPLY = (MissingResource, BudgetReached)
+
+
 def spared(call: Callable[[Sequence[Any]], Sequence[Any]], items: Sequence[Any], name: str) -> tuple[list[Any], str]:
     """What a judge says of each item, None of those that it raises on; and the first reason, "" where it never raises.
 
     Where it raises it is asked of each half, and so on, so a few bad items of n cost it at most 2 log2(n) calls each.
     The halves are drawn, so that bad items that lie together look like others. After 32 calls in a row that raised it
-    is given up, and what is left is missing too; how much is said in the log. Raises InputError where the answers are
+    is given up, and what is left is missing too; how much is said in the log. An error that is about no reply (a server
+    that is gone, a budget that is spent) is not looked for in halves. Raises InputError where the answers are
     not one per item.
     """
     found: list[Any] = [None] * len(items)
@@ -141,8 +145,8 @@ def spared(call: Callable[[Sequence[Any]], Sequence[Any]], items: Sequence[Any],
             answers = call(items if len(part) == len(items) else [items[i] for i in part])
         except Exception as error:  # noqa: BLE001 whatever a judge does, the run goes on and the value is missing
             first, in_a_row = first or f"{type(error).__name__}: {error}", in_a_row + 1
-            if len(part) == 1:
-                raised += 1
+            if len(part) == 1 or isinstance(error, OF_NO_REPLY):
+                raised += len(part)
             else:
                 waiting.extend((drawn[: len(drawn) // 2], drawn[len(drawn) // 2 :]))
             continue

@@ -159,9 +159,9 @@ class Context:
     def preferences_path(self) -> str:
         """The file of preference data given with the plan; in the apprentice's world, where none was, simulated."""
         if self.preferences_are_simulated:
-            from fairlead.stack.simulated import comparisons_file
+            from fairlead.stack.simulated import simulated_file
 
-            return comparisons_file(self)
+            return simulated_file(self)
         if self.plan.preferences is None:
             raise InputError(
                 "this stack learns from preference data: give a file with --preferences, or `preferences:`"

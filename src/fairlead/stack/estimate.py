@@ -21,7 +21,7 @@ from fairlead.stack.measuring import Asking
 from fairlead.stack.stages.prompt import PromptedModel, told
 
 NOTHING = Estimate(0, 0, 0, 0.0)
-REPLY_WORDS = 150  # taken for the length of a reply a critic has to read
+REPLY = " ".join(["word"] * 150)  # taken for a reply that a critic has to read
 
 
 def remote_models(ctx: Context) -> bool:
@@ -102,11 +102,14 @@ def _of_model(model: Any, prompts: Sequence[Prompt], sampling: Sampling) -> Esti
 
 
 def of_critic(judge: Critic, prompts: Sequence[Prompt]) -> Estimate:
-    reply = " ".join(["word"] * REPLY_WORDS)
-    asked = [ask_about(judge.model, "judge", principle=judge.text, exchange=exchange(p, reply)) for p in prompts]
-    once = {"logprobs", "alternatives"} & set(judge.model.capabilities)  # see judges/twoway.py
-    samples = 1 if once else judge.samples
-    return called(judge.model, asked, Sampling(n=samples, max_tokens=judge.max_tokens))
+    asked = [ask_about(judge.model, "judge", principle=judge.text, exchange=exchange(p, REPLY)) for p in prompts]
+    how = Sampling(n=answers_to_one(judge.model, judge.samples), max_tokens=judge.max_tokens)
+    return called(judge.model, asked, how)
+
+
+def answers_to_one(model: Model, samples: int) -> int:
+    """Answers that a critic draws to one question (judges/twoway.py)."""
+    return 1 if {"logprobs", "alternatives"} & set(model.capabilities) else samples
 
 
 def called(model: Model, prompts: Sequence[Prompt], sampling: Sampling) -> Estimate:

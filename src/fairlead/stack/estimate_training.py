@@ -20,13 +20,13 @@ from fairlead.measures.runner import cases_for
 from fairlead.models.protocol import Model, Prompt, Sampling
 from fairlead.models.remote import Estimate
 from fairlead.stack.context import Context
-from fairlead.stack.estimate import NOTHING, REPLY_WORDS, called, of_critic
+from fairlead.stack.estimate import NOTHING, REPLY, answers_to_one, called, of_critic
 from fairlead.stack.plan import DPOLayer, Preferences, Revise, RewardLayer, SFTLayer
 from fairlead.stack.plan_rl import PolicyLayer
+from fairlead.stack.stages.asked import tasks_of
 from fairlead.stack.stages.judged import principles_of, reads
 
 SAMPLE = 40  # prompts that stand for the others
-REPLY = " ".join(["word"] * REPLY_WORDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,7 @@ class Work:
     compared: float = 0.0  # two replies in one order, by one principle
     written: tuple[tuple[str, int], ...] = ()  # template and most tokens, once per prompt each
     prompts: int | None = None  # where it is not once for each of the run's prompts
+    samples: int = 5  # answers to one question, of a critic without log-probs
 
 
 def of_training(ctx: Context, measures: Sequence[Measure], bank: Bank) -> Estimate:
@@ -66,10 +67,19 @@ def _all(ctx: Context) -> Iterator[Work]:
             found.append(_comparing(layer.preferences, principles))
         if isinstance(layer, PolicyLayer):
             asked = sum(len(principles_of(term, ctx)) for term in layer.judges if reads(term))
-            passes = math.ceil((layer.train.epochs or 0) * len(ctx.prompts.cases) / layer.train.prompts_per_step)
-            replies = layer.train.prompts_per_step * (layer.train.steps or passes) * layer.train.replies
+            replies = _replies(layer, ctx) if asked else 0
             found.append(Work(layer.reader, judged=float(asked), prompts=replies))
         yield from (one for one in found if "/" in one.spec and ctx.locate(one.spec).kind == "remote")
+
+
+def _replies(layer: PolicyLayer, ctx: Context) -> int:
+    """That a layer's judges read, at most: every round of dynamic sampling used, greedy replies among them."""
+    train, asked = layer.train, layer.prompts
+    prompts = len(ctx.prompts.cases) if asked.general else 0
+    prompts += len(tasks_of(asked, layer.name, ctx)[0]) if asked.tasks else 0
+    each = train.prompts_per_step
+    steps = train.steps or math.ceil((train.epochs or 1.0) * prompts / each)
+    return steps * each * (train.replies * (1 + train.resample) + (train.advantage == "remax"))
 
 
 def _revising(config: Revise, principles: int) -> list[Work]:
@@ -81,11 +91,12 @@ def _revising(config: Revise, principles: int) -> list[Work]:
 def _comparing(config: Preferences, principles: int) -> Work:
     if config.draw == "whole" or config.compare == "pointwise":
         by = principles if config.draw == "whole" else config.principles
-        return Work(config.critic, judged=2.0 * by * config.pairs_per_prompt)
+        return Work(config.critic, judged=2.0 * by * config.pairs_per_prompt, samples=config.samples)
     orders = 2 if config.both_orders else 1
     reasons = config.reason_tokens if config.compare == "reasoned" else 0
     each = config.pairs_per_prompt * config.principles * orders
-    return Work(config.critic, compared=float(each), written=(("reason", reasons),) * each if reasons else ())
+    thoughts = (("reason", reasons),) * each if reasons else ()
+    return Work(config.critic, compared=float(each), written=thoughts, samples=config.samples)
 
 
 def _of(work: Work, model: Model, ctx: Context) -> Estimate:
@@ -98,11 +109,12 @@ def _of(work: Work, model: Model, ctx: Context) -> Estimate:
     longest = max(ctx.constitution.principles, key=lambda p: len(p.text))
     total = NOTHING
     if work.judged:
-        total += _times(of_critic(critic(longest, model), sample), factor * work.judged)
+        total += _times(of_critic(critic(longest, model, samples=work.samples), sample), factor * work.judged)
     if work.compared:  # two replies to read in the place of one
         both = f"{REPLY} {REPLY}"
         asked = [ask_about(model, "judge", principle=longest.text, exchange=exchange(p, both)) for p in sample]
-        total += _times(called(model, asked, Sampling(max_tokens=16)), factor * work.compared)
+        how = Sampling(n=answers_to_one(model, work.samples), max_tokens=16)
+        total += _times(called(model, asked, how), factor * work.compared)
     for template, most in work.written:
         name = "critique" if template == "reason" else template
         more = {"critique": REPLY} if name == "revise" else {}

@@ -14,15 +14,15 @@ from fairlead.stack.identity import code_hash, digest
 if TYPE_CHECKING:
     from fairlead.stack.context import Context, Used
 
-FILE = "preferences.jsonl"
+FILE = "simulated-preferences.jsonl"
 
 
-def comparisons_file(ctx: Context) -> str:
+def simulated_file(ctx: Context) -> str:
     """The file of them, made once for a base and a seed (apprentice/comparisons.py). It is said aloud."""
     n = ctx.plan.prompts.per_principle * len(ctx.constitution.principles)
     ctx.simulates("preferences: the best and the worst of replies of the base and a demonstrator, by a rater who errs")
     base = ctx.base()
-    rooms = ("apprentice", "engine", "feedback", "models")
+    rooms = ("apprentice", "engine", "feedback", "models", "stack/simulated")
     what = {"n": n, "seed": ctx.seed, "model": base.identity, "code": code_hash(*rooms), **ctx.numerics}
 
     def build(folder: Path) -> None:
@@ -41,8 +41,11 @@ def comparisons_file(ctx: Context) -> str:
 
 
 def whose(path: str, hashes: list[str], ctx: Context) -> tuple[Used, str]:
-    """Who made the preferences in a file, for the ledger, and what their labels are called: human, or simulated."""
-    if ctx.preferences_are_simulated and path == ctx.preferences_path:
+    """Who made the preferences in a file, for the ledger, and what their labels are called: human, or simulated.
+
+    What a layer brings as a file of its own is somebody's; nothing is simulated to find that out.
+    """
+    if Path(path).name == FILE and ctx.preferences_are_simulated and path == ctx.preferences_path:
         rater = leaf("annotator", text="simulated rater", code=digest(hashes)[:16])
         return (("train", "simulated rater", rater),), "simulated"
     return (("train", "human preferences", leaf("human", code=digest(hashes)[:16])),), "human"
