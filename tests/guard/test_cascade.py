@@ -218,6 +218,21 @@ def test_a_critic_is_asked_on_doubt_alone() -> None:
     assert said(out) == "i will not ."
 
 
+@pytest.mark.parametrize("on_error", ["allow", "refuse"])
+def test_a_critic_reads_what_a_doubter_that_fails_lets_pass(on_error: str) -> None:
+    critic = Model(bad, cost=2, name="critic")
+    fails = Unsure(lambda item: Decision("failed", "", "no verdict"))
+    _, out = run(
+        planned(fails, critic, policy=Policy(on_error=on_error, stream="buffer", say="i will not .")), reply("so bad")
+    )  # type: ignore[arg-type]
+    if on_error == "allow":
+        assert said(out) == "i will not ." and critic.read == ["so bad"]
+        _, out = run(planned(fails, critic, policy=Policy(on_error="allow", stream="buffer")), reply("good"))
+        assert said(out) == "good"
+    else:
+        assert kinds(out) == ["Broken"] and critic.read == []
+
+
 def test_where_nobody_is_there_to_be_asked_the_doubt_says_what_holds() -> None:
     _, out = run(planned(Unsure(doubt)), reply("hm"))
     assert said(out) == "i will not ."

@@ -16,7 +16,7 @@ import pytest
 from fairlead.errors import FairleadError, InputError, MissingResource
 from fairlead.exchange import user
 from fairlead.models import Sampling, open_model
-from fairlead.models.keys import Secret, key_from
+from fairlead.models.keys import Secret, key_from, near
 from fairlead.models.remote import Limits
 from support.bodies import KINDS, error_body
 from support.fakes import Echo, Fault, Faulty
@@ -40,6 +40,14 @@ def test_a_secret_shows_itself_nowhere() -> None:
     with pytest.raises(TypeError, match="not pickled"):
         pickle.dumps(key)
     assert key.taken_out_of(f"bad key {CANARY}!") == "bad key [key]!"
+
+
+@pytest.mark.parametrize(("host", "is_near"), [
+    ("localhost", True), ("box", True), ("10.0.0.1", True), ("::1", True), ("critic.internal", True),
+    ("8.8.8.8", False), ("134744072", False), ("0x8080808", False), ("api.openai.com", False),
+])  # fmt: skip
+def test_what_is_near(host: str, is_near: bool) -> None:
+    assert near(host) is is_near  # 134744072 is 8.8.8.8, written as one number
 
 
 def test_a_key_file(tmp_path: Path, monkeypatch) -> None:

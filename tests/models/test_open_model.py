@@ -32,6 +32,7 @@ from support.tiny import SPECIALS
         ("openai-response/m@http://h/v1", "Did you mean 'openai-responses'?"),
         ("openai/m@http://user:sk-canary@host/v1", "environment only"),
         ("openai/m@http://host/v1?key=1", "without"),
+        ("openai/m@http://host/v1,http://other/v1", "one URL belongs here"),
         ("vllm/m", "where is the server"),
         ("aprentice", "Did you mean 'apprentice'"),
         ("anthropc/claude", "Did you mean 'anthropic/…'"),

@@ -222,6 +222,9 @@ class Questions:
             assert isinstance(answer, Decision)
             release.tally.cost[one.name, "refused by a cap" if answer.evidence == USED_UP else "failed"] += 1
             failed(release, i, choice, answer.evidence, ms)
+            asks: frozenset[str] = getattr(one.check, "asks", frozenset())
+            if one.policy.on_error != "refuse" and asks and self.plan.targets(i, ask := min(asks)):
+                self.doubted(i, Doubt(ask, answer, answer.evidence), choice)  # it let pass what it could not read
             return
         if isinstance(answer, Doubt) or outcome == "allow":
             why = answer.why if isinstance(answer, Doubt) else answer.evidence

@@ -163,13 +163,9 @@ def keepers(constitution: Constitution) -> tuple[str, ...]:
 
 def unchecked(constitution: Constitution, checks: Sequence[Check]) -> tuple[str, ...]:
     """Ids of principles with a `guard:` that none of these checks stands for. Print them: they are not guarded."""
-    partly = (
-        PersonalData,
-        InjectionCheck,
-        ExfiltrationCheck,
-        VoiceCheck,
-    )  # they see a part of what their principle says
-    covered = {check.principle for check in checks if not isinstance(check, partly)}
+    partly = (PersonalData, InjectionCheck, ExfiltrationCheck, VoiceCheck)  # they see a part of what it says
+    reads = [check for check in checks if getattr(check, "exchange_head", True) is not None]  # and not prompts alone
+    covered = {check.principle for check in reads if not isinstance(check, partly)}
     return tuple(p.id for p in constitution.principles if p.guard is not None and p.id not in covered)
 
 

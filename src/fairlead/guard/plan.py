@@ -199,8 +199,14 @@ def _followed(
         window=int(check.window) if windowed else 0,  # type: ignore[attr-defined]
         context=int(check.context) if windowed else 0,  # type: ignore[attr-defined]
         deadline=float(getattr(check, "deadline", 0.0) or deadlines.get(check.cost, 20.0)),
-        identity=f"{check.name}\0{','.join(sorted(leaf.hash for leaf in check.lineage))}",
+        identity=_identity(check),
     )  # fmt: skip
+
+
+def _identity(check: Check) -> str:
+    """Under which its verdicts are kept: the same judge says another thing where it may be in doubt."""
+    asks = ",".join(sorted(getattr(check, "asks", ())))
+    return f"{check.name}\0{','.join(sorted(leaf.hash for leaf in check.lineage))}\0{asks}"
 
 
 def required(plan: Plan) -> dict[str, list[str]]:

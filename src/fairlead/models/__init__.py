@@ -180,6 +180,8 @@ def _check_url(text: str, url: str) -> None:
         raise InputError(
             f"{text.split('@')[0]}: keys come from the environment only; take the credentials out of the URL"
         )
+    if "," in url:
+        raise InputError(f"{text}: one URL belongs here; several, with commas between, go to `label` and `--rollouts`")
     if parts.query or parts.fragment:
         raise InputError(f"{text}: the URL ends with its path (…/v1), without ? or #")
 

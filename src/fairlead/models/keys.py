@@ -106,4 +106,6 @@ def near(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_private
     except ValueError:
-        return host == "localhost" or "." not in host or host.endswith((".local", ".internal", ".localhost"))
+        # a number alone is an address too, written in another way (http://134744072 is 8.8.8.8)
+        named = "." not in host and not host[:1].isdigit()
+        return host == "localhost" or named or host.endswith((".local", ".internal", ".localhost"))

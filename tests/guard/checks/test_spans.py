@@ -93,7 +93,7 @@ def test_presidio_is_opened_with_what_it_knows_and_told_of_where_it_is_missing(m
 
     class Engine:
         def __init__(self, nlp_engine: Any, supported_languages: list[str]) -> None:
-            assert (nlp_engine, supported_languages) == ("en_core_web_lg", ["en"])
+            assert nlp_engine in ("en_core_web_lg", "xx_large") and supported_languages == ["en"]
 
         def get_supported_entities(self, language: str) -> list[str]:
             return ["PERSON", "LOCATION"]
@@ -119,6 +119,8 @@ def test_presidio_is_opened_with_what_it_knows_and_told_of_where_it_is_missing(m
     [decision] = check.decide([Exchange((user("?"),), (reply,))])
     assert [(s.at, s.start, s.end) for s in decision.spans] == [((0, 1), 13, 16)]
     assert (check.name, decision.outcome) == ("presidio:p", "redact") and "Ada" not in decision.evidence
+    larger = PersonalData("p", entities=(), extra=open_presidio(("PERSON",), model="xx_large"), cost=1)
+    assert larger.lineage != check.lineage  # another judge: a verdict of the one is not the other's
     assert check.lineage != PersonalData("p", entities=()).lineage
     with pytest.raises(InputError, match="presidio knows no 'SHOE_SIZE'"):
         open_presidio(("SHOE_SIZE",))

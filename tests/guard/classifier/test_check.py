@@ -13,16 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from fairlead.constitution.schema import Constitution
 from fairlead.exchange import Exchange, assistant, exchange, user
 from fairlead.guard.cascade import Asker
 from fairlead.guard.classifier.artefact import Head, Manifest
 from fairlead.guard.classifier.check import ClassifierCheck, classifier_checks
 from fairlead.guard.classifier.model import Classifier
 from fairlead.guard.classifier.reading import Pair, Reading
+from fairlead.guard.compile import unchecked
 from fairlead.guard.decision import Check, Decision
 from fairlead.guard.follow import whole
 from fairlead.guard.plan import plan
 from fairlead.guard.pool import Pool
+from fairlead.guard.proxy.prompts import unchecked_prompts
 from fairlead.guard.release import Release
 from fairlead.guard.watch import Doubt, PromptCheck, Ruling, Seen, Sharing, StreamCheck, Weighing, Windowed
 from fairlead.guard.wire.events import Channel
@@ -46,8 +49,15 @@ class Words:
         return np.array(z, np.float32)[:, None].repeat(2, axis=1)
 
 
-def check(scorer: Words | None = None, **options: object) -> ClassifierCheck:
-    heads = tuple(Head("no-sinking", view, 1.0, 0.0, 0.9, 0.4, 0.05) for view in ("prompt", "exchange"))
+def check(
+    scorer: Words | None = None,
+    *,
+    doubt: float = 0.4,
+    seen: float = 0.95,
+    views: Sequence[str] = ("prompt", "exchange"),
+    **options: object,
+) -> ClassifierCheck:
+    heads = tuple(Head("no-sinking", view, 1.0, 0.0, 0.9, doubt, 0.05, seen) for view in views)  # type: ignore[arg-type]
     about = Manifest("tfidf", "small", constitution().sha256, READING, heads, 128, {}, "0" * 64, {}, {})
     return ClassifierCheck(Classifier(about, scorer or Words(), "f" * 64), "no-sinking", **options)  # type: ignore[arg-type]
 
@@ -88,6 +98,29 @@ def test_in_a_cascade_what_is_doubtful_is_a_doubt_and_else_nothing_sleeps() -> N
     assert check(cascade=True).asks == {"no-sinking"}
     assert not check().asks and all(isinstance(said, Decision) for said in check().weigh(asked))
     assert isinstance(check(), Weighing) and isinstance(check(), Windowed)
+
+
+@pytest.mark.parametrize("weak", [{"seen": 0.89}, {"doubt": 0.9}, {"views": ["prompt"]}])
+def test_a_weak_head_does_not_stand_for_the_critic(weak: dict[str, object]) -> None:
+    made = check(cascade=True, **weak)  # type: ignore[arg-type]
+    said = made.weigh([exchange("a", "a boat"), exchange("a", "hi")])
+    assert not made.asks and not any(
+        isinstance(one, Doubt) for one in said
+    )  # nobody sleeps for it: the critic reads all
+
+
+def test_a_verdict_kept_without_a_cascade_is_not_read_within_one() -> None:
+    alone, before = (plan([check(cascade=one)], {}).followed[0].identity for one in (False, True))
+    assert alone != before  # the one never doubts
+
+
+@pytest.mark.parametrize("view", ["prompt", "exchange"])
+def test_who_reads_one_side_stands_for_that_side_alone(view: str) -> None:
+    written = constitution().model_dump(exclude_unset=True)
+    written["principles"][0]["guard"]["at"] = ["prompt", "reply"]
+    both, made = Constitution.model_validate(written), check(views=[view])
+    assert unchecked(both, [made]) == (("no-sinking",) if view == "prompt" else ())
+    assert unchecked_prompts([made], both) == (("no-sinking",) if view == "exchange" else ())
 
 
 def test_what_it_cannot_place_is_refused_and_what_it_cannot_score_has_failed() -> None:

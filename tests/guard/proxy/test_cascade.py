@@ -43,7 +43,7 @@ def _say(proxy: Proxy, **more: Any) -> str:
     return told_.choices[0].message.content or ""
 
 
-def _between(folder: Path) -> Classifier:
+def _between(folder: Path, seen: float = 0.95) -> Classifier:
     """The trained one, with its doubt around one of the texts: from halfway between it and the kept to halfway to the
     broken."""
     made = load(folder)
@@ -53,18 +53,20 @@ def _between(folder: Path) -> Classifier:
     kept, doubt, broken = made.judge(asked)[:, h]
     assert kept < doubt < broken
     heads = list(made.heads)
-    heads[h] = dataclasses.replace(heads[h], doubt=float(kept + doubt) / 2, threshold=float(doubt + broken) / 2)
+    low, high = float(kept + doubt) / 2, float(doubt + broken) / 2
+    heads[h] = dataclasses.replace(heads[h], doubt=low, threshold=high, seen=seen)
     return dataclasses.replace(made, manifest=dataclasses.replace(made.manifest, heads=tuple(heads)))
 
 
-@pytest.mark.parametrize("cascade", [True, False])
+@pytest.mark.parametrize(("cascade", "seen"), [(True, 0.95), (True, 0.5), (False, 0.95)])
 def test_the_critic_is_asked_where_the_classifier_is_in_doubt(
-    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, cascade: bool
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, cascade: bool, seen: float
 ) -> None:
     critic = ScriptedModel(lambda _: "no", capabilities=frozenset({"max_tokens", "temperature", "seed"}))
     monkeypatch.setattr(setup, "open_model", lambda *_, **__: critic)
-    monkeypatch.setattr(checked, "load_classifier", lambda _: _between(folder))
+    monkeypatch.setattr(checked, "load_classifier", lambda _: _between(folder, seen))
     policy = "{}\n" if cascade else "checks: {cascade: false}\n"
+    sleeps = cascade and seen > 0.9  # half of what is broken goes by without a doubt: the critic reads all
     with (
         Mock(lambda _: json_reply(chat(KEPT))) as mock,
         Proxy(tmp_path, mock.url, constitution=WRITTEN, policy=policy, classifier=folder, critic="scripted") as proxy,
@@ -81,8 +83,8 @@ def test_the_critic_is_asked_where_the_classifier_is_in_doubt(
         for stream in (False, True):
             assert said[DOUBT, stream] == ("I sink nothing.", 1)
             assert said[BROKEN, stream] == ("I sink nothing.", 0)  # a sure classifier spares the critic either way
-            assert said[KEPT, stream] == ((KEPT, 0) if cascade else ("I sink nothing.", 1))
+            assert said[KEPT, stream] == ((KEPT, 0) if sleeps else ("I sink nothing.", 1))
         lines = "\n".join(told(proxy.worker.app.setup))
         low, high = next(one.check.doubt for one in proxy.worker.app.setup.all()[0].book.plan.followed if one.cost == 1)  # type: ignore[attr-defined]
-        assert (f"from {low:.3f} to below {high:.3f}" in lines) is cascade
-        assert ("cascade: no-sinking" in lines) is cascade
+        assert (f"from {low:.3f} to below {high:.3f}" in lines) is sleeps
+        assert ("cascade: no-sinking" in lines) is sleeps and ("95% of what broke it" in lines) is sleeps

@@ -15,6 +15,8 @@ pytest.importorskip("sklearn", reason="scikit-learn is missing: pip install 'fai
 import openai
 
 from fairlead.cli.guard_train import train
+from fairlead.errors import InputError
+from fairlead.guard.proxy.setup import Keep, Options, read_setup
 from support.guard_proxy import Proxy
 from support.mock_upstream import Mock, chat, json_reply
 
@@ -89,3 +91,11 @@ def test_it_goes_by_the_settings(tmp_path: Path, folder: Path, policy: str, lear
         ) as proxy,
     ):
         assert _say(proxy, ORDER) == told
+
+
+def test_a_bound_without_a_head_that_it_is_for_is_refused(tmp_path: Path) -> None:
+    written, policy = tmp_path / "c.yaml", tmp_path / "guard.yaml"
+    written.write_text(WRITTEN)
+    policy.write_text("checks: {orders: 0.4}\n")
+    with pytest.raises(InputError, match=r"checks.orders is 0.4, a bound for the classifier's head, and there is none"):
+        read_setup(Options(str(written), "http://127.0.0.1:9", policy=policy), Keep())

@@ -154,6 +154,27 @@ def test_what_does_not_fit_is_refused_by_name(folder: Path, tmp_path: Path) -> N
         read_setup(at_a_server, Keep())
 
 
+def test_what_is_told_by_chance_is_no_probe_and_one_of_an_earlier_call_is_not_served(tmp_path: Path) -> None:
+    written = WRITTEN + WRITTEN.split("principles:\n")[1].split("  - {id: be-kind")[0].replace("no-places", "noise")
+    (tmp_path / "quay.yaml").write_text(written)
+    rows, rng, out = _rows(80), random.Random(3), tmp_path / "made"
+    rows += [{**row, "meta": {"principle": "noise", "broken": rng.random() < 0.5}} for row in _rows(80)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    old = out / "noise"
+    old.mkdir(parents=True)
+    for name in ("probe.json", "probe.safetensors", "notes.txt"):
+        (old / name).write_text("of an earlier call")
+    assert _train(
+        "-c", tmp_path / "quay.yaml", "--exchanges", tmp_path / "rows.jsonl", "--rate", 0.1,
+        "--probe", "apprentice", "-o", out,
+    ) == 0  # fmt: skip
+    [(id, why)] = json.loads((out / "card.json").read_text())["left_out"]
+    assert id == "noise" and "not told from chance" in why
+    assert [file.name for file in old.iterdir()] == ["notes.txt"]
+    [probe] = load_probes(out)
+    assert probe.principle == "no-places"
+
+
 def test_the_command_says_what_it_cannot_do(folder: Path, tmp_path: Path) -> None:
     given = ("-c", folder / "quay.yaml", "--probe", "apprentice", "-o", tmp_path / "made")
     assert _train(*given) == 3  # no row breaks it

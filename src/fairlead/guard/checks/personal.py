@@ -211,7 +211,8 @@ class PersonalData:
 
     @cached_property
     def lineage(self) -> Lineage:
-        more = () if self.extra is None else ("presidio", self.extra.language, *self.extra.entities)
+        read = self.extra
+        more = () if read is None else ("presidio", read.language, read.model, str(read.threshold), *read.entities)
         return leaf(
             "rule", text=" ".join(["guard personal data", *self.entities, *more]), code=Path(__file__).read_text()
         )
@@ -264,6 +265,7 @@ class Presidio:
     entities: tuple[str, ...] = ("PERSON", "LOCATION")
     language: str = "en"
     threshold: float = 0.5
+    model: str = MODEL
 
     def matches(self, text: str) -> list[tuple[str, int, int]]:
         found = self.engine.analyze(text=text, entities=list(self.entities), language=self.language)
@@ -294,4 +296,4 @@ def open_presidio(entities: Sequence[str], language: str = "en", model: str = MO
     for name in entities:
         if name not in known:
             raise InputError(f"presidio knows no {name!r}; there are: {', '.join(known)}")
-    return Presidio(engine, tuple(entities), language)
+    return Presidio(engine, tuple(entities), language, model=model)

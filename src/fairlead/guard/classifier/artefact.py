@@ -37,6 +37,8 @@ class Head:
 
     doubt   from here to the threshold it is doubtful: a cascade asks a dearer check
     rate    the false-positive rate that the threshold was chosen for, on the validation part
+    seen    of what broke the principle there, the share from `doubt` on: all that a dearer check is asked about in a
+            cascade; 0 where it was not measured
     """
 
     principle: str
@@ -46,6 +48,7 @@ class Head:
     threshold: float
     doubt: float
     rate: float
+    seen: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,10 @@ from fairlead.guard.watch import Doubt, Ruling, Seen, Watch
 from fairlead.guard.wire.events import Channel
 from fairlead.judges.lineage import Lineage
 
+SEEN = 0.9
+"""Of what breaks a principle on the validation part, the share that a classifier has to doubt, or to be sure of, for a
+critic to be asked on its doubt alone."""
+
 
 @dataclass(frozen=True)
 class ClassifierCheck:
@@ -75,8 +79,15 @@ class ClassifierCheck:
 
     @property
     def asks(self) -> frozenset[str]:
-        # one that reads prompts alone has no doubt about a reply: the critic is asked about all of them
-        return frozenset({self.principle}) if self.cascade and self.exchange_head is not None else frozenset()
+        return frozenset({self.principle}) if self.cascade and self.settles else frozenset()
+
+    @property
+    def settles(self) -> bool:
+        """Whether dearer checks need be asked on its doubt alone. Not where it reads prompts only, is never in doubt,
+        or lets more of what breaks the principle through without a doubt than `SEEN` allows: then they read all."""
+        h = self.exchange_head
+        head = None if h is None else self.classifier.heads[h]
+        return head is not None and head.doubt < head.threshold and head.seen >= SEEN
 
     def weigh(self, exchanges: Sequence[Exchange]) -> list[Decision | Doubt]:
         """As `decide`, but what is doubtful is said as a doubt, for the dearer checks of the principle."""
@@ -95,7 +106,7 @@ class ClassifierCheck:
         return ALLOW if h is None else self._weighed(self._decision(h, float(reading[h])))
 
     def _weighed(self, said: Decision) -> Decision | Doubt:
-        doubtful = self.cascade and said.outcome == "allow" and bool(said.evidence)
+        doubtful = bool(self.asks) and said.outcome == "allow" and bool(said.evidence)
         return Doubt(self.principle, said, said.evidence) if doubtful else said
 
     @property
@@ -103,6 +114,11 @@ class ClassifierCheck:
         """P(broken) of a reply from which on it is in doubt, and from which on it is sure that it is broken."""
         head = self.classifier.heads[self.exchange_head or 0]
         return head.doubt, head.threshold
+
+    @property
+    def seen(self) -> float:
+        """Of what broke the principle on the validation part, the share from the doubt on."""
+        return self.classifier.heads[self.exchange_head or 0].seen
 
     def ask(self, messages: Sequence[Message]) -> Decision:
         h = self.prompt_head

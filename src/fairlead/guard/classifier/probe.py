@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from fairlead.errors import InputError
 from fairlead.exchange import Exchange
 from fairlead.guard.classifier import arrays, artefact
+from fairlead.guard.classifier.card import auroc_interval
 from fairlead.guard.classifier.fit import STRENGTHS, auroc, logistic, platt, threshold_at
 from fairlead.guard.classifier.model import sigmoid
 from fairlead.judges.lineage import Lineage, leaf
@@ -136,6 +137,11 @@ def fit_probe(
             best = (value, weight, bias, z)
     assert best is not None
     _, weight, bias, z = best
+    told = auroc_interval(z, y_held, range(len(z)))
+    if not told.low > 0.5:
+        raise ValueError(
+            f"{told.value:.2f} [{told.low:.2f}, {told.high:.2f}] is its AUROC on valid: not told from chance"
+        )
     slope, offset = platt(z.astype(np.float64), y_held)
     p = sigmoid(z * np.float32(slope) + np.float32(offset))
     return Probe(

@@ -82,6 +82,9 @@ def fit_probes(
     if not probes:
         reasons = "; ".join(f"{id}: {why}" for id, why in left_out) or "no row breaks a guarded principle"
         raise CannotTell(f"no principle has a probe: {reasons}. Give rows with --exchanges")
+    for id in set(constitution.ids) - {probe.principle for probe in probes}:
+        for file in (out / id / "probe.json", out / id / "probe.safetensors"):
+            file.unlink(missing_ok=True)  # of an earlier call: what is left out this time is not served
     card = {
         "constitution": {"name": constitution.name, "sha256": constitution.sha256},
         "model": {"name": model.name, "lineage": model.lineage},

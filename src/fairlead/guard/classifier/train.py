@@ -287,8 +287,9 @@ def _heads(
             continue
         p = sigmoid(z * np.float32(slope) + np.float32(offset))
         threshold = threshold_at(p[~y], rate)
-        doubt = threshold_at(p[~y], min(0.5, 4 * rate))
-        heads.append(Head(id, view, slope, offset, min(threshold, 1.0), min(doubt, threshold, 1.0), rate))
+        doubt = min(threshold_at(p[~y], min(0.5, 4 * rate)), threshold, 1.0)
+        seen = round(float((p[y] >= doubt).mean()), 4)
+        heads.append(Head(id, view, slope, offset, min(threshold, 1.0), doubt, rate, seen))
     return heads, dropped
 
 

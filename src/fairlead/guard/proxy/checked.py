@@ -78,7 +78,11 @@ def checked(
         probes = load_probes(settings.probe, model=hosted.lineage)
         replies = (*replies, *probe_checks(constitution, probes, hosted))
     prompts = prompt_checks(replies, constitution)
-    if classifier is not None and settings.orders is not False and (score := order_score(classifier)) is not None:
+    score = None if classifier is None else order_score(classifier)
+    if score is None and not isinstance(settings.orders, bool):
+        has = "there is none" if classifier is None else f"{settings.model} has no head for orders"
+        raise InputError(f"checks.orders is {settings.orders:g}, a bound for the classifier's head, and {has}")
+    if score is not None and settings.orders is not False:
         orders = order_check(constitution, score, score.threshold if settings.orders is True else settings.orders)
         prompts = prompts if orders is None else (*prompts, orders)
     missing = dict.fromkeys((*unchecked(constitution, replies), *unchecked_prompts(prompts, constitution)))

@@ -72,7 +72,8 @@ def prompt_checks(checks: Iterable[Check], constitution: Constitution) -> tuple[
 
 def unchecked_prompts(checks: Iterable[PromptCheck], constitution: Constitution) -> tuple[str, ...]:
     """Ids of principles whose guard looks at what is asked, and that none of these checks stands for there."""
-    covered = {getattr(check, "principle", "") for check in checks}
+    reads = [check for check in checks if getattr(check, "prompt_head", True) is not None]  # and not replies alone
+    covered = {getattr(check, "principle", "") for check in reads}
     return tuple(
         p.id for p in constitution.principles if p.guard is not None and "prompt" in p.guard.at and p.id not in covered
     )

@@ -122,10 +122,11 @@ def _cascades(book: Book) -> Iterator[str]:
     for one in book.plan.followed:
         if one.principle in asleep and isinstance(one.check, ClassifierCheck):
             low, high = one.check.doubt
-            where = f"P(broken) from {low:.3f} to below {high:.3f}" if low < high else "which it never is"
+            where = f"P(broken) from {low:.3f} to below {high:.3f}"
             yield (
                 f"  cascade: {one.principle}. The critic is asked about a reply where the classifier is in doubt "
-                f"({where}), and not else; checks: {{cascade: false}} asks it about every reply"
+                f"({where}), and not else: {one.check.seen:.0%} of what broke it in validation lay there or above; "
+                "checks: {cascade: false} asks it about every reply"
             )
 
 
