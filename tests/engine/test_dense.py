@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +17,29 @@ from fairlead.engine.dense import linear, matmul, prepare, spare, weight_gradien
 
 
 @pytest.fixture(autouse=True)
-def small_products_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_products_count(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """And go to oneDNN wherever it is quick, on Intel's processors too."""
     monkeypatch.setattr(dense, "WORTH", 0)
+    monkeypatch.setattr(dense, "_intel", lambda: False)
+    for kept in (dense._onednn, dense._packs):
+        kept.cache_clear()
+    yield
+    for kept in (dense._onednn, dense._packs):
+        if hasattr(kept, "cache_clear"):  # it was not replaced
+            kept.cache_clear()
+
+
+def test_on_intels_processors_products_are_mkls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(dense, "_intel", lambda: True)
+    assert dense._onednn() is None and not dense._packs() and spare(1001, torch.empty(0)) == 0
+    monkeypatch.undo()
+    for said, is_intel in (("vendor_id\t: GenuineIntel\n", True), ("vendor_id\t: AuthenticAMD\n", False)):
+        (tmp_path / "cpuinfo").write_text(said)
+        monkeypatch.setattr(dense, "CPUINFO", tmp_path / "cpuinfo")
+        assert dense._intel() is is_intel
+    monkeypatch.setattr(dense, "CPUINFO", tmp_path / "none")
+    monkeypatch.setattr(dense.platform, "processor", lambda: "Intel64 Family 6 Model 85 Stepping 7, GenuineIntel")
+    assert dense._intel()  # as Windows says it
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

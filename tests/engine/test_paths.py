@@ -132,18 +132,6 @@ def test_gradients_are_compared_where_something_trains() -> None:
         ).packed
 
 
-def test_a_router_loss_that_is_left_out_is_said(caplog: pytest.LogCaptureFixture, monkeypatch: Any) -> None:
-    monkeypatch.setattr(forward, "_said", set())
-    quiet, asking = make("mixtral", torch.float32), make("mixtral", torch.float32)
-    quiet.config.router_aux_loss_coef = 0.0  # type: ignore[union-attr]
-    path_of(quiet)
-    with torch.no_grad():
-        path_of(asking)  # nothing is trained
-    assert "router" not in caplog.text
-    path_of(asking)
-    assert "(weight 0.001 in its configuration) is no part of a log-prob: experts are trained without it" in caplog.text
-
-
 def test_an_unknown_step_after_the_last_layer_is_refused() -> None:
     model: Any = make("llama-tied")
     model.lm_head.register_forward_hook(lambda module, inputs, output: output * 2)

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save, save_file
 from tests.methods.trainable import Tiny, demonstrations, pairs, tiny_model
 
-from engine.helpers import keep_float64
+from engine.helpers import all_in_float64, keep_float64
 from fairlead.engine import checkpoint, parallel
 from fairlead.engine.checkpoint import save_model, weights_hash
 from fairlead.engine.logprobs import reply_logprobs
@@ -109,6 +109,21 @@ def train(method: str, folder: str, shard: bool, stop_after: int = 0) -> dict[st
         "kl": None if kl is None else kl.value,
         "apart": parallel.world().size == 1 or "fairlead.engine.sharded" in sys.modules,
         "sharded": "fairlead.engine.sharded" in sys.modules,
+    }
+
+
+def mixed(shard: bool) -> dict[str, Any]:
+    """A mixture of experts, whose routers' loss holds the whole step against its parts."""
+    from tests.methods.test_balance import MIXED, mixture
+
+    config = MIXED.model_copy(update={"rows_per_step": 3, "tokens_per_batch": 40, "shard": shard})
+    with all_in_float64():
+        tuned = train_sft(mixture(), demonstrations(8), config)
+    module: Any = tuned.model.module  # type: ignore[attr-defined]
+    return {
+        "hash": weights_hash(module),
+        "norms": [float(p.detach().norm()) for p in module.parameters()],
+        "records": [(r.loss, r.grad_norm, r.sums["router_loss"]) for r in tuned.records],
     }
 
 

@@ -84,6 +84,17 @@ def test_statistics_of_a_step_are_of_all_its_rows(tmp_path: Path, method: str, s
 
 
 @pytest.mark.parametrize("shard", [False, True])
+def test_the_routers_loss_is_of_the_whole_step(tmp_path: Path, shard: bool) -> None:
+    one = jobs.mixed(shard=False)
+    first, second = ranks.run(jobs.mixed, 2, tmp_path, shard)
+    assert first == second
+    assert first["norms"] == pytest.approx(one["norms"], rel=1e-9)
+    for ours, theirs in zip(first["records"], one["records"], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-9)
+    assert all(loss > 0.5 for *_, loss in one["records"])
+
+
+@pytest.mark.parametrize("shard", [False, True])
 def test_a_reward_model_is_trained_and_saved_once(tmp_path: Path, shard: bool) -> None:
     one = jobs.rewarded(str(tmp_path / "one"), shard=False)
     first, second = ranks.run(jobs.rewarded, 2, tmp_path / "two", str(tmp_path / "two"), shard)

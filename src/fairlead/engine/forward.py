@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from fairlead.engine import attention, tight, whole
+from fairlead.engine import attention, routing, tight, whole
 from fairlead.engine.dense import matmul, spare
 from fairlead.engine.layout import Batch, Shape, Tree, lay_out
 
@@ -147,13 +147,12 @@ def hidden_states(
     packed   forces a path; by default `path_of` decides
     """
     path = path_of(model)
-    if packed if packed is not None else path.packed:
-        weights = tight.read(causal_lm(model)) if path.tight else ""
-        if isinstance(weights, tight.Weights):
-            return _tight(weights, batch, path.only_blocks, rows)
-        hidden_TD = _packed(model, batch, path.only_blocks)
-    else:
-        hidden_TD = _padded(model, batch)
+    packed = path.packed if packed is None else packed
+    weights = tight.read(causal_lm(model)) if packed and path.tight else ""
+    if isinstance(weights, tight.Weights):
+        return _tight(weights, batch, path.only_blocks, rows)
+    with routing.heard(causal_lm(model), batch, packed):
+        hidden_TD = _packed(model, batch, path.only_blocks) if packed else _padded(model, batch)
     return hidden_TD if rows is None else hidden_TD.index_select(0, rows)
 
 
@@ -167,13 +166,6 @@ def path_of(model: nn.Module) -> Path:
     if model not in _paths or (backward and not _paths[model].backward):
         path = replace(_try(model, backward), backward=backward)
         _paths[model] = path
-        weight = _router_loss_weight(causal_lm(model).config)
-        if backward and weight:
-            say_once(
-                logging.WARNING,
-                f"{type(causal_lm(model)).__name__}: its router's load-balancing loss (weight {weight} in its "
-                "configuration) is no part of a log-prob: experts are trained without it",
-            )
         if path.packed:
             say_once(logging.INFO, f"{type(causal_lm(model)).__name__}: {path.reason}")
         else:
@@ -182,14 +174,6 @@ def path_of(model: nn.Module) -> Path:
                 f"{type(causal_lm(model)).__name__}: padded rows instead of a packed forest, slower: {path.reason}",
             )
     return _paths[model]
-
-
-def _router_loss_weight(config: Any) -> float:
-    """Weight of the load-balancing loss that a mixture of experts asks for; 0 for other models."""
-    text = config.get_text_config()
-    if not getattr(text, "num_local_experts", True):  # a dense model of a family that has such mixtures
-        return 0.0
-    return float(getattr(text, "router_aux_loss_coef", 0.0) or getattr(text, "aux_loss_coef", 0.0) or 0.0)
 
 
 def _tight(

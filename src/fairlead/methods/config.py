@@ -51,6 +51,7 @@ class Training(BaseModel):
                        never. What is no number always stops
     loss_spike         the same where a step's loss (of at least 4 rows) is this many times the first step's, and from
                        the 20th on this many times the median of the last 50; None for never
+    router_loss        weight of the load-balancing loss of a mixture of experts; None: the one in its configuration
     lora               train adapters and keep the weights; None trains all weights
     shard              under torchrun: split weights, gradients and optimiser state over the processes (FSDP2) instead
                        of keeping all on each. It changes memory and speed, never the result (beyond rounding)
@@ -72,6 +73,7 @@ class Training(BaseModel):
     grad_clip: Positive | None = 1.0
     spike: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = 100.0
     loss_spike: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = 10.0
+    router_loss: NotNegative | None = None
     shard: bool = False
     seed: int = 0
     too_long: Literal["refuse", "skip", "cut"] = "refuse"

@@ -29,6 +29,7 @@ from fairlead.engine.checkpoint import atomic_write
 from fairlead.engine.layout import Tree
 from fairlead.errors import InputError
 from fairlead.methods.anomalies import Alarm, gradient_spike, loss_rising, loss_spike
+from fairlead.methods.balance import Balance
 from fairlead.methods.config import Training
 from fairlead.methods.loggers import Logger
 from fairlead.methods.rows import Rows, scored_tokens
@@ -235,6 +236,7 @@ class Updates:
             for rate, members in self.parts
             for group in _groups(list(members), config.weight_decay)
         ]
+        self.balance = Balance(module, config.router_loss)
         self.optimiser = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
         module.eval()
         self._start()
@@ -244,6 +246,7 @@ class Updates:
         self._loss = 0.0
         self._sums: dict[str, float] = {}
         self._count = 0
+        self._lot: tuple[Rows, tuple[int, ...]] | None = None
         self._bad = 0  # number of the first micro-batch of this step whose loss was not a number, from 1
         self._began = time.perf_counter()
 
@@ -259,8 +262,12 @@ class Updates:
         Raises `TrainingStopped` where the loss or the gradient is not a number, before any weight changes, with the
         batch saved in the checkpoint folder.
         """
-        value = float(loss.detach())
         self._count += 1
+        routers = self._balanced(batch) if self.balance else None
+        if routers is not None:
+            loss = loss + routers
+            sums = {**(sums or {}), "router_loss": float(routers.detach()) * batch.step_rows}  # metrics are per row
+        value = float(loss.detach())
         if not math.isfinite(value):
             if self.world.size == 1:
                 raise self._stopped(f"the loss is {value}", batch.step, batch.rows)
@@ -271,6 +278,13 @@ class Updates:
             self._sums[name] = self._sums.get(name, 0.0) + amount * batch.weight
         if batch.last:
             self._update(batch)
+
+    def _balanced(self, batch: Batch) -> torch.Tensor | None:
+        """What the routers of a mixture of experts add to this micro-batch's loss. A step may have two lots of rows."""
+        lot = (self.rows, batch.members)
+        first, self._lot = lot != self._lot, lot
+        step = [self.rows.trees[row] for row in batch.members]
+        return self.balance.loss(batch.trees, step, self.config.tokens_per_batch, first=first)
 
     def remember(self) -> None:
         """Keep the weights as they are now, to go back to: a copy on the CPU."""
