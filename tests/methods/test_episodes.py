@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -15,7 +17,8 @@ from fairlead import apprentice
 from fairlead.apprentice import world
 from fairlead.errors import InputError, MissingResource
 from fairlead.exchange import Exchange, Message, Text, ToolCall, ToolResult, assistant, exchange, system, user
-from fairlead.methods.episodes import Episodes, SimulatedUser, apprentice_calls, first_of, tools
+from fairlead.methods.episodes import Episodes
+from fairlead.methods.partners import SimulatedUser, apprentice_calls, first_of, tagged_calls, tools
 from fairlead.methods.rollouts import Asked, Drawing, Drawn, LocalSampler, exchange_of
 from fairlead.models.apprentice import PlainTokenizer
 from fairlead.models.render import encode_reply, frame, render_exchange, render_prompt
@@ -285,7 +288,10 @@ def test_log_probs_are_those_of_the_conversation_the_policy_read() -> None:
     for group, alone in zip(groups, plain, strict=True):
         for drawn, first in zip(group, alone, strict=True):
             assert drawn.tokens[: len(first.tokens)] == first.tokens, "the first turn is the sampler's own"
-    assert episodes.draw(rows[1:], how) == groups[1:], "a reply does not depend on its neighbours"
+    alone = list(chain(*episodes.draw(rows[1:], how)))
+    for one, other in zip(alone, chain(*groups[1:]), strict=True):  # a reply does not depend on its neighbours
+        assert one.tokens == other.tokens and one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
+        assert one.reply == other.reply
     assert episodes.draw(rows, replace(how, seed=4)) != groups
 
 
@@ -354,3 +360,17 @@ def test_tools_first_then_a_user() -> None:
     call = Message("assistant", (ToolCall("1", "price", "rope"),))
     assert partner(Exchange((user("a"),), (call,))) == [Message("tool", (ToolResult("1", (Text("4"),)),))]
     assert partner(exchange("a", "b")) == [user("thanks")]
+
+
+def test_tagged_calls_are_read_and_what_is_none_is_said() -> None:
+    text = 'Let me look.\n<tool_call>\n{"name": "price", "arguments": {"item": "rope"}}\n</tool_call>'
+    said, call = tagged_calls(text)
+    assert isinstance(said, Text) and said.text.strip() == "Let me look."
+    assert isinstance(call, ToolCall) and (call.name, json.loads(call.arguments)) == ("price", {"item": "rope"})
+    two = tagged_calls('<tool_call>{"name": "a"}</tool_call>\n<tool_call>{"name": "b", "arguments": {}}')
+    assert [(part.name, part.arguments) for part in two if isinstance(part, ToolCall)] == [("a", "{}"), ("b", "{}")]
+    assert tagged_calls("no call") == (Text("no call"),) and tagged_calls("") == (Text(""),)
+    for wrong, why in (("<tool_call>{}</tool_call>", "a call is"), ("<tool_call>price", "no JSON"),
+                       ("<tool_call>[1]</tool_call>", "a call is")):  # fmt: skip
+        with pytest.raises(ValueError, match=why):
+            tagged_calls(wrong)

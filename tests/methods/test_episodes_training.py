@@ -23,9 +23,10 @@ from fairlead.exchange import Exchange, system, user  # noqa: E402
 from fairlead.methods import policy as loop  # noqa: E402
 from fairlead.methods import policy_terms as terms  # noqa: E402
 from fairlead.methods.config_policy import ALGORITHMS, PolicyConfig  # noqa: E402
-from fairlead.methods.episodes import Episodes, apprentice_calls, first_of, tools  # noqa: E402
+from fairlead.methods.episodes import Episodes  # noqa: E402
 from fairlead.methods.experience import Experience, Piece, part_of  # noqa: E402
 from fairlead.methods.loop import Run, StepRecord  # noqa: E402
+from fairlead.methods.partners import apprentice_calls, first_of, tools  # noqa: E402
 from fairlead.methods.policy import train_policy  # noqa: E402
 from fairlead.methods.rewards import Objective  # noqa: E402
 from fairlead.methods.rollouts import LocalSampler  # noqa: E402

@@ -116,6 +116,45 @@ def _common() -> Mapping[str, tuple[Any, Any]]:
             ],
             "",
         ),
+        "turns": (
+            Annotated[
+                int,
+                typer.Option(
+                    "--turns",
+                    metavar="N",
+                    min=1,
+                    help="Turns of the policy in a reply at most; between them a partner speaks, which is read and "
+                    "never learnt. --max-tokens counts the policy's own tokens of all of them.",
+                ),
+            ],
+            1,
+        ),
+        "partner": (
+            Annotated[
+                list[str],
+                typer.Option(
+                    "--partner",
+                    metavar="user:MODEL|FILE.py:NAME",
+                    help="Of --turns: who speaks, a model that plays the user, or what a Python file of yours defines: "
+                    "a dictionary of functions by the names of tools, or a function from the conversation so far. The "
+                    "first of several that has something to say.",
+                    show_default=False,
+                ),
+            ],
+            (),
+        ),
+        "calls": (
+            Annotated[
+                str,
+                typer.Option(
+                    "--calls",
+                    metavar="none|apprentice|tagged",
+                    help="Of --turns: how the policy writes its calls of tools; tagged is "
+                    '<tool_call>{"name": …, "arguments": {…}}</tool_call>, as Qwen and Hermes write.',
+                ),
+            ],
+            "none",
+        ),
         "n": (
             Annotated[
                 int | None,
@@ -227,6 +266,9 @@ def _train(
     pretraining: Path | None,
     rollouts: str,
     weights: str,
+    turns: int,
+    partner: Sequence[str],
+    calls: str,
     n: int | None,
     constitution: str,
     reader: str,
@@ -244,7 +286,7 @@ def _train(
     terminal = Terminal(quiet_out=as_json)
     order = PolicyOrder(
         name, model, prompts, reward, cost, settings, n, rollouts, critic, pretraining, oracle, seed, skip_bad_rows,
-        threads, constitution, reader, weights,
+        threads, constitution, reader, weights, turns, tuple(partner), calls,
     )  # fmt: skip
     if dry_run:
         from fairlead.stack.dryrun_policy import estimate_policy

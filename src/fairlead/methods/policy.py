@@ -131,7 +131,8 @@ def train_policy(
     reference = Reference(model, config) if config.needs_reference else None
     updates = Updates(learner, asked, config, run, parts={"critic.": config.value_rate})
     key = folder_key("policy", model.lineage, asked.digest, _names(objectives), config.model_dump_json(),
-                     ptx.digest if ptx else "", critic.weights if critic else "")  # fmt: skip
+                     ptx.digest if ptx else "", critic.weights if critic else "",
+                     getattr(sampler, "identity", ""))  # fmt: skip
     steps = config.steps or math.ceil((config.epochs or 1.0) * len(asked.trees) / config.prompts_per_step - 1e-9)
     stopped = ""
     with resumable(updates, key) as done:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fairlead.constitution import usual
-from fairlead.errors import InputError, MissingResource
+from fairlead.errors import InputError
 from fairlead.exchange import Exchange
 from fairlead.feedback.formats import read_demonstrations, read_tasks
 from fairlead.judges.code import BadTests, case_tests
@@ -24,6 +23,7 @@ from fairlead.methods.loggers import Logger
 from fairlead.stack.alone import followed, left_in, loggers_of, make_way, opened_to_train, settled, trainable
 from fairlead.stack.read import validated_settings
 from fairlead.stack.reinforce_told import means_of, telling
+from fairlead.stack.samplers import sampler_of
 from fairlead.stack.source import Source
 from fairlead.stack.stages.train import STATES_EVERY, USUAL_POLICY_LR
 from fairlead.stack.voice import Voice
@@ -47,11 +47,12 @@ class PolicyOrder:
 
     prompts          a file of tasks, or world:MEASURE, of which `n` are drawn (500 where n is None)
     rewards, costs   `[NAME=][WEIGHT*]JUDGE` each (judges/named.py)
-    rollouts         local, or vllm/NAME@URL[,URL]
+    rollouts         local, or vllm/NAME@URL[,URL] (stack/samplers.py)
     weights          DIR[=PATH]: a folder that the servers of `rollouts` see too, by PATH where theirs is another
     critic           a reward model's folder that the value function starts from
     pretraining      a file of demonstrations that are imitated beside
     oracle           whether the truth of the apprentice's world may be a judge
+    turns            of a reply at most; between them `partners` speak, and `calls` is how the policy writes one
     """
 
     name: str
@@ -71,6 +72,9 @@ class PolicyOrder:
     constitution: str = ""
     reader: str = ""
     weights: str = ""
+    turns: int = 1
+    partners: Sequence[str] = ()
+    calls: str = "none"
 
     @property
     def critics(self) -> Reader:
@@ -191,7 +195,16 @@ def open_policy_job(order: PolicyOrder, voice: Voice) -> PolicyJob:
         places=places,
         objectives=objectives,
         written=[one.judge for one, _ in written],
-        sampler=_sampler(order.rollouts, order.weights, model.tokenizer),
+        sampler=sampler_of(
+            model,
+            order.rollouts,
+            order.weights,
+            order.partners,
+            turns=order.turns,
+            calls=order.calls,
+            seed=order.seed,
+            still=config.asynchronous,
+        ),
         critic=critic_of(order.critic, judges, model, prompts, config) if order.critic is not None else None,
         pretraining=pretraining,
     )
@@ -301,25 +314,6 @@ def _pretraining(order: PolicyOrder, voice: Voice) -> tuple[Sequence[Exchange], 
     return rows.rows, rows.places
 
 
-def _sampler(spec: str, weights: str, tokenizer: Any) -> Sampler | None:
-    """What draws the replies; None for the loop's own decoder."""
-    if spec == "local":
-        if weights:
-            raise InputError(f"--weights {weights}: replies are drawn here, so no server needs them; add --rollouts")
-        return None
-    if not spec.lower().startswith("vllm/"):
-        raise InputError(f"--rollouts {spec}: write local, or vllm/NAME@URL (several URLs with commas between)")
-    try:
-        module = importlib.import_module("fairlead.methods.rollouts_vllm")
-    except ModuleNotFoundError as error:
-        raise MissingResource(
-            f"--rollouts {spec}: {error.name} is missing from this installation, so replies are drawn here (local)"
-        ) from error
-    folder, _, seen_as = weights.partition("=")
-    sampler: Sampler = module.sampler_of(spec, tokenizer, weights=folder or None, seen_as=seen_as or None)
-    return sampler
-
-
 def critic_of(
     folder: Path, judges: Mapping[str, Judge], model: Any, prompts: Sequence[Exchange], config: PolicyConfig
 ) -> RewardModel:
@@ -366,6 +360,8 @@ def report_of(job: PolicyJob, made: Reinforced) -> dict[str, Any]:
         "skipped_too_long": len(job.prompts) - made.prompts,
         "rewards": [_about(one, judge) for one, judge in zip(job.objectives, job.written, strict=True)],
         "rollouts": order.rollouts,
+        "turns": order.turns,
+        "partners": list(order.partners),
         "critic": None if order.critic is None else str(order.critic),
         "pretraining": None if order.pretraining is None else str(order.pretraining),
         "config": job.config.model_dump(mode="json"),
