@@ -43,6 +43,12 @@ def train(
     ] = 0.05,
     copies: Annotated[int, typer.Option("--copies", min=0, max=8, help="Of every row in other dress.")] = 2,
     tune: Annotated[bool, typer.Option("--tune", help="Fine-tune the encoder (needs torch) before its heads.")] = False,
+    layers: Annotated[
+        str, typer.Option("--layers", metavar="third|all", help="Of --tune: the upper third, or all (orders need it).")
+    ] = "third",
+    runs: Annotated[
+        int, typer.Option("--runs", metavar="N", min=1, max=16, help="Of --tune: runs whose weights are averaged.")
+    ] = 1,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -62,6 +68,7 @@ def train(
     from fairlead.guard.compile import gravest_of_secrecy
 
     terminal = Terminal(quiet_out=as_json)
+    _belonging(encoder != TFIDF, tune, layers, runs)
     written = load(constitution)
     rows = [
         *from_constitution(written, seed=seed),
@@ -81,11 +88,11 @@ def train(
     options: dict[str, Any] = {"rate": rate, "copies": copies, "seed": seed, "say": terminal.say}
     if encoder != TFIDF:
         from fairlead.guard.classifier.encode import encoder_learner
+        from fairlead.guard.classifier.finetune import Tuning
 
-        options |= {
-            "kind": "encoder",
-            "learn": encoder_learner(Path(encoder), out, tune=tune, seed=seed, say=terminal.say),
-        }
+        tuning = Tuning(seed=seed, frozen_layers=0 if layers == "all" else None) if tune else None
+        learn = encoder_learner(Path(encoder), out, tune=tune, tuning=tuning, runs=runs, seed=seed, say=terminal.say)
+        options |= {"kind": "encoder", "learn": learn}
     trained = train_it(written, rows, out, **options)
     if as_json:
         print_json({"out": str(trained.folder), "sha256": trained.classifier.sha256, "card": trained.card})
@@ -95,6 +102,18 @@ def train(
     for id, view, why in trained.card["left_out"]:
         terminal.say(f"no head: {id} ({view}): {why}")
     terminal.say(f"{trained.folder}: classifier {trained.classifier.sha256[:12]}, card in card.md")
+
+
+def _belonging(encoder: bool, tune: bool, layers: str, runs: int) -> None:
+    """Options that say nothing without each other."""
+    from fairlead.errors import InputError
+
+    if layers not in ("third", "all"):
+        raise InputError(f"--layers {layers}: write third or all")
+    if not tune and (layers != "third" or runs > 1):
+        raise InputError(f"--{'layers' if layers != 'third' else 'runs'}: says how the encoder is tuned; add --tune")
+    if tune and not encoder:
+        raise InputError("--tune: fine-tunes an encoder; give its folder with --encoder")
 
 
 def _numbers(test: dict[str, Any]) -> str:

@@ -267,6 +267,36 @@ def test_a_classifier_on_an_encoder_is_trained_saved_and_read_back(encoder: Path
     assert made.classifier.manifest.constitution == constitution().sha256
 
 
+def test_the_command_tunes_as_many_layers_and_runs_as_it_is_told(
+    encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fairlead.cli import guard_train
+    from fairlead.guard.classifier import encode
+
+    told: list[dict[str, Any]] = []
+
+    class Enough(Exception):
+        pass
+
+    def learner(folder: Path, out: Path, **options: Any) -> Any:
+        told.append(options)
+        raise Enough
+
+    monkeypatch.setattr(encode, "encoder_learner", learner)
+    for more in ({"tune": True}, {"tune": True, "layers": "all", "runs": 3}, {}):
+        with pytest.raises(Enough):
+            guard_train.train("hhh", None, encoder=str(encoder), out=tmp_path / "c", probe=None, **more)  # type: ignore[arg-type]
+    third, whole, frozen = told
+    assert (third["tuning"].frozen_layers, third["runs"]) == (None, 1)
+    assert (whole["tuning"].frozen_layers, whole["runs"]) == (0, 3) and frozen["tuning"] is None
+    for wrong, says in (({"layers": "all"}, "--layers: says how"), ({"runs": 2}, "--runs: says how"),
+                        ({"tune": True, "layers": "some"}, "write third or all")):  # fmt: skip
+        with pytest.raises(InputError, match=says):
+            guard_train.train("hhh", None, encoder=str(encoder), out=tmp_path / "c", probe=None, **wrong)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="give its folder with --encoder"):
+        guard_train.train("hhh", None, encoder="tfidf", out=tmp_path / "c", probe=None, tune=True)
+
+
 @pytest.mark.parametrize("kind", ["distilbert", "bert"])
 def test_any_sequence_classifier_serves_by_its_folder(encoder: Path, tmp_path: Path, kind: str) -> None:
     import shutil
