@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from tests.methods.policies import objectives, prompts, settings  # noqa: E402
 from tests.methods.trainable import Tiny, tiny_model, weights  # noqa: E402
 
 from fairlead.engine.logprobs import score  # noqa: E402
+from fairlead.methods.loop import Run, StepRecord  # noqa: E402
 from fairlead.methods.policy import Reinforced, train_policy  # noqa: E402
 from fairlead.methods.rollouts import LocalSampler  # noqa: E402
 
@@ -77,3 +80,27 @@ def test_the_closing_kl_is_of_the_final_weights_on_replies_of_their_own(model: T
 
 def test_a_run_whose_kl_nobody_measures_says_nothing_of_it_at_the_end(model: Tiny) -> None:
     assert run(model, steps=1, lr=0.3, watch_kl=False).closing == {}
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_what_is_put_back_has_drawn_good_replies_itself_also_where_they_are_drawn_ahead(
+    model: Tiny, tmp_path: Path, killed: bool
+) -> None:
+    """Replies of older weights say nothing of those that learn from them; also after a kill in between."""
+
+    def progress(record: StepRecord) -> None:
+        if killed and record.step == 3:
+            raise KeyboardInterrupt
+
+    free = run(model, asynchronous=True, kl_burst=1e3)
+    assert [record.told["kl_token"] > 1.0 for record in free.steps][:5] == [False] * 4 + [True]
+    config = settings("grpo", lr=0.01, kl=0.0, steps=8, asynchronous=True, kl_burst=1.0)
+    if killed:
+        with pytest.raises(KeyboardInterrupt):
+            train_policy(model, prompts(), objectives(), config, Run(checkpoint=tmp_path, every=3, progress=progress))
+        (last,) = tmp_path.glob("training-*/step-00000004")  # as after a kill: the state before it is the newest
+        shutil.rmtree(last)
+    made = train_policy(model, prompts(), objectives(), config, Run(checkpoint=tmp_path, every=3))
+    # The fifth replies, too far away, are those of the weights after 3 steps; the fourth were drawn with those after 2.
+    assert made.stopped.startswith("KL burst") and "those after 2 optimiser steps" in made.stopped
+    assert torch.equal(weights(made.model), weights(run(model, asynchronous=True, steps=2, kl_burst=1e3).model))

@@ -90,7 +90,8 @@ class PolicyConfig(Training):
     cost_start         where the multiplier starts
     cost_highest       the highest that it may be
 
-    asynchronous       the next step's replies are drawn while this one is learnt from, by weights one step older
+    asynchronous       the next step's replies are drawn while this one is learnt from, by weights one step older; what
+                       is told of them, KL and reward, is of those, and the gradient corrected (importance_cap)
     spike              as in `Training`, but None: a group with nothing to say has no gradient, so that none is usual
     loss_spike         None: a policy's loss is around 0 however well it does. These two say how it does:
     kl_burst           stop where the KL exceeds this many nats per drawn token (mean of the step)

@@ -193,6 +193,7 @@ class Updates:
               saved and restored with the weights
     tensors   the same, as tensors that are equal on all processes
     good      weights to go back to, by the parameter's name; of split ones this process's part
+    held      the same of weights of which nobody knows yet whether they are good
     told      what the next record says of its step; taken by it
     """
 
@@ -210,6 +211,7 @@ class Updates:
         self.extra: dict[str, float] = {}
         self.tensors: dict[str, torch.Tensor] = {}
         self.good: dict[str, torch.Tensor] = {}
+        self.held: dict[str, torch.Tensor] = {}
         self.told: dict[str, float] = {}
         self.key = ""  # names this run's files; set by resume.resumable
         self.watch: Callable[[Sequence[StepRecord]], Sequence[Alarm]] | None = None  # a method's own alarms so far
@@ -288,12 +290,23 @@ class Updates:
 
     def remember(self) -> None:
         """Keep the weights as they are now, to go back to: a copy on the CPU."""
+        self._copy_to(self.good)
+
+    def hold(self) -> None:
+        """Keep them beside until it is known whether they are good: `vouch` makes what is held that to go back to."""
+        self._copy_to(self.held)
+
+    def vouch(self) -> None:
+        """What was held is good."""
+        self.good, self.held = self.held, self.good
+
+    def _copy_to(self, kept: dict[str, torch.Tensor]) -> None:
         for name, parameter in self.parameters.items():
             now = parallel.local(parameter).detach()
-            if name in self.good:
-                self.good[name].copy_(now)
+            if name in kept:
+                kept[name].copy_(now)
             else:
-                self.good[name] = now.cpu().clone()
+                kept[name] = now.cpu().clone()
 
     def put_back(self) -> bool:
         """Go back to the weights that `remember` kept; False where there are none."""

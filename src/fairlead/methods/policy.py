@@ -241,9 +241,22 @@ class Loop:
         if found.verdict:
             return self._gone_back(found.verdict)
         if found.good:
-            updates.remember()
-            updates.extra["good"] = float(updates.done)
+            self._keep(step)
+        if config.asynchronous:  # the next step's replies are drawn with these, and tell only then how they do
+            updates.hold()
+            updates.extra["held"] = float(updates.done)
         return ""
+
+    def _keep(self, step: Experience) -> None:
+        """Keep the weights that drew these replies, to go back to: what the replies say is of them alone."""
+        updates = self.updates
+        if not step.told["staleness"]:
+            updates.remember()
+        elif updates.extra.get("held") == step.version:
+            updates.vouch()
+        else:  # a state of before they were held
+            return
+        updates.extra["good"] = float(step.version)
 
     def unhealthy_at_last(self, closing: Mapping[str, float]) -> str:
         """The same of what the last step left, by its KL alone: nobody has judged its replies."""

@@ -58,7 +58,23 @@ class Coefficients:
 
 
 def kl_of_draw(step: Experience) -> Tensor:
-    """log pi - log pi_ref of each drawn token, [N], nats: under the trainer where it read them, else as drawn."""
+    """log pi - log pi_ref of each drawn token, [N], nats, whose mean estimates a KL: of the policy that drew.
+
+    Where that is the one that learns, under the trainer if it read them. Replies drawn by older weights say in the mean
+    how far those are from the reference: the newer policy's log-probs of them would estimate KL(old || ref) less
+    KL(old || new), which may fall below 0 while both grow.
+    """
+    if step.told.get("staleness"):
+        return kl_estimators.k1(step.sampler_N, step.more["ref_N"])
+    return kl_of_policy(step)
+
+
+def kl_of_policy(step: Experience) -> Tensor:
+    """The same of the policy that learns, [N]: what a reward is charged, whoever drew.
+
+    Of replies of older weights it is no estimate; the loss weighs each token by `importance_N`, which makes its
+    gradient that of KL(pi || ref) as far as it makes the reward's right (a token's ratio, up to the cap).
+    """
     return kl_estimators.k1(step.more.get("old_N", step.sampler_N), step.more["ref_N"])
 
 
@@ -73,13 +89,13 @@ def advantages_of_step(
         return _gae(step, config, now)
     in_reward = config.kl > 0 and config.kl_in == "reward"
     if config.advantage == "reinforce_pp":
-        kl_N = kl_of_draw(step) if in_reward else torch.zeros_like(step.sampler_N)
+        kl_N = kl_of_policy(step) if in_reward else torch.zeros_like(step.sampler_N)
         token_N = shaping.token_rewards(reward_R, kl_N, step.count_R, beta=now.kl)
         return step.with_more(adv_N=adv.reinforce_pp(token_N, step.count_R))
     if config.advantage == "reinforce_pp_baseline":
         return step.with_more(adv_N=adv.reinforce_pp_baseline(reward_R, group_R, reply_N))
     if in_reward:
-        reward_R = shaping.reply_rewards(reward_R, kl_of_draw(step), reply_N, beta=now.kl)
+        reward_R = shaping.reply_rewards(reward_R, kl_of_policy(step), reply_N, beta=now.kl)
     if config.advantage == "group":
         adv_R = adv.group_centred(reward_R, group_R, scale=config.scale)
     elif config.advantage == "rloo":
@@ -101,7 +117,7 @@ def advantages_of_step(
 def _gae(step: Experience, config: PolicyConfig, now: Coefficients) -> Experience:
     """The critic's first column is the reward's value, the second the cost's."""
     in_reward = config.kl > 0 and config.kl_in == "reward"
-    kl_N = kl_of_draw(step) if in_reward else torch.zeros_like(step.sampler_N)
+    kl_N = kl_of_policy(step) if in_reward else torch.zeros_like(step.sampler_N)
     token_N = shaping.token_rewards(step.more["reward_R"], kl_N, step.count_R, beta=now.kl)
     estimate = partial(adv.gae, count_R=step.count_R, gamma=config.gamma, lam=config.lam)
     value_NK = step.more["value_NK"]
@@ -120,7 +136,7 @@ def _gae(step: Experience, config: PolicyConfig, now: Coefficients) -> Experienc
 
 def _nash(step: Experience, config: PolicyConfig) -> Tensor:
     """The first reply of each pair is the policy's, the second the mixture's: it is compared with, not learnt from."""
-    log_ratio_R = step.sum_R(kl_of_draw(step))
+    log_ratio_R = step.sum_R(kl_of_policy(step))
     adv_R = torch.zeros(step.replies, dtype=torch.float64)
     adv_R[::2] = adv.nash_md(step.more["win_P"], log_ratio_R[::2], tau=config.nash_tau)
     return adv_R
@@ -201,7 +217,7 @@ def policy_loss(
         kl_N = getattr(kl_estimators, config.kl_estimator)(logp_N, ref_N)
         if config.kl_reweighted:
             kl_N = kl_estimators.reweighted(kl_N, logp_N - old_N)
-        loss = loss + loss_of.weighted_sum(now.kl * kl_N, share_N)
+        loss = loss + loss_of.weighted_sum(now.kl * kl_N, weight_N)  # an estimate is of who drew: weighed like the rest
     if config.entropy:
         assert logp.entropy_N is not None
         loss = loss + loss_of.weighted_sum(loss_of.entropy_bonus(logp.entropy_N, coef=config.entropy), share_N)

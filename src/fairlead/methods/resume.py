@@ -167,6 +167,7 @@ def _state(updates: Updates) -> dict[str, torch.Tensor]:
         state = updates.optimiser.state.get(parameter, {})
         tensors |= {f"{m}.{name}": parallel.local(torch.as_tensor(state[m])) for m in _MOMENTS if m in state}
     tensors |= {f"good.{name}": kept for name, kept in updates.good.items()}
+    tensors |= {f"held.{name}": kept for name, kept in updates.held.items()}
     return tensors
 
 
@@ -259,7 +260,8 @@ def _read(updates: Updates, state: Path) -> tuple[dict[str, Any], list[dict[str,
 
 def _apply(updates: Updates, about: dict[str, Any], tensors: list[dict[str, torch.Tensor]]) -> None:
     here = updates.world
-    moments, good = _moments(updates, tensors), _held(tensors, "good.")
+    moments = _moments(updates, tensors)
+    kept = [("good", updates.good, _named(tensors, "good.")), ("held", updates.held, _named(tensors, "held."))]
     with torch.no_grad():
         for name, parameter in updates.parameters.items():
             parallel.local(parameter).copy_(_part(updates, about, tensors, f"weight.{name}", parameter))
@@ -269,8 +271,9 @@ def _apply(updates: Updates, about: dict[str, Any], tensors: list[dict[str, torc
                 like = torch.zeros((), device=parameter.device) if count else torch.zeros_like(parameter)
                 parallel.local(like).copy_(_part(updates, about, tensors, f"{moment}.{name}", like))
                 state[moment] = like
-            if name in good:
-                updates.good[name] = _part(updates, about, tensors, f"good.{name}", parameter).cpu().clone()
+            for what, into, names in kept:
+                if name in names:
+                    into[name] = _part(updates, about, tensors, f"{what}.{name}", parameter).cpu().clone()
     updates.records[:] = [StepRecord(**record) for record in about["records"]]
     updates.extra.update(about["extra"][min(here.rank, len(about["extra"]) - 1)])
     _carry(updates, tensors[0] if here.rank == 0 else {})
@@ -288,13 +291,13 @@ def _apply(updates: Updates, about: dict[str, Any], tensors: list[dict[str, torc
 
 def _carry(updates: Updates, tensors: dict[str, torch.Tensor]) -> None:
     """What the method carries as tensors, from process 0 to all."""
-    for name in _held([tensors], "carried."):
+    for name in _named([tensors], "carried."):
         told = parallel.from_first(tensors.get(f"carried.{name}"))
         assert told is not None
         updates.tensors[name] = told
 
 
-def _held(tensors: list[dict[str, torch.Tensor]], start: str) -> list[str]:
+def _named(tensors: list[dict[str, torch.Tensor]], start: str) -> list[str]:
     """What process 0 has read of the names that begin so, without that beginning, on every process."""
     names = (name.removeprefix(start) for name in (tensors[0] if tensors else {}) if name.startswith(start))
     return parallel.texts("\n".join(names))[0].splitlines()
@@ -304,7 +307,7 @@ def _moments(updates: Updates, tensors: list[dict[str, torch.Tensor]]) -> dict[s
     """Which moments the state holds of which parameter, on every process."""
     found: dict[str, list[str]] = {}
     for moment in _MOMENTS:
-        for name in _held(tensors, f"{moment}."):
+        for name in _named(tensors, f"{moment}."):
             if name in updates.parameters:
                 found.setdefault(name, []).append(moment)
     return found
