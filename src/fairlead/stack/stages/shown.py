@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 from fairlead.errors import InputError
-from fairlead.exchange import Exchange, from_json
+from fairlead.exchange import Exchange, from_json, to_json
 from fairlead.feedback.split import take
 from fairlead.feedback.write import write_exchanges
 from fairlead.judges.lineage import leaf
 from fairlead.stack.context import Built, Context, Used
 from fairlead.stack.folder import read_lines, write_json
-from fairlead.stack.identity import code_hash, file_hash
+from fairlead.stack.identity import code_hash, digest, file_hash
 from fairlead.stack.plan_base import PEOPLE
 from fairlead.stack.plan_data import GIVEN, OWN, Demonstrations
 from fairlead.stack.stages.data import Data, fitted, held_out_prompts
@@ -49,21 +49,27 @@ def _simulated(config: Demonstrations, name: str, ctx: Context) -> Data:
 
     show = annotators.worked if config.show == "worked" else annotators.demonstrations
     try:
-        rows = tuple(show(config.n, ctx.seed, slips=config.slips))
+        written = show(config.n, ctx.seed, slips=config.slips)
     except ValueError as error:
         raise InputError(f"layer {name!r}: demonstrations: {error}") from None
+    kept_out = held_out_prompts(ctx)  # simulated comparisons ask the demonstrator's own prompts
+    rows = tuple(row for row in written if row.messages not in kept_out)
+    left = len(written) - len(rows)
+    if not rows:
+        raise InputError(f"layer {name!r}: demonstrations: every prompt is held out to measure preference accuracy on")
     kind = "worked examples" if config.show == "worked" else "demonstrations"
     ctx.simulates(f"{name}: {kind} by a demonstrator of the apprentice's world ({config.slips:.0%} slips)")
     what = {
         "stage": "simulated demonstrations", "config": config.model_dump(mode="json"), "seed": ctx.seed,
-        "code": code_hash("apprentice"),
+        "rows": digest([to_json(row) for row in rows]), "code": code_hash("apprentice"),
     }  # fmt: skip
     entry = ctx.cache.make("demonstrations", what, lambda folder: write_exchanges(folder / "data.jsonl", rows))
     shown = f"{config.show} {config.slips:g} {ctx.seed}"
     used: Used = (("train", "simulated demonstrator", leaf("annotator", text="simulated demonstrator", code=shown)),)
     places = tuple(f"demonstration {i}" for i in range(len(rows)))
-    said = f"{len(rows):,} {kind} by a simulated demonstrator"
-    return Data(entry, rows, places, used, said, {"rows": len(rows)}, {f"simulated {kind}": len(rows)})
+    said = f"{len(rows):,} {kind} by a simulated demonstrator" + _left_out(left)
+    facts = {"rows": len(rows), "held_out": left}
+    return Data(entry, rows, places, used, said, facts, {f"simulated {kind}": len(rows)})
 
 
 def _own(config: Demonstrations, name: str, below: Built, ctx: Context) -> Data:
@@ -114,9 +120,11 @@ def from_file(path: str, ctx: Context) -> Data:
         lambda folder: write_exchanges(folder / "data.jsonl", rows),
     )
     name = ctx.preferences_path if path == GIVEN else path
-    said = f"{len(rows):,} demonstrations from {Path(name).name}"
-    if left:
-        said += f"; {len(left):,} left out, whose prompts are held out to measure preference accuracy on"
+    said = f"{len(rows):,} demonstrations from {Path(name).name}" + _left_out(len(left))
     kind = "simulated" if path == GIVEN and ctx.preferences_are_simulated else "human"
     labels = {f"{kind} demonstrations": len(rows)}
     return Data(entry, rows, places, (), said, {"rows": len(rows), "held_out": len(left)}, labels)
+
+
+def _left_out(count: int) -> str:
+    return f"; {count:,} left out, whose prompts are held out to measure preference accuracy on" if count else ""
