@@ -479,6 +479,19 @@ def test_an_alarm_is_said(model: Path, capsys: pytest.CaptureFixture[str]) -> No
     ]
 
 
+def test_a_loss_that_rises_is_said_under_way_and_at_the_end(
+    model: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of imitation, which has no alarms of its own, by a model that has something to lose."""
+    assert main(train("sft", model, *SETTINGS, "--steps", "30", "--lr", "0.01", out="taught")) == 0
+    wild = ["--steps", "12", "--rows-per-step", "8", "--lr", "0.9", "--warmup", "0", "--threads", "1"]
+    assert main(train("sft", "./taught", *wild, "--grad-clip", "none", "--loss-spike", "none")) == 0
+    said = capsys.readouterr().out
+    (warning,) = json.loads(Path("out/train.json").read_text())["warnings"]
+    assert warning.startswith("loss-rises: the loss is") and f"warning: {warning}" in said
+    assert "step 8 of 12: loss-rises: the loss is" in caplog.text
+
+
 def test_words_for_a_training_without_samples_for_the_kl() -> None:
     found = {"method": "dpo", "pairs": 1200, "steps": 3, "ties": 2, "identical": 1, "kl": None, "accuracy": 0.75}
     assert told(found) == [

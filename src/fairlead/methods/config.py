@@ -49,8 +49,8 @@ class Training(BaseModel):
     spike              stop, with the batch saved, where a step's gradient is this many times as long as usual: the
                        median of the last 50 steps' or of the first 20, whichever is more (from the 20th on); None for
                        never. What is no number always stops
-    loss_spike         the same where a step's loss (of at least 4 rows) is this many times the first step's, and from
-                       the 20th on this many times the median of the last 50; None for never
+    loss_spike         the same where the loss of the last 32 rows (a larger step's own) is this many times the start's,
+                       and from the 20th step on this many times the mean of the last 50; None for never
     router_loss        weight of the load-balancing loss of a mixture of experts; None: the one in its configuration
     lora               train adapters and keep the weights; None trains all weights
     shard              under torchrun: split weights, gradients and optimiser state over the processes (FSDP2) instead
@@ -78,6 +78,11 @@ class Training(BaseModel):
     seed: int = 0
     too_long: Literal["refuse", "skip", "cut"] = "refuse"
     lora: Lora | None = None
+
+    @property
+    def rows_alike(self) -> bool:
+        """Whether rows have about the same loss before they are learnt from, so that a few tell where a run starts."""
+        return True
 
     @model_validator(mode="after")
     def _one_of_each(self) -> Self:
@@ -114,6 +119,10 @@ class RewardConfig(Training):
     centre: NotNegative = 0.01
     length: NotNegative = 0.0
     head_seed: int = 0
+
+    @property
+    def rows_alike(self) -> bool:
+        return not self.margin
 
 
 class RewardEnsembleConfig(RewardConfig):
@@ -262,6 +271,10 @@ class DPOConfig(PairwiseConfig):
         return not self.reference_free
 
     @property
+    def rows_alike(self) -> bool:
+        return not (self.reference_free or self.margin)
+
+    @property
     def coupled(self) -> bool:
         """Whether the loss of a pair depends on the other pairs of its step."""
         return self.loss in ("aot", "aot_unpaired")
@@ -329,6 +342,10 @@ class CPOConfig(PairwiseConfig):
 
     @property
     def needs_reference(self) -> bool:
+        return False
+
+    @property
+    def rows_alike(self) -> bool:
         return False
 
 

@@ -328,9 +328,9 @@ class Updates:
         norm = math.hypot(*(parallel.clip_gradients(members, limit) for _, members in self.parts))
         if not math.isfinite(norm):
             raise self._stopped(f"the gradient's norm is {norm}", batch.step, batch.members)
-        losses, norms = [record.loss for record in self.records], [record.grad_norm for record in self.records]
-        spike = gradient_spike(norm, norms, self.config.spike)
-        if spike := spike or loss_spike(self._loss, batch.step_rows, losses, self.config.loss_spike):
+        config, alike = self.config, self.config.rows_alike
+        spike = gradient_spike(norm, self.records, config.spike)
+        if spike := spike or loss_spike(self._loss, batch.step_rows, self.records, config.loss_spike, alike=alike):
             raise self._stopped(spike, batch.step, batch.members)
         lr = learning_rate(self.config, batch.step, batch.steps)
         self.settled = False
@@ -360,7 +360,7 @@ class Updates:
 
     def _watch(self) -> None:
         """Say each alarm once, at the step that first shows it; what the method returns says how it went on."""
-        found = loss_rising(self.records) if self.config.loss_is_progress else ()
+        found = loss_rising(self.records, alike=self.config.rows_alike) if self.config.loss_is_progress else ()
         for alarm in (*found, *(self.watch(self.records) if self.watch is not None else ())):
             if alarm.name not in self._alarmed and self.world.rank == 0:
                 log.warning("step %d of %d: %s: %s", alarm.step, self.records[-1].steps, alarm.name, alarm.message)

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from fairlead.methods.anomalies import loss_rises
+from fairlead.methods.config import Training
 
 
 def facts_of(made: Any) -> dict[str, Any]:
@@ -23,7 +24,7 @@ def facts_of(made: Any) -> dict[str, Any]:
     return facts | (made.metrics() if hasattr(made, "metrics") else {})
 
 
-def warnings_of(made: Any) -> list[str]:
+def warnings_of(made: Any, config: Training) -> list[str]:
     """Its alarms, and those of its loss: each by its name and in words."""
-    alarms = (*getattr(made, "alarms", ()), *loss_rises(made.records))
+    alarms = (*getattr(made, "alarms", ()), *loss_rises(made.records, alike=config.rows_alike))
     return [f"{alarm.name}: {alarm.message}" for alarm in alarms]

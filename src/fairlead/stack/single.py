@@ -71,7 +71,7 @@ def train_stage(order: Order, out: Path, voice: Voice, log: Sequence[str] = ()) 
         made = train_job(job, voice, unfinished, loggers)
         return made, {
             "method": order.name, "model": order.spec, "data": str(order.data),
-            "config": job.config.model_dump(mode="json"), **facts_of(made), "warnings": warnings_of(made),
+            "config": job.config.model_dump(mode="json"), **facts_of(made), "warnings": warnings_of(made, job.config),
         }  # fmt: skip
 
     return left_in(out, make)

@@ -59,7 +59,7 @@ def dpo(layer: DPOLayer, below: Built, ctx: Context) -> Built:
         rows, places = _rated(pairs, layer.name) if method.data == "rated" else (pairs.rows, pairs.places)
         made = method.train(model, rows, config, run, places=places)
         facts = facts_of(made) if method.data == "pairs" else {**facts_of(made), "undecided": _undecided(pairs)}
-        return made.model, facts, made.records, tuple(warnings_of(made))
+        return made.model, facts, made.records, tuple(warnings_of(made, config))
 
     entry, facts = trained(layer.name, layer.kind, config, pairs.entry, below, ctx, train)
     folder = entry.path / "model"

@@ -72,7 +72,7 @@ def reward(layer: RewardLayer, below: Built, ctx: Context) -> Rewarded:
             "held_out": _accuracy(made.model, take(data.rows, out_at), ctx.seed),
             "lineage": used_to_json((("train", layer.name, made.model.lineage),)),
         }
-        return made.model, facts, made.records, tuple(warnings_of(made))
+        return made.model, facts, made.records, tuple(warnings_of(made, config))
 
     split = {
         "comparisons": data.entry.key, "held_out": share, "seed": ctx.seed, "name": layer.name,

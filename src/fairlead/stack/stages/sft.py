@@ -37,7 +37,7 @@ def sft(layer: SFTLayer, below: Built, ctx: Context) -> Built:
             "rows": tuned.rows, "skipped_too_long": tuned.skipped_too_long, "cut": tuned.cut,
             "steps": len(tuned.records), "final_loss": tuned.final_loss,
         }  # fmt: skip
-        return tuned.model, facts, tuned.records, tuple(warnings_of(tuned))
+        return tuned.model, facts, tuned.records, tuple(warnings_of(tuned, config))
 
     entry, facts = trained(layer.name, "sft", config, data.entry, below, ctx, train)
     folder = entry.path / "model"
