@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -11,7 +13,12 @@ torch = pytest.importorskip("torch")
 from fairlead.engine.forward import path_of  # noqa: E402
 from fairlead.engine.layout import Tree  # noqa: E402
 from fairlead.engine.logprobs import reply_logprobs  # noqa: E402
+from fairlead.methods import adapters  # noqa: E402
+from fairlead.methods.config import Lora  # noqa: E402
+from fairlead.methods.config_policy import ALGORITHMS, PolicyConfig  # noqa: E402
+from fairlead.stack.dryrun_policy import _memory  # noqa: E402
 from fairlead.stack.memory import footprint, peak_resident  # noqa: E402
+from support import tiny  # noqa: E402
 from support.live import Live  # noqa: E402
 
 
@@ -95,3 +102,28 @@ def test_the_peak_grows_with_what_is_held() -> None:
     after = peak_resident()
     assert after is not None and after >= 200_000_000 and after >= before
     del held
+
+
+def test_adapters_of_policy_and_critic_are_counted_once_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A critic that starts as the policy has as many; one of another body has its own."""
+    pytest.importorskip("peft")
+    copies: list[object] = []
+    plain = adapters.trainable_copy
+    monkeypatch.setattr(
+        adapters, "trainable_copy", lambda module, config: copies.append(module) or plain(module, config)
+    )
+    model, other = (SimpleNamespace(module=tiny.llama(40, width=width)) for width in (32, 64))
+    config = ALGORITHMS["ppo"].settings({"lora": Lora(rank=2), "max_tokens": 4, "prompts_per_step": 2})
+    totals = []
+    for start in (None, SimpleNamespace(model=other)):
+        copies.clear()
+        job: Any = SimpleNamespace(config=config, model=model, critic=start, sampler=None)
+        totals.append(_memory(job, 6, 2)["critic"])
+        assert copies == ([model.module] if start is None else [model.module, other.module])
+    sizes = [footprint(m.module, 20, trained=_trained(m.module, config)) for m in (model, other)]
+    assert totals == [f.weights + f.gradients + f.moments + (f.activations or 0) for f in sizes]
+    assert sizes[0].trained < sizes[1].trained
+
+
+def _trained(module: torch.nn.Module, config: PolicyConfig) -> int:
+    return sum(p.numel() for p in adapters.trainable_copy(module, config).parameters() if p.requires_grad)

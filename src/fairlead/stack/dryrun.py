@@ -12,8 +12,8 @@ from fairlead.stack.single import Job, Order, open_job, train_job
 from fairlead.stack.voice import Voice
 
 if TYPE_CHECKING:
+    from fairlead.methods.config import Training
     from fairlead.methods.rows import Rows
-    from fairlead.stack.reinforce import PolicyJob
 
 SCORED_ROWS = 2_000  # of comparisons, about as many are read again at the end: to calibrate on, to bring on one scale
 TRIED_STEPS = 3  # the fastest counts, since the first one pays for warming up
@@ -40,7 +40,7 @@ def estimate_stage(order: Order, voice: Voice) -> dict[str, Any]:
     beside = max(0.0, total - sum(record.seconds for record in made.records))
     members = getattr(job.config, "members", 1)
     at_once = min(job.config.tokens_per_batch, max(sum(rows.trees[row].tokens for row in step) for step in steps))
-    memory = footprint(job.model.module, at_once, trained=adapted(job))
+    memory = footprint(job.model.module, at_once, trained=adapted(job.model.module, job.config))
     copies = sum(p.numel() * p.element_size() for p in job.model.module.parameters()) * (members - 1)
     memory = dataclasses.replace(memory, weights=memory.weights + copies)  # finished members stay
     return {
@@ -87,13 +87,13 @@ def _distinct(job: Job) -> tuple[Job, int]:
     return dataclasses.replace(job, rows=kept, places=places), identical
 
 
-def adapted(job: Job | PolicyJob) -> int | None:
-    """How many parameters are trained where not all are: those of adapters."""
-    if job.config.lora is None:
+def adapted(module: Any, config: Training) -> int | None:
+    """How many of a module's parameters are trained where not all are: those of adapters."""
+    if config.lora is None:
         return None
     from fairlead.methods.adapters import trainable_copy
 
-    copied = trainable_copy(job.model.module, job.config)
+    copied = trainable_copy(module, config)
     return sum(int(p.numel()) for p in copied.parameters() if p.requires_grad)
 
 

@@ -69,11 +69,12 @@ def _memory(job: PolicyJob, longest: int, replies: int) -> dict[str, int | None]
     config, module = job.config, job.model.module
     step = config.prompts_per_step * longest + replies * config.max_tokens
     at_once = min(config.tokens_per_batch, step)
-    parts = dataclasses.asdict(own := footprint(module, at_once, trained=adapted(job)))
+    trained = adapted(module, config)
+    parts = dataclasses.asdict(own := footprint(module, at_once, trained=trained))
     more: dict[str, int | None] = {}
     if config.advantage == "gae":
         body = job.critic.model.module if job.critic is not None else module
-        second = footprint(body, at_once, trained=adapted(job))
+        second = footprint(body, at_once, trained=trained if body is module else adapted(body, config))
         alike = second.weights // 2 if own.trained == own.parameters else second.weights
         more["critic"] = alike + second.gradients + second.moments + (second.activations or 0)
     if job.sampler is None:
