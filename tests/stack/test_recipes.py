@@ -19,6 +19,7 @@ from fairlead.stack.read import parse_plan, read_recipe, read_stack, recipe_name
 from fairlead.stack.run import Options, context
 from fairlead.stack.simulated import whose
 from fairlead.stack.smoke import MOST, smoke
+from fairlead.stack.stages.asked import asked
 from fairlead.stack.voice import Quiet
 from support import tiny
 
@@ -268,3 +269,14 @@ def test_an_ensemble_is_no_start_of_a_value_function() -> None:
     text = "prompts: {per_principle: 2}\nlayers:\n - reward-ensemble: {name: several}\n - ppo: {reward: several, critic: several}"
     with pytest.raises(InputError, match="'several' is a reward-ensemble; a value function starts from one"):
         checked(plan(text))
+
+
+def test_the_share_of_harmful_requests_is_what_the_page_says() -> None:
+    pytest.importorskip("torch")
+    plan = planned("safe")
+    ctx = context(plan, Options(threads=1), Quiet())
+    (layer,) = (one for one in plan.layers if isinstance(one, PolicyLayer))
+    rows = asked(layer.prompts, layer.name, ctx.base(), ctx).rows
+    harmful = sum(row.meta["kind"] == "harm" for row in rows)
+    page = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text().replace("\n", " ")
+    assert f"{harmful} of the {len(rows):,} prompts asked, {harmful / len(rows):.0%}" in page
