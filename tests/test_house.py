@@ -25,9 +25,9 @@ HEAVY = re.compile(
     r"fairlead\.(engine(\..*)?|apprentice\.pretrain|models\.local|stack\.stages\.(sft|dpo|train)"
     r"|models\.adapted|judges\.(reward_model|reward_ensemble)|methods\.(adapters|losses_reward|process|reward|reward_(evaluate|members)|warm)"
     r"|methods\.(advantages|kl_estimators|losses_policy|shaping)"
-    r"|methods\.(experience|gather|journal|learner|policy|policy_terms|reading|rewards|rollouts(_vllm.*)?|episodes)"
+    r"|methods\.(experience|fitting|gather|journal|learner|policy|policy_terms|reading|rewards|rollouts(_vllm.*)?|episodes)"
     r"|methods\.(balance|coupled|density|drift|loop|losses|losses_unpaired|neftune|pairs|sft|preference|unpaired|evaluate|kl|reference"
-    r"|resume|rows))"
+    r"|optimiser|resume|rows))"
 )
 
 

@@ -18,8 +18,9 @@ from tests.methods.trainable import demonstrations, pairs, tiny_model  # noqa: E
 from fairlead.engine.logprobs import reply_logprobs  # noqa: E402
 from fairlead.errors import InputError  # noqa: E402
 from fairlead.methods.config import Training  # noqa: E402
-from fairlead.methods.loop import Run, TrainingStopped, Updates, batches, learning_rate, step_rows  # noqa: E402
+from fairlead.methods.loop import Run, TrainingStopped, Updates, batches, step_rows  # noqa: E402
 from fairlead.methods.losses import chosen_nll, dpo, sft_nll  # noqa: E402
+from fairlead.methods.optimiser import learning_rate  # noqa: E402
 from fairlead.methods.rows import Rows, exchange_rows, pair_rows, scored_tokens  # noqa: E402
 
 MODEL = tiny_model()

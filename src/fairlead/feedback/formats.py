@@ -19,7 +19,8 @@ from fairlead.errors import InputError
 from fairlead.exchange import Exchange, Message, Preference, Rated, Stepped
 from fairlead.feedback.files import BadRow, Paths, Table, find_files, read_lines, read_table
 from fairlead.feedback.rankings import COMPARISONS, RANKINGS, Comparison
-from fairlead.feedback.shapes import DEMONSTRATIONS, LABELLED, PREFERENCES, PROMPTS, RATED, TIE, Shape
+from fairlead.feedback.shapes import DEMONSTRATIONS, LABELLED, PROMPTS, RATED, TIE
+from fairlead.feedback.shapes_pairs import PREFERENCES, Shape
 from fairlead.feedback.steps import STEPS
 from fairlead.feedback.tasks import TASKS
 

@@ -19,7 +19,8 @@ from typing import Any, TypeAlias
 from fairlead.exchange import Message, Preference, Ranking, assistant, from_json
 from fairlead.feedback.dialogue import messages_of, text_of
 from fairlead.feedback.files import BadRow
-from fairlead.feedback.shapes import PREFERENCES, PROMPTS, Pair, Record, Shape
+from fairlead.feedback.shapes import PROMPTS
+from fairlead.feedback.shapes_pairs import PREFERENCES, Pair, Record, Shape
 
 Comparison: TypeAlias = Preference | Ranking
 

@@ -9,7 +9,7 @@ from fairlead.exchange import Stepped, from_json
 from fairlead.feedback.dialogue import text_of
 from fairlead.feedback.files import BadRow
 from fairlead.feedback.rankings import prompt_of
-from fairlead.feedback.shapes import Record, Shape
+from fairlead.feedback.shapes_pairs import Record, Shape
 
 
 def _own_stepped(row: Record) -> Stepped:

@@ -15,7 +15,8 @@ from typing import Any
 
 from fairlead.exchange import Exchange
 from fairlead.feedback.files import BadRow
-from fairlead.feedback.shapes import PROMPTS, Record, Shape
+from fairlead.feedback.shapes import PROMPTS
+from fairlead.feedback.shapes_pairs import Record, Shape
 
 READ = ("reference", "references", "wrong", "tests")
 _ANSWER = "answer"

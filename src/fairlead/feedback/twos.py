@@ -19,7 +19,7 @@ from fairlead.feedback.dialogue import messages_of, text_of
 from fairlead.feedback.files import BadRow
 from fairlead.feedback.formats import LOOKED_AT, prompt_text, recognise
 from fairlead.feedback.rankings import prompt_of
-from fairlead.feedback.shapes import PREFERENCES, Pair, Record, Shape
+from fairlead.feedback.shapes_pairs import PREFERENCES, Pair, Record, Shape
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ from fairlead.methods.anomalies import Alarm, gradient_spike, loss_rising, loss_
 from fairlead.methods.balance import Balance
 from fairlead.methods.config import Training
 from fairlead.methods.loggers import Logger
+from fairlead.methods.optimiser import groups_of, learning_rate, parts_of
 from fairlead.methods.rows import Rows, scored_tokens
 
 log = logging.getLogger(__name__)
@@ -173,16 +174,6 @@ def batches(rows: Rows, config: Training, *, start: int = 0) -> Iterator[Batch]:
 # -------------------------------------------------------------------------------------- what a step does
 
 
-def learning_rate(config: Training, step: int, steps: int) -> float:
-    """The learning rate of step `step` (from 0) of `steps`: warmup, then the schedule; never 0 inside the run."""
-    warm = math.ceil(config.warmup * steps)
-    if step < warm:
-        return config.lr * (step + 1) / (warm + 1)
-    left = (steps - step) / max(steps - warm, 1)
-    shape = {"constant": 1.0, "linear": left, "cosine": 0.5 * (1 - math.cos(math.pi * left))}[config.schedule]
-    return config.lr * shape
-
-
 class Updates:
     """The optimiser and its records. `step` takes the loss of each micro-batch and updates after a step's last one.
 
@@ -232,11 +223,11 @@ class Updates:
             except ValueError as error:
                 raise InputError(f"shard: {error}") from error
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        self.parts = _parts(self.parameters, parts or {})
+        self.parts = parts_of(self.parameters, parts or {})
         groups = [
             group | {"rate": rate}
             for rate, members in self.parts
-            for group in _groups(list(members), config.weight_decay)
+            for group in groups_of(list(members), config.weight_decay)
         ]
         self.balance = Balance(module, config.router_loss)
         self.optimiser = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
@@ -415,23 +406,3 @@ class Updates:
             except OSError as error:
                 return f"The batch could not be saved ({error})"
         return f"The batch is saved in {file}"
-
-
-def _parts(
-    parameters: Mapping[str, torch.nn.Parameter], rates: Mapping[str, float]
-) -> list[tuple[float, list[torch.nn.Parameter]]]:
-    """Parameters by the part they belong to, each with its rate; what no part names learns at the settings' own."""
-    mine: dict[str, list[torch.nn.Parameter]] = {"": [], **{start: [] for start in rates}}
-    for name, parameter in parameters.items():
-        mine[next((start for start in rates if name.startswith(start)), "")].append(parameter)
-    return [(rates.get(start, 1.0), members) for start, members in mine.items() if members]
-
-
-def _groups(parameters: Sequence[torch.nn.Parameter], decay: float) -> list[dict[str, object]]:
-    """Parameters for the optimiser. Decay pulls weights to zero; norms and biases have no reason to be there."""
-    groups: list[dict[str, object]] = []
-    for split in (False, True):  # no fused call takes both kinds
-        mine = [p for p in parameters if parallel.is_split(p) == split]
-        groups.append({"params": [p for p in mine if p.ndim >= 2], "weight_decay": decay})
-        groups.append({"params": [p for p in mine if p.ndim < 2], "weight_decay": 0.0})
-    return [group for group in groups if group["params"]]

@@ -15,7 +15,6 @@ Axes: P prompts, R replies, N scored tokens.
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,6 +34,7 @@ from fairlead.methods.adapters import adapter_of, merged, starting_point
 from fairlead.methods.collapse import health
 from fairlead.methods.config_policy import PolicyConfig
 from fairlead.methods.experience import Experience, Piece, part_of, pieces_of
+from fairlead.methods.fitting import recomputes, require_fitting, require_still
 from fairlead.methods.gather import Source, place_of, prompts_as_read
 from fairlead.methods.journal import Journal
 from fairlead.methods.learner import Learner, Reference, new_learner, value_function
@@ -53,8 +53,6 @@ from fairlead.methods.resume import resumable
 from fairlead.methods.rewards import Objective, at_step, checked, lineage_of, switch
 from fairlead.methods.rollouts import LocalSampler, Sampler
 from fairlead.methods.rows import Rows, Trainable, exchange_rows, folder_key, scored_tokens
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,16 +115,16 @@ def train_policy(
     """
     run = run or Run()
     objectives = checked(objectives)
-    _fitting(objectives, config, pretraining)
+    require_fitting(objectives, config, pretraining)
     if sampler is not None:
-        _still(sampler, config)
+        require_still(sampler, config)
     if critic is not None and config.advantage != "gae":
         raise InputError(f"a critic is given, but advantage: {config.advantage} reads no values; leave it out")
     model = starting_point(model, config)
     asked = prompts_as_read(model, prompts, config, places)
     ptx = exchange_rows(model, pretraining, too_long=config.too_long) if config.ptx else None
     sampler = sampler or LocalSampler(model.tokenizer, copy=config.asynchronous)
-    recompute = _recompute(config, sampler)
+    recompute = recomputes(config, sampler)
     learner = new_learner(model, config, critic)
     reference = Reference(model, config) if config.needs_reference else None
     updates = Updates(learner, asked, config, run, parts={"critic.": config.value_rate})
@@ -389,51 +387,6 @@ class Loop:
             )
         if self.reference is not None:
             self.reference.follow(self.learner.policy, self.updates.done // config.updates)
-
-
-def _still(sampler: Sampler, config: PolicyConfig) -> None:
-    """What draws ahead must not draw from the weights that move meanwhile. Adapters are merged into a copy."""
-    inner: Sampler = sampler
-    while hasattr(inner, "sampler"):  # one that plays several turns asks another
-        inner = inner.sampler
-    if config.asynchronous and config.lora is None and isinstance(inner, LocalSampler) and not inner.copy:
-        raise InputError(
-            "asynchronous: this sampler draws from the very weights that are learnt meanwhile; make it with "
-            "LocalSampler(tokenizer, copy=True), or give none"
-        )
-
-
-def _recompute(config: PolicyConfig, sampler: Sampler) -> bool:
-    """Whether old log-probs are read by a pass of their own."""
-    if config.old_logprobs == "update" and not sampler.exact:
-        raise InputError(
-            f"old_logprobs: update, but {sampler.name} is not the trainer: give recompute, or leave it to auto"
-        )
-    if config.old_logprobs == "auto":
-        return config.updates > 1 or not sampler.exact or config.asynchronous
-    return config.old_logprobs == "recompute"
-
-
-def _fitting(objectives: Sequence[Objective], config: PolicyConfig, pretraining: Sequence[Exchange]) -> None:
-    """Settings and objectives must belong together."""
-    if not config.needs_reference:
-        log.warning(
-            "nobody measures the KL (kl: 0, watch_kl: false), so kl_burst: %g stops nothing: the policy may leave its "
-            "start unseen", config.kl_burst
-        )  # fmt: skip
-    costs = [one.column for one in objectives if one.role == "cost"]
-    if not any(one.role == "reward" for one in objectives):
-        raise InputError("no objective is a reward: there is nothing to raise")
-    if (config.cost_budget is not None) != bool(costs):
-        raise InputError(
-            "cost_budget is given but no objective has role cost" if not costs
-            else f"objective {costs[0]!r} is a cost: give the budget it is held under (cost_budget)"
-        )  # fmt: skip
-    if bool(config.ptx) != bool(pretraining):
-        raise InputError(
-            "ptx is given without pretraining rows to imitate" if config.ptx
-            else "pretraining rows are given, but ptx (their weight) is 0"
-        )  # fmt: skip
 
 
 def _names(objectives: Sequence[Objective]) -> list[tuple[str, float, str, float, list[str]]]:

@@ -37,7 +37,14 @@ from fairlead.models.toolong import TOO_LONG
 from fairlead.stack.estimate import NOTHING
 from fairlead.stack.identity import code_hash, digest
 
-CODE = ("judges", "methods/ai_labels", "methods/panel", "feedback/twos", "feedback/shapes", "constitution/prompts")
+CODE = (
+    "judges",
+    "methods/ai_labels",
+    "methods/panel",
+    "feedback/twos",
+    "feedback/shapes_pairs",
+    "constitution/prompts",
+)
 LIMITS = Limits(attempts=4, deadline=300.0)  # of a call to one server: there may be others to ask
 WORKERS, CHUNK = 4, 16  # threads for each server, rows in a call
 LOCAL = Pace(1, 64)
