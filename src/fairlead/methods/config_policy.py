@@ -76,7 +76,8 @@ class PolicyConfig(Training):
     reward_std         rewards are divided by this number
     resample           DAPO's dynamic sampling: rounds of other prompts in the place of groups with nothing to say
     importance_cap     correct for a sampler that is no exact copy of the trainer, and for replies of older weights
-                       (asynchronous): truncated importance weights up to this ratio. None for none
+                       (asynchronous): truncated importance weights up to this ratio, on the policy's term and on a KL
+                       in the loss. None for none
     mismatch_bound     mean |difference| of log-probs, nats, above which that correction is made; 0 for always
 
     pair_beta          of pair: DPO's beta
