@@ -54,9 +54,9 @@ def check(
     from fairlead.constitution import load, usual
     from fairlead.errors import CannotTell
     from fairlead.guard.audit.review import review, summary
+    from fairlead.guard.checked import checked
     from fairlead.guard.checks.personal import open_presidio
     from fairlead.guard.compile import policies_from
-    from fairlead.guard.proxy.checked import checked
     from fairlead.guard.proxy.settings import read_settings
     from fairlead.guard.vendors import refuse_others, vendors
 

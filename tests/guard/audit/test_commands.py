@@ -290,7 +290,7 @@ def test_what_the_proxy_would_paint_over_is_found_here_too(tmp_path: Path, pack:
 def test_the_checks_are_those_of_the_proxy(tmp_path: Path) -> None:
     pytest.importorskip("aiohttp", reason="aiohttp is missing: pip install 'fairlead[guard]'")
     from fairlead.constitution import load
-    from fairlead.guard.proxy.checked import checked
+    from fairlead.guard.checked import checked
     from fairlead.guard.proxy.settings import read_settings
     from fairlead.guard.proxy.setup import Keep, Options, read_setup
 
@@ -305,9 +305,7 @@ def test_the_checks_are_those_of_the_proxy(tmp_path: Path) -> None:
 
 
 def test_nothing_of_a_server_is_needed() -> None:
-    code = (
-        "import sys, fairlead.guard.proxy.checked; print(*sorted({'aiohttp', 'uvicorn', 'torch'} & set(sys.modules)))"
-    )
+    code = "import sys, fairlead.guard.checked; print(*sorted({'aiohttp', 'uvicorn', 'torch'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
 

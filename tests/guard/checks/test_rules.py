@@ -15,7 +15,7 @@ from fairlead.guard.checks.normalise import normalise, spelled, visible
 from fairlead.guard.checks.personal import PersonalData
 from fairlead.guard.checks.rules import HELD, RulesCheck
 from fairlead.guard.checks.spans import Finder, SpanWatch, decided
-from fairlead.guard.proxy.prompts import prompt_checks
+from fairlead.guard.prompts import prompt_checks
 from fairlead.guard.watch import Seen, StreamCheck
 from fairlead.guard.wire.events import Channel
 

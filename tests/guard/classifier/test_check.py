@@ -25,7 +25,7 @@ from fairlead.guard.decision import Check, Decision
 from fairlead.guard.follow import whole
 from fairlead.guard.plan import plan
 from fairlead.guard.pool import Pool
-from fairlead.guard.proxy.prompts import unchecked_prompts
+from fairlead.guard.prompts import unchecked_prompts
 from fairlead.guard.release import Release
 from fairlead.guard.watch import Doubt, PromptCheck, Ruling, Seen, Sharing, StreamCheck, Weighing, Windowed
 from fairlead.guard.wire.events import Channel

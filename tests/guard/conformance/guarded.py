@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from fairlead.exchange import Exchange, Message
+from fairlead.guard import checked
 from fairlead.guard.decision import ALLOW, Decision
-from fairlead.guard.proxy import checked, setup
+from fairlead.guard.proxy import setup
 from fairlead.guard.watch import Ruling, Seen
 from fairlead.guard.wire.events import Channel
 from fairlead.judges.lineage import Lineage, leaf

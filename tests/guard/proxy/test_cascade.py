@@ -15,8 +15,9 @@ pytest.importorskip("sklearn", reason="scikit-learn is missing: pip install 'fai
 import openai
 
 from fairlead.exchange import exchange
+from fairlead.guard import checked
 from fairlead.guard.classifier.model import Classifier, load
-from fairlead.guard.proxy import checked, setup
+from fairlead.guard.proxy import setup
 from fairlead.guard.proxy.startup import told
 from guard.classifier.made import trained
 from guard.helpers import ScriptedModel

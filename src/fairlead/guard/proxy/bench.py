@@ -25,9 +25,9 @@ from typing import Any
 from fairlead.constitution.load import load
 from fairlead.errors import InputError, MissingResource
 from fairlead.exchange import user
+from fairlead.guard.checked import checked
 from fairlead.guard.compile import policies_from
 from fairlead.guard.plan import plan
-from fairlead.guard.proxy.checked import checked
 from fairlead.guard.proxy.load import WORKS, Work, request, texts
 from fairlead.guard.proxy.settings import read_settings
 from fairlead.guard.watch import Seen

@@ -5,21 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from fairlead.constitution.yaml import load_yaml
-from fairlead.errors import InputError
-from fairlead.guard.checks.personal import MODEL
+from fairlead.guard.settings import Checks, Part, Seconds
 from fairlead.guard.wire.asked import Allow
-from fairlead.models.budget import Budget
-
-
-def _money(text: str) -> str:
-    try:
-        Budget.parse(text)
-    except InputError as problem:
-        raise ValueError(str(problem)) from None
-    return text
 
 
 def _address(text: str) -> str:
@@ -28,68 +18,11 @@ def _address(text: str) -> str:
     return text
 
 
-Money: TypeAlias = Annotated[str, AfterValidator(_money)]
 Address: TypeAlias = Annotated[str, AfterValidator(_address)]
-Seconds: TypeAlias = Annotated[float, Field(gt=0, le=86_400)]
 Count: TypeAlias = Annotated[int, Field(ge=1)]
-Kind: TypeAlias = Literal["code", "classifier", "critic"]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Code(_Part):
-    """What follows when a check of code fails or is late, where not what its principle says; and the seconds that one
-    check may take in one request. Code cannot be interrupted: that it is late is seen between two pieces of a text."""
-
-    on_error: Literal["refuse", "allow"] | None = None
-    deadline: Seconds = 5.0
-
-
-class Classified(Code):
-    """The same of classifiers, and the seconds that one question may take."""
-
-    deadline: Seconds = 2.0
-
-
-class Criticised(Code):
-    """The same of critics."""
-
-    deadline: Seconds = 20.0
-
-
-class Checks(_Part):
-    """Checks by kind, and what they need beside the constitution."""
-
-    code: Code = Code()
-    classifier: Classified = Classified()
-    critic: Criticised = Criticised()
-    presidio: tuple[str, ...] = Field((), description="what presidio-analyzer looks for too: PERSON, LOCATION, …")
-    presidio_model: str = Field(MODEL, min_length=1, description="its spaCy model, by name or folder")
-    rules: dict[str, tuple[str, ...]] = Field({}, description="by principle id, patterns that a text must not hold")
-    hosts: tuple[str, ...] = Field((), description="names that tool calls and links may reach with anything")
-    unknown_hosts: bool = Field(True, description="whether they may reach any other at all")
-    orders: bool | Annotated[float, Field(gt=0, lt=1)] = Field(
-        True, description="whether the classifier looks for orders in tools' texts, or from which P on they count"
-    )
-    thresholds: dict[str, float] = Field({}, description="by principle id, the critic's score below which it is broken")
-    model: Path | None = Field(None, description="folder of a classifier trained by `fairlead guard train`")
-    probe: Path | None = Field(None, description="folder of `fairlead guard train --probe`, for a model in the process")
-    ask: str | None = Field(None, description="the critic: apprentice, ./dir, PROVIDER/NAME[@URL]")
-    cascade: bool = Field(True, description="the critic is asked where the classifier is in doubt, and not else")
-    dear: Annotated[int, Field(ge=0)] = Field(16, description="questions to critics, and revisions, of one request")
-    spend: Money | None = Field(None, description="what those may cost a tenant that has no budget of its own")
-    prices: Path | None = Field(None, description="JSON: the critic's price, where this program does not know it")
-
-    @property
-    def on_error(self) -> dict[int, str]:
-        """By cost of a check (code, classifier, critic), what follows when it fails, where that is said here."""
-        kinds = (self.code, self.classifier, self.critic)
-        return {cost: kind.on_error for cost, kind in enumerate(kinds) if kind.on_error is not None}
-
-
-class Best(_Part):
+class Best(Part):
     """The best of `n` replies by a reward model (its folder; needs torch). Below `threshold` none is good enough, and
     the principle's `say` is what the user reads. In formats without `n` there is one, which has to be good enough."""
 
@@ -100,7 +33,7 @@ class Best(_Part):
     deadline: Seconds = 20.0
 
 
-class Limits(_Part):
+class Limits(Part):
     """What one worker holds at most, and how long it waits. Times are in seconds, sizes in bytes."""
 
     body: Count = 10 * 2**20
@@ -120,7 +53,7 @@ class Limits(_Part):
     keep_alive: Seconds = 75.0
 
 
-class Audit(_Part):
+class Audit(Part):
     """The tamper-evident log. With `strict` a reply waits for the disk; else up to `loss` seconds can be lost.
 
     Texts are kept with `store_text`, for `retention_days`; what is escalated is kept for people in any case, for
@@ -136,7 +69,7 @@ class Audit(_Part):
     heads_url: Address | None = Field(None, description="where the end of each chain is posted while it grows")
 
 
-class Settings(_Part):
+class Settings(Part):
     """All of it."""
 
     allow: tuple[str, ...] = Field((), description="request fields that pass unread, by the name their refusal gives")

@@ -17,12 +17,12 @@ from fairlead.constitution.schema import Constitution
 from fairlead.errors import InputError
 from fairlead.guard.asker import Asker
 from fairlead.guard.audit.entry import policy_digest
+from fairlead.guard.checked import checked
 from fairlead.guard.checks.personal import Presidio, open_presidio
 from fairlead.guard.compile import policies_from
 from fairlead.guard.plan import DEADLINES, BestOf, Followed, Plan, plan, required
 from fairlead.guard.policy import Policy
 from fairlead.guard.pool import Pool
-from fairlead.guard.proxy.checked import checked
 from fairlead.guard.proxy.guarding import everything_waits
 from fairlead.guard.proxy.purse import purse
 from fairlead.guard.proxy.settings import Settings, allowed, read_settings

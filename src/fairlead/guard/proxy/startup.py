@@ -8,7 +8,7 @@ from fairlead.constitution.schema import Voice
 from fairlead.guard.checks.voice import VoiceCheck
 from fairlead.guard.classifier.check import ClassifierCheck
 from fairlead.guard.compile import unchecked
-from fairlead.guard.proxy.prompts import unchecked_prompts
+from fairlead.guard.prompts import unchecked_prompts
 from fairlead.guard.proxy.setup import Account, Book, Setup
 
 TOKENS, SPEED = 300, 50  # a reply and a model of usual size, so that the costs mean something

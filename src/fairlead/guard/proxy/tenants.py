@@ -19,7 +19,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from fairlead.constitution.load import packs
 from fairlead.constitution.schema import Id, Words
 from fairlead.constitution.yaml import load_yaml
-from fairlead.guard.proxy.settings import Count, Money
+from fairlead.guard.proxy.settings import Count
+from fairlead.guard.settings import Money
 
 KEY = re.compile(r"fl-[A-Za-z0-9_-]{43}")
 ANYONE = "local"  # the one tenant where there is no tenant file

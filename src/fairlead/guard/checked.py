@@ -15,8 +15,8 @@ from fairlead.guard.classifier.model import load as load_classifier
 from fairlead.guard.classifier.order_score import order_score
 from fairlead.guard.compile import order_check, proxy_checks, unchecked
 from fairlead.guard.decision import Check
-from fairlead.guard.proxy.prompts import prompt_checks, unchecked_prompts
-from fairlead.guard.proxy.settings import Checks
+from fairlead.guard.prompts import prompt_checks, unchecked_prompts
+from fairlead.guard.settings import Checks
 from fairlead.guard.watch import PromptCheck
 from fairlead.models.protocol import Model
 
