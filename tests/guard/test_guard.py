@@ -356,3 +356,35 @@ def test_a_constitution_around_a_model() -> None:
     assert [r[0].text for r in model.generate(asked)] == ["the day word is [redacted] .", "it is [redacted]", "hello"]
     policy = model.policies["no-harm"]
     assert (policy.text, policy.say, policy.on_error) == ("Hurt nobody.", "i will not .", "allow")
+
+
+class At(ScriptedModel):
+    """A model at a server."""
+
+    def __init__(self, url: str | None) -> None:
+        super().__init__(lambda _: "yes")
+        self.url = url
+
+
+def test_what_is_said_goes_to_no_other_vendor_than_the_models_and_those_the_constitution_names() -> None:
+    """Also where the critic reads nothing, and only writes the revisions."""
+    closed = Constitution.model_validate(HARBOUR)
+    named = Constitution.model_validate({**HARBOUR, "vendors": ["critic.example"]})
+    secrets = Constitution.model_validate({**HARBOUR, "principles": [HARBOUR["principles"][2]]})
+    assert [check.cost for check in checks_from(secrets, At(None))] == [0]
+    here, own, far = At(None), At("https://model.example/v1"), At("https://critic.example/v1")
+    for constitution in (closed, secrets):
+        for model in (here, own):
+            with pytest.raises(
+                InputError, match=r"to critic\.example, and the constitution .*vendors: \[critic\.example\]"
+            ):
+                guarded(model, constitution, far)
+    for model, constitution, critic_ in (
+        (here, named, far),
+        (own, named, far),
+        (far, closed, far),
+        (guarded(far, closed, None), closed, far),  # behind another guard it is still served there
+        (own, closed, At("http://10.1.2.3/v1")),
+        (own, closed, here),
+    ):
+        assert guarded(model, constitution, critic_).checks

@@ -15,6 +15,7 @@ from fairlead.constitution.compile import ESTIMATE
 from fairlead.errors import InputError
 from fairlead.exchange import system, user
 from fairlead.models import open_model
+from fairlead.models.access import vendor
 from fairlead.models.wire import to_openai
 from fairlead.stack.context import Built
 from fairlead.stack.plan import PromptLayer
@@ -128,3 +129,9 @@ def test_every_request_begins_with_the_same_bytes_whatever_its_secrets_are() -> 
     prefix = apprentice.render((system(text),))  # type: ignore[attr-defined]
     shared = next(n for n, column in enumerate(zip(*ids, strict=False)) if len(set(column)) > 1)
     assert shared >= len(prefix) - 3  # all of it but what closes the turn
+
+
+def test_a_prompt_around_a_model_at_a_server_is_read_by_that_server() -> None:
+    served: Any = SimpleNamespace(url="https://model.example/v1")
+    assert vendor(PromptedModel(PromptedModel(served, "x"), "y")) == "model.example"
+    assert vendor(PromptedModel(SimpleNamespace(), "y")) == ""  # type: ignore[arg-type]

@@ -24,8 +24,9 @@ from fairlead.guard.decision import Decision
 from fairlead.judges.lineage import OptimisedJudge
 from fairlead.stack import run as runner
 from fairlead.stack.plan import GuardLayer, Plan, PromptLayer
+from fairlead.stack.preflight import preflight
 from fairlead.stack.read import parse_plan
-from fairlead.stack.run import Options, run_plan
+from fairlead.stack.run import Options, context, run_plan
 from fairlead.stack.voice import Quiet
 from support.talker import CONSTITUTION, preferences, talker
 
@@ -416,6 +417,30 @@ def test_mistakes_of_a_late_layer_are_told_before_the_first_question(
     )
     with pytest.raises(InputError, match=re.escape(says)):
         run_plan(parse_plan(parse_yaml(body, "fairlead.yaml")), options(cache))
+
+
+def test_what_is_said_goes_to_no_vendor_that_the_constitution_does_not_name(
+    plan: Plan, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A layer's critic reads every prompt and reply: refused before the first, unless the base is served there too."""
+    pytest.importorskip("openai", reason="openai is missing: pip install 'fairlead[dev]'")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-none")
+    nothing_is_asked(monkeypatch)
+    far = "openai/x@https://critic.example/v1"
+
+    def checked(model: object, critic: str, layers: str = "") -> None:
+        body = f"model: {model}\nconstitution: brand.yaml\nlayers:\n{layers}  - guard: {{critic: {critic}}}\nmeasure: {{cases: 2, only: [sums]}}"
+        preflight(context(parse_plan(parse_yaml(body, "fairlead.yaml")), options(cache), Quiet()))
+
+    for model in (plan.model, "openai/y@https://model.example/v1"):
+        with pytest.raises(InputError, match=r"to critic\.example, and the constitution brand does not allow it"):
+            checked(model, far)
+    told = "  - prompt: {text: from-constitution}\n"
+    for critic in ("base", "self", "none", far):
+        checked("openai/y@https://critic.example/v1", critic, told)
+    with Path("brand.yaml").open("a") as file:
+        file.write("vendors: [critic.example]\n")
+    checked(plan.model, far)
 
 
 # ----------------------------------------------------------------------------------------------- preferences

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import pytest
+
 from fairlead.constitution import Constitution, load
 from fairlead.constitution.prompts_bank import bank
+from fairlead.errors import InputError
 from fairlead.stack.trying import NEAR, Row, Tried, nearest, try_prompt
 from support.reader import Reader
 
@@ -91,3 +96,22 @@ def test_what_goes_first_is_told() -> None:
     rows = [{**p.model_dump(), "over": ("no-harm",) if p.id == "be-useful" else ()} for p in HARBOUR.principles]
     stated = Constitution.model_validate({**HARBOUR.model_dump(by_alias=True), "principles": rows})
     assert row(try_prompt(stated, "hello"), "be-useful").before == ("no-harm",)
+
+
+@dataclass
+class At(Reader):
+    """A reader at a server."""
+
+    url: str = ""
+
+
+def test_a_prompt_goes_to_no_vendor_that_the_constitution_does_not_name() -> None:
+    far = At(lambda text: True, url="https://critic.example/v1")
+    own = At(lambda text: "hello", url="https://model.example/v1")
+    for model in (None, own):
+        with pytest.raises(InputError, match=r"to critic\.example, and the constitution harbour does not allow it"):
+            try_prompt(HARBOUR, "hi", reply=None if model else "hello", model=model, critic_model=far)
+    assert far.asked == own.asked == []
+    named = HARBOUR.model_copy(update={"vendors": ("critic.example",)})
+    assert try_prompt(named, "hi", reply="hello", critic_model=far).untold == () and far.asked
+    assert try_prompt(HARBOUR, "hi", model=far, critic_model=far).untold == ()

@@ -77,8 +77,8 @@ class Check(Protocol):
     lineage    identity of the judge behind it: the train side of the run (DESIGN, idea 3)
     cost       0 code, 1 a local classifier, 2 a model call; the guard asks cheap checks first
 
-    One that sends texts to another vendor says so: `sends_to`, its host. A proxy takes it only where the constitution
-    allows that (`vendors`).
+    One that sends texts to another vendor says so: `sends_to`, its host. A guard takes it only where the constitution
+    allows that (`vendors`), or the host serves the guarded model.
     """
 
     @property

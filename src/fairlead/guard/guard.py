@@ -103,6 +103,11 @@ class GuardedModel:
         return self.model.context
 
     @property
+    def url(self) -> str | None:
+        """Of the server of the model inside, None where it is in this process."""
+        return getattr(self.model, "url", None)
+
+    @property
     def lineages(self) -> tuple[tuple[str, Lineage], ...]:
         """Name and lineage of every judge in here: a guard check stands on the train side of the run."""
         return tuple((check.name, check.lineage) for check in self.checks)

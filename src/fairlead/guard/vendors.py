@@ -17,10 +17,11 @@ def vendors(checks: Sequence[Check], critic: Model | None = None) -> tuple[str, 
     return tuple(dict.fromkeys(host for host in told if host))
 
 
-def refuse_others(hosts: Sequence[str], constitution: Constitution, where: str, server: str = "") -> None:
-    """Raises InputError for a host that neither serves the model (`server`) nor is allowed by the constitution."""
+def refuse_others(hosts: Sequence[str], constitution: Constitution, where: str, *servers: str) -> None:
+    """Raises InputError for a host that neither serves the model (`servers`: it reads what is said anyway) nor is
+    allowed by the constitution."""
     for host in hosts:
-        if host != server and host not in constitution.vendors:
+        if host not in servers and host not in constitution.vendors:
             raise InputError(
                 f"a check of this guard sends what is said to {host}, and the constitution {where} does not allow it: "
                 f"write `vendors: [{host}]` there, or take a critic that runs here"

@@ -112,8 +112,8 @@ def remote_lineage(provider: str, model: str, url: str, official: str) -> str:
 
 
 def vendor(model: object) -> str:
-    """The host that reads what this model is asked; "" where it is no other's: in this process, or on a network of
-    one's own."""
+    """The host that reads what this model, or server, is asked (by its `url`); "" where it is no other's: in this
+    process, or on a network of one's own."""
     host = urlsplit(getattr(model, "url", None) or "").hostname or ""
     return "" if near(host) else host
 

@@ -248,7 +248,8 @@ class Context:
             self.settle_numerics()
             return open_model(_spec(source))
 
-        return self.models.setdefault(source.identity, LazyModel(source.spec, source.identity, opener, self.cache))
+        made = LazyModel(source.spec, source.identity, opener, self.cache, remote=source.kind == "remote")
+        return self.models.setdefault(source.identity, made)
 
     def trained(self, name: str, identity: str, folder: Path) -> LazyModel:
         """The model of a folder that a stage of this run wrote."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from fairlead.errors import MissingResource
 from fairlead.models.protocol import Model, Prompt, Reply, Sampling
 from fairlead.stack.cache import Cache
 from fairlead.stack.folder import write_json
@@ -20,8 +21,11 @@ from fairlead.stack.identity import code_hash
 class LazyModel:
     """Stands for a model until it is asked something. Everything the open model has is reached through it."""
 
-    def __init__(self, name: str, identity: str, opener: Callable[[], Model], cache: Cache) -> None:
+    def __init__(
+        self, name: str, identity: str, opener: Callable[[], Model], cache: Cache, *, remote: bool = False
+    ) -> None:
         self.name = name
+        self.remote = remote  # whether a server has it: else it has no `url`, and is not opened to find that out
         self.identity = identity
         self._opener = opener
         self._cache = cache
@@ -49,6 +53,16 @@ class LazyModel:
     def context(self) -> int | None:
         context = self.known["context"]
         return None if context is None else int(context)
+
+    @property
+    def url(self) -> str | None:
+        """Of its server, None where it is in this process. Not remembered: the environment has a say in it."""
+        if not self.remote:
+            return None
+        try:
+            return getattr(self.opened(), "url", None)
+        except MissingResource:
+            return None  # without its key it is asked nothing, so nothing goes anywhere
 
     @property
     def known(self) -> dict[str, Any]:

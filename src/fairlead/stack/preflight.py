@@ -10,7 +10,7 @@ from fairlead.stack.plan_rl import PolicyLayer
 from fairlead.stack.stages.asked import tasks_of
 from fairlead.stack.stages.data import comparisons_file, require_oracle
 from fairlead.stack.stages.finetune import check_finetune, rows_of
-from fairlead.stack.stages.guard import compiled
+from fairlead.stack.stages.guard import compiled, critic_of
 from fairlead.stack.stages.judged import check
 from fairlead.stack.stages.policy import preflight_policy
 from fairlead.stack.stages.prompt import text_of
@@ -38,9 +38,7 @@ def preflight(ctx: Context) -> None:
         if isinstance(layer, PromptLayer):
             text_of(layer, ctx)
         if isinstance(layer, GuardLayer):
-            if layer.critic not in ("base", "self", "none"):
-                ctx.locate(layer.critic)
-            compiled(layer, ctx, None if layer.critic == "none" else below.model)  # asks nothing, so any model will do
+            compiled(layer, below, ctx, critic_of(layer, below, ctx)[1])
         if layer.makes == "reward":
             rewards[layer.name] = layer.kind
             continue

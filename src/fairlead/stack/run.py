@@ -263,11 +263,12 @@ def _work(ctx: Context, options: Options) -> tuple[list[Built], _Work]:
 def foreseen(ctx: Context, built: Mapping[str, Built]) -> dict[str, Used]:
     """The judges each layer will use, as far as they are known before it is built."""
     used = {name: layer.used for name, layer in built.items()}
+    base = built["base"]
     for layer in ctx.plan.layers:
         if layer.name not in built and isinstance(layer, GuardLayer) and layer.critic != "self":
-            used[layer.name] = judges_of(compiled(layer, ctx, critic_of(layer, built["base"], ctx)[1])[1])
+            used[layer.name] = judges_of(compiled(layer, base, ctx, critic_of(layer, base, ctx)[1])[1])
         if isinstance(layer, PolicyLayer):
-            used[layer.name] = foreseen_judges(layer, built["base"], ctx)
+            used[layer.name] = foreseen_judges(layer, base, ctx)
     return used
 
 

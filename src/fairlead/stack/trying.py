@@ -22,8 +22,10 @@ from fairlead.guard.critic import CriticCheck
 from fairlead.guard.decision import ALLOW, Check, Decision, most_severe
 from fairlead.guard.guard import Policy
 from fairlead.guard.pieces import redact
+from fairlead.guard.vendors import refuse_others, vendors
 from fairlead.judges.conflicts import READ_ANY_REPLY
 from fairlead.judges.critic import critic
+from fairlead.models.access import vendor
 from fairlead.models.protocol import Model, Sampling
 
 NEAR = 0.35  # below it an example has little more in common with the prompt than its small words
@@ -120,12 +122,16 @@ def try_prompt(
     told          the system prompt of the conversation, from which secrets are read
     reply         a reply as given; `model` writes one where there is none
     critic_model  reads every principle against the reply; without one, only code tells
+
+    Raises InputError for a critic at a vendor that neither serves `model` nor is among the constitution's `vendors`.
     """
     messages = ((system(told),) if told else ()) + (user(prompt),)
+    checked = checks_from(constitution, critic_model)
+    refuse_others(vendors(checked, critic_model), constitution, constitution.name, vendor(model))
+    checks = {check.principle: check for check in checked}
     if reply is None and model is not None:
         reply = written_by(model, messages)
     exchange = None if reply is None else Exchange(messages, (assistant(reply),))
-    checks = {check.principle: check for check in checks_from(constitution, critic_model)}
     policies = policies_from(constitution)
     near = nearest(constitution, prompt)
     rows = [

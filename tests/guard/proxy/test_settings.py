@@ -104,6 +104,10 @@ def test_texts_go_to_no_vendor_that_the_constitution_does_not_name(
     for name, critic in (("closed", near), ("closed", own), ("open", far)):
         read = read_setup(replace(options, constitution=str(tmp_path / f"{name}.yaml"), critic=critic), Keep())
         assert ("texts go to critic.example" in "\n".join(told(read))) == (name == "open")
+    managed = replace(options, upstream=None, model="openai/y@https://critic.example/v1", critic=far)
+    assert "texts go to critic.example" in "\n".join(told(read_setup(managed, Keep())))
+    with pytest.raises(InputError, match=r"to critic\.example"):
+        read_setup(replace(managed, model="openai/y@https://model.example/v1"), Keep())
 
 
 # ------------------------------------------------------------------------------------------------ tenants

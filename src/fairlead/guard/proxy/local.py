@@ -33,6 +33,7 @@ class Local:
         self.name = model.name.rsplit("/", 1)[-1]
         self.shown = f"{model.name} in this process"
         self.model = model
+        self.url: str | None = getattr(model, "url", None)  # of a managed model: a provider reads what is said
         self._batcher = Batcher(model, self.name)
         self._pool = ThreadPoolExecutor(min(64, limits.in_flight), thread_name_prefix="fairlead-model")
 

@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from fairlead.constitution.load import load
 from fairlead.constitution.schema import Constitution
@@ -35,6 +34,7 @@ from fairlead.guard.watch import PromptCheck
 from fairlead.guard.wire.asked import Allow
 from fairlead.judges.protocol import Judge
 from fairlead.models import is_remote, open_model, read_prices
+from fairlead.models.access import vendor
 from fairlead.models.budget import Budget
 from fairlead.models.protocol import Model
 
@@ -183,7 +183,7 @@ def read_setup(
         book, upstream = books[constitution, name if budget else ""], _upstream(tenant, options, settings, keep)
         if probed is not None and probed is not keep.local:
             raise InputError(f"{name}: the probe reads the model in this process, and {upstream.shown} answers here")
-        refuse_others(book.vendors, book.constitution, constitution, urlsplit(upstream.shown).hostname or "")
+        refuse_others(book.vendors, book.constitution, constitution, vendor(upstream))
         if inputs.classifier and book.classifier != inputs.classifier:
             raise InputError(
                 f"{settings.checks.model}: the classifier there has sha256 {book.classifier[:12]}…, and the one in use "

@@ -53,6 +53,9 @@ class Upstream(Protocol):
 
     shown: str  # without any key, for print
 
+    @property
+    def url(self) -> str | None: ...  # of the server, a managed model's too; None where nothing leaves this process
+
     async def ask(self, route: str, body: dict[str, Any], head: Head, *, stream: bool) -> Answer: ...
 
     async def models(self, head: Head) -> dict[str, Any]: ...

@@ -11,16 +11,21 @@ from fairlead.guard.compile import checks_from, policies_from, unchecked
 from fairlead.guard.decision import Check
 from fairlead.guard.guard import GuardedModel
 from fairlead.guard.revise import reviser
+from fairlead.guard.vendors import refuse_others, vendors
+from fairlead.models.access import vendor
 from fairlead.models.protocol import Model
 from fairlead.stack.context import Built, Context, Used
 from fairlead.stack.identity import code_hash, digest
 from fairlead.stack.plan import FROM_CONSTITUTION, GuardLayer
 
 
-def compiled(layer: GuardLayer, ctx: Context, critic: Model | None) -> tuple[Constitution, tuple[Check, ...]]:
+def compiled(
+    layer: GuardLayer, below: Built, ctx: Context, critic: Model | None
+) -> tuple[Constitution, tuple[Check, ...]]:
     """(the constitution with the guarded principles alone, their checks). Asks the critic nothing.
 
-    Raises InputError where the constitution asks for no guard, or for one that cannot be.
+    Raises InputError where the constitution asks for no guard, or for one that cannot be; and for a critic at a vendor
+    that serves neither the model below nor the base, and that the constitution does not name.
     """
     constitution = ctx.constitution
     guarded = [p.id for p in constitution.principles if p.guard is not None]
@@ -39,6 +44,8 @@ def compiled(layer: GuardLayer, ctx: Context, critic: Model | None) -> tuple[Con
         )
     kept = constitution.without(*(p.id for p in constitution.principles if p.id not in guarded))
     checks = checks_from(constitution, critic, thresholds=layer.thresholds, rules=layer.rules, only=guarded)
+    servers = (vendor(below.model), vendor(ctx.base().model))
+    refuse_others(vendors(checks, critic), constitution, constitution.name, *servers)
     return kept, checks
 
 
@@ -55,7 +62,7 @@ def judges_of(checks: Sequence[Check]) -> Used:
 def guard(layer: GuardLayer, below: Built, ctx: Context) -> Built:
     """Put the guard around the model below."""
     critic_identity, critic = critic_of(layer, below, ctx)
-    kept, checks = compiled(layer, ctx, critic)
+    kept, checks = compiled(layer, below, ctx, critic)
     revise = None if critic is None else reviser(critic, max_tokens=_room(critic), seed=ctx.seed)
     model = GuardedModel(below.model, checks, policies_from(kept), revise, layer.rounds)
     left = unchecked(kept, checks)

@@ -41,6 +41,11 @@ class PromptedModel:
     def context(self) -> int | None:
         return self.model.context
 
+    @property
+    def url(self) -> str | None:
+        """Of the server of the model inside, None where it is in this process."""
+        return getattr(self.model, "url", None)
+
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling = Sampling()) -> list[tuple[Reply, ...]]:  # noqa: B008
         return self.model.generate([told(prompt, self.text) for prompt in prompts], sampling)
 
