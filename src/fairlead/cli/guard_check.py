@@ -45,18 +45,20 @@ def check(
     """What would the guard have done with these exchanges? Exit 0: allowed them all; 1: not all.
 
     Each row is looked at by every check that `fairlead guard serve` would have: what was asked where a principle looks
-    there, and the reply. The most severe decision is printed with its principle and evidence; then, by principle, how
-    many of n it would not have let pass, with an interval. What --policy says of the critic, the classifier and prices
-    holds where no option says otherwise; shadow is not heeded.
+    there, and the reply. As there, a critic beside a classifier is asked where that is in doubt, and not else (checks:
+    {cascade: false} in --policy asks it about every row). The most severe decision is printed with its principle and
+    evidence; then, by principle, how many of n it would not have let pass, with an interval. What --policy says of the
+    critic, the classifier and prices holds where no option says otherwise; shadow is not heeded.
     """
     from fairlead.cli.remote import opened
     from fairlead.cli.terminal import Terminal, print_json
     from fairlead.constitution import load, usual
     from fairlead.errors import CannotTell
     from fairlead.guard.audit.review import review, summary
-    from fairlead.guard.checked import checked
+    from fairlead.guard.checked import checked, on_doubt
     from fairlead.guard.checks.personal import open_presidio
     from fairlead.guard.compile import policies_from
+    from fairlead.guard.plan import plan
     from fairlead.guard.proxy.settings import read_settings
     from fairlead.guard.vendors import refuse_others, vendors
 
@@ -75,6 +77,10 @@ def check(
             f"{written.name}: no check of it can run by code alone; name a model that reads it with --critic MODEL, "
             "or a trained classifier with --classifier DIR"
         )
+    made = plan(found.replies, policies_from(written))
+    asleep = on_doubt(made)
+    for line in asleep.values():
+        terminal.say(f"cascade: {line}")
     if reader is not None:
         _agree(written, reader, exchanges, limit, terminal)
     if settings.shadow:
@@ -85,15 +91,14 @@ def check(
         rows = list(
             review(
                 exchanges,
-                found.replies,
-                policies_from(written),
+                made,
                 advance,
                 prompts=found.prompts,
                 on_error=kinds.on_error,
             )
         )
     unseen = [id for id in found.unchecked if id not in found.partly]
-    told = summary(rows, unseen, found.partly)
+    told = summary(rows, unseen, found.partly, tuple(asleep))
     if as_json:
         print_json(_body(written, rows, places, told))
     else:

@@ -10,11 +10,12 @@ from fairlead.constitution.schema import Constitution
 from fairlead.errors import InputError, MissingResource
 from fairlead.guard.checks.personal import Presidio
 from fairlead.guard.checks.rules import by_re2
-from fairlead.guard.classifier.check import classifier_checks
+from fairlead.guard.classifier.check import ClassifierCheck, classifier_checks
 from fairlead.guard.classifier.model import load as load_classifier
 from fairlead.guard.classifier.order_score import order_score
 from fairlead.guard.compile import order_check, proxy_checks, unchecked
 from fairlead.guard.decision import Check
+from fairlead.guard.plan import Plan
 from fairlead.guard.prompts import prompt_checks, unchecked_prompts
 from fairlead.guard.settings import Checks
 from fairlead.guard.watch import PromptCheck
@@ -91,3 +92,19 @@ def checked(
         replies, prompts, tuple(missing), {id: names for id, names in partly.items() if names},
         "" if classifier is None else classifier.sha256,
     )  # fmt: skip
+
+
+def on_doubt(made: Plan) -> dict[str, str]:
+    """By principle, which critics are not asked about every reply, and where the doubt lies on which they are."""
+    asleep = {one.principle for one in made.followed if one.asleep}
+    lines = {}
+    for one in made.followed:
+        if one.principle in asleep and isinstance(one.check, ClassifierCheck):
+            low, high = one.check.doubt
+            where = f"P(broken) from {low:.3f} to below {high:.3f}"
+            lines[one.principle] = (
+                f"{one.principle}. The critic is asked about a reply where the classifier is in doubt ({where}), and "
+                f"not else: {one.check.seen:.0%} of what broke it in validation lay there or above; "
+                "checks: {cascade: false} asks it about every reply"
+            )
+    return lines

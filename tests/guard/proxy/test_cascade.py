@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ pytest.importorskip("aiohttp", reason="aiohttp is missing: pip install 'fairlead
 pytest.importorskip("sklearn", reason="scikit-learn is missing: pip install 'fairlead[guard]'")
 
 import openai
+import typer
 
-from fairlead.exchange import exchange
+from fairlead.cli import guard_audit
+from fairlead.exchange import exchange, to_json
 from fairlead.guard import checked
 from fairlead.guard.classifier.model import Classifier, load
 from fairlead.guard.proxy import setup
@@ -89,3 +92,30 @@ def test_the_critic_is_asked_where_the_classifier_is_in_doubt(
         low, high = next(one.check.doubt for one in proxy.worker.app.setup.all()[0].book.plan.followed if one.cost == 1)  # type: ignore[attr-defined]
         assert (f"from {low:.3f} to below {high:.3f}" in lines) is sleeps
         assert ("cascade: no-sinking" in lines) is sleeps and ("95% of what broke it" in lines) is sleeps
+
+
+@pytest.mark.parametrize("cascade", [True, False])
+def test_exchanges_that_happened_are_read_by_the_critic_where_the_proxy_would_have_it_read(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], cascade: bool
+) -> None:
+    critic = ScriptedModel(lambda _: "no", capabilities=frozenset({"max_tokens", "temperature", "seed"}))
+    monkeypatch.setattr("fairlead.models.open_model", lambda *_, **__: critic)
+    monkeypatch.setattr(checked, "load_classifier", lambda _: _between(folder))
+    (tmp_path / "c.yaml").write_text(WRITTEN)
+    (tmp_path / "guard.yaml").write_text("{}\n" if cascade else "checks: {cascade: false}\n")
+    rows = [exchange("sink badar kofin luhup?", text) for text in (KEPT, DOUBT, BROKEN)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(to_json(row)) + "\n" for row in rows))
+    app = typer.Typer()
+    guard_audit.add(app)
+    asked = ["check", "-c", str(tmp_path / "c.yaml"), "--classifier", str(folder), "--critic", "scripted"]
+    asked += ["--policy", str(tmp_path / "guard.yaml"), "--json", str(tmp_path / "rows.jsonl")]
+    assert typer.main.get_command(app)(asked, standalone_mode=False) == 1
+    told_ = capsys.readouterr()
+    body = json.loads(told_.out)
+    assert len(critic.asked) == (1 if cascade else 3)
+    assert [row["outcome"] for row in body["rows"]] == ["allow" if cascade else "refuse", "refuse", "refuse"]
+    assert body["on_doubt"] == ({"no-sinking": 1} if cascade else {})
+    assert [row["unasked"] for row in body["rows"]] == ([["no-sinking"], [], ["no-sinking"]] if cascade else [[]] * 3)
+    (rate,) = body["principles"]
+    assert (rate["acted"], rate["n"]) == ((2, 3) if cascade else (3, 3))  # of every row, whoever read it
+    assert ("The critic is asked about a reply where the classifier is in doubt" in told_.err) is cascade

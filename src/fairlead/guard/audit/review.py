@@ -10,14 +10,16 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Any
 
 from fairlead import stats
 from fairlead.errors import FairleadError
 from fairlead.exchange import Exchange
-from fairlead.guard.decision import Check, Decision, most_severe
-from fairlead.guard.guard import Policy
+from fairlead.guard.asking import answers_of
+from fairlead.guard.decision import Check, Decision, Outcome, most_severe
 from fairlead.guard.pieces import unreadable
-from fairlead.guard.watch import PromptCheck
+from fairlead.guard.plan import Plan
+from fairlead.guard.watch import Doubt, PromptCheck
 
 _BATCH = 64
 _AS_WRITTEN: Mapping[int, str] = MappingProxyType({})
@@ -31,6 +33,7 @@ class Reviewed:
     said      (principle or check, outcome) of every check; outcome failed where it gave no verdict
     unread    parts that no check can read: the guard would have withheld them
     where     what the decision is about: `asked` or `reply`, "" where all was allowed
+    unasked   principles with a check that is asked on a cheaper one's doubt alone, and was not
     """
 
     outcome: str
@@ -39,6 +42,7 @@ class Reviewed:
     said: tuple[tuple[str, str], ...]
     unread: tuple[str, ...]
     where: str = ""
+    unasked: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +66,12 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """All rows in numbers. `unchecked` are principles with a `guard:` that nobody looked at, `partly` those of which
-    the checks named see a part."""
+    """All rows in numbers.
+
+    unchecked  principles with a `guard:` that nobody looked at
+    partly     those of which the checks named see a part
+    on_doubt   of each principle whose critic is asked on the classifier's doubt alone, about how many rows it was
+    """
 
     n: int
     allowed: int
@@ -72,6 +80,7 @@ class Summary:
     unread: dict[str, int]
     unchecked: tuple[str, ...]
     partly: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    on_doubt: dict[str, int] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """For the terminal."""
@@ -79,6 +88,7 @@ class Summary:
         return [
             f"{self.n:,} exchange{'' if self.n == 1 else 's'}: {counts}",
             *map(str, self.principles),
+            *(f"in doubt, so the critic was asked: {n:,} of {self.n:,}, {id}" for id, n in self.on_doubt.items()),
             *(f"{n:,} {what}, which no check can read: the guard withholds it" for what, n in self.unread.items()),
             *(f"checked in part: {id}, by {', '.join(names)}" for id, names in self.partly.items()),
             *([f"not checked: {', '.join(self.unchecked)}"] if self.unchecked else []),
@@ -87,55 +97,73 @@ class Summary:
 
 def review(
     exchanges: Sequence[Exchange],
-    checks: Sequence[Check],
-    policies: Mapping[str, Policy],
+    made: Plan,
     advance: Callable[[int, int], None] = lambda _done, _total: None,
     *,
     prompts: Sequence[PromptCheck] = (),
     on_error: Mapping[int, str] = _AS_WRITTEN,
 ) -> Iterator[Reviewed]:
-    """One per exchange, in order. Every check is asked about every exchange, also where a cheap one would have been
-    enough: the numbers by principle need them all. A check that raises has failed on that batch; errors that a user
-    can mend are raised.
+    """One per exchange, in order. Every check is asked about every exchange, also where that of another principle would
+    have been enough: the numbers by principle need them all. As in a proxy a critic that sleeps is asked where a
+    cheaper check of its principle is in doubt, and not else. A check that raises has failed on that batch; errors that
+    a user can mend are raised.
 
+    made      the checks of replies
     prompts   the checks of what was asked
     on_error  by cost of a check, what follows when it fails, where not what its principle says
     """
 
+    def closed(check: Check | PromptCheck) -> bool:
+        """What follows when it fails, as the constitution, or the settings over it, say."""
+        written = made.policy(getattr(check, "principle", "")).on_error
+        return on_error.get(getattr(check, "cost", 0), written) == "refuse"
+
     def settled(check: Check | PromptCheck, decision: Decision) -> Decision:
-        """A failed check becomes what the constitution, or the settings over it, say of its errors."""
         if decision.outcome not in ("failed", "hold"):
             return decision
-        principle = getattr(check, "principle", "")
-        written = policies.get(principle, Policy()).on_error
-        closed = on_error.get(getattr(check, "cost", 0), written) == "refuse"
         told = f"the check {check.name} failed ({decision.evidence})"
-        return Decision("refuse" if closed else "allow", principle, told, (), check.name)
+        outcome: Outcome = "refuse" if closed(check) else "allow"
+        return Decision(outcome, getattr(check, "principle", ""), told, (), check.name)
 
     for start in range(0, len(exchanges), _BATCH):
         batch = exchanges[start : start + _BATCH]
-        replied = [_ask(check, batch) for check in checks]
+        replied = _reply(made, batch, closed)
         for n, item in enumerate(batch):
             asked = [(check, _ask_prompt(check, item)) for check in prompts]
-            said = [(check, decisions[n]) for check, decisions in zip(checks, replied, strict=True)]
+            said = [(one.check, by[n]) for one, by in zip(made.followed, replied, strict=True) if n in by]
+            slept = (one.principle for one, by in zip(made.followed, replied, strict=True) if n not in by)
             before = most_severe([settled(check, decision) for check, decision in asked])
             after = most_severe([settled(check, decision) for check, decision in said])
-            yield _one(item, [*asked, *said], before, after)
+            yield _one(item, [*asked, *said], before, after, tuple(dict.fromkeys(slept)))
         advance(start + len(batch), len(exchanges))
 
 
-def _ask(check: Check, batch: Sequence[Exchange]) -> list[Decision]:
-    try:
-        decisions = check.decide(batch)
-    except (FairleadError, MemoryError):
-        raise
-    except Exception as problem:  # noqa: BLE001  # becomes a counted `failed`
-        if len(batch) > 1 and check.cost == 0:
-            return [decision for item in batch for decision in _ask(check, [item])]
-        return [Decision("failed", check.principle, f"raised {type(problem).__name__}", (), check.name)] * len(batch)
-    if len(decisions) != len(batch):
-        raise ValueError(f"{check.name} gave {len(decisions)} decisions for {len(batch)} exchanges")
-    return decisions
+def _reply(made: Plan, batch: Sequence[Exchange], closed: Callable[[Check], bool]) -> list[dict[int, Decision]]:
+    """Of each check in the plan's order, what it says of those exchanges, by number, that it was asked about."""
+    said: list[dict[int, Decision]] = [{} for _ in made.followed]
+    due = {i: list(range(len(batch))) for i, one in enumerate(made.followed) if not one.asleep}
+    while due:
+        i = min(due)
+        one, rows = made.followed[i], due.pop(i)
+        check: Any = one.check
+        ask, kinds = (check.weigh, (Decision, Doubt)) if one.weighs else (check.decide, (Decision,))
+        answers = answers_of(check, ask, kinds, [batch[n] for n in rows], alone=1, quiet=True)
+        asks: frozenset[str] = getattr(check, "asks", frozenset())
+        for n, answer in zip(rows, answers, strict=True):
+            names: frozenset[str] = frozenset()
+            if isinstance(answer, Doubt):
+                names = frozenset({answer.ask})
+                doubtful = Decision("allow", one.principle, answer.why, (), one.name)
+                answer = doubtful if made.targets(i, answer.ask) else answer.otherwise
+            elif not one.weighs:
+                names = asks  # it says its doubts of streams alone
+            elif answer.outcome == "failed" and not closed(check) and asks:
+                names = frozenset({min(asks)})  # it let pass what it could not read
+            said[i][n] = answer
+            for other in (target for name in names for target in made.targets(i, name)):
+                if made.followed[other].asleep and n not in said[other] and n not in due.get(other, ()):
+                    due.setdefault(other, []).append(n)
+    return said
 
 
 def _ask_prompt(check: PromptCheck, item: Exchange) -> Decision:
@@ -150,20 +178,28 @@ def _ask_prompt(check: PromptCheck, item: Exchange) -> Decision:
 
 
 def _one(
-    item: Exchange, said: Sequence[tuple[Check | PromptCheck, Decision]], before: Decision, after: Decision
+    item: Exchange,
+    said: Sequence[tuple[Check | PromptCheck, Decision]],
+    before: Decision,
+    after: Decision,
+    unasked: tuple[str, ...],
 ) -> Reviewed:
     """`before` is the most severe decision on what was asked, `after` that on the reply."""
     ended = before.outcome not in ("allow", "redact")  # no model would have been asked
     worst = before if ended else most_severe([after, before])
     where = "" if worst.outcome == "allow" else "asked" if worst is before else "reply"
     told = tuple((getattr(check, "principle", "") or check.name, decision.outcome) for check, decision in said)
-    return Reviewed(worst.outcome, worst.principle, worst.evidence, told, tuple(unreadable(item.reply)), where)
+    return Reviewed(worst.outcome, worst.principle, worst.evidence, told, tuple(unreadable(item.reply)), where, unasked)
 
 
 def summary(
-    rows: Sequence[Reviewed], unchecked: Sequence[str] = (), partly: Mapping[str, Sequence[str]] = _NONE
+    rows: Sequence[Reviewed],
+    unchecked: Sequence[str] = (),
+    partly: Mapping[str, Sequence[str]] = _NONE,
+    on_doubt: Sequence[str] = (),
 ) -> Summary:
-    """Counts and rates. A principle with several checks counts an exchange once: broken where any of them acted."""
+    """Counts and rates. A principle with several checks counts an exchange once: broken where any of them acted. That
+    of a critic that was not asked about it, since the classifier was in no doubt, counts as the classifier says."""
     outcomes = Counter(row.outcome for row in rows)
     by_principle: dict[str, Counter[str]] = {}
     for row in rows:
@@ -176,6 +212,7 @@ def summary(
     return Summary(
         len(rows), outcomes["allow"], dict(outcomes.most_common()), rates, dict(unread), tuple(unchecked),
         {id: tuple(names) for id, names in partly.items()},
+        {id: sum(id not in row.unasked for row in rows) for id in on_doubt},
     )  # fmt: skip
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fairlead.constitution.schema import Voice
+from fairlead.guard.checked import on_doubt
 from fairlead.guard.checks.voice import VoiceCheck
-from fairlead.guard.classifier.check import ClassifierCheck
 from fairlead.guard.compile import unchecked
 from fairlead.guard.prompts import unchecked_prompts
 from fairlead.guard.proxy.setup import Account, Book, Setup
@@ -72,7 +72,7 @@ def _book(book: Book, names: list[str], setup: Setup) -> Iterator[str]:
     shadow = [id for id in checked if book.policies[id].shadow]
     if shadow:
         yield f"  shadow: {', '.join(shadow)}. Nothing is done about them; what would have been is counted"
-    yield from _cascades(book)
+    yield from (f"  cascade: {line}" for line in on_doubt(book.plan).values())
     yield from _voices(book)
     best = book.plan.best
     if best is not None:
@@ -114,20 +114,6 @@ def _held(book: Book) -> Iterator[str]:
 
 def _seconds(characters: int) -> str:
     return f"{characters / PER_TOKEN / SPEED:.1f} s at {SPEED} tokens a second"
-
-
-def _cascades(book: Book) -> Iterator[str]:
-    """Which critics are not asked about every reply, and where the doubt lies on which they are."""
-    asleep = {one.principle for one in book.plan.followed if one.asleep}
-    for one in book.plan.followed:
-        if one.principle in asleep and isinstance(one.check, ClassifierCheck):
-            low, high = one.check.doubt
-            where = f"P(broken) from {low:.3f} to below {high:.3f}"
-            yield (
-                f"  cascade: {one.principle}. The critic is asked about a reply where the classifier is in doubt "
-                f"({where}), and not else: {one.check.seen:.0%} of what broke it in validation lay there or above; "
-                "checks: {cascade: false} asks it about every reply"
-            )
 
 
 def _voices(book: Book) -> Iterator[str]:
