@@ -506,11 +506,12 @@ def test_a_shared_model_that_breaks_fails_every_check_over_it(broken: Any) -> No
     assert said(out) == "hello" and release.tally.failed == {("h0", "open"): 1, ("h1", "open"): 1}
 
 
-def test_one_hostile_exchange_does_not_fail_those_it_is_asked_with() -> None:
+@pytest.mark.parametrize("error", [ValueError(), InputError("too long"), MemoryError()], ids=repr)
+def test_one_hostile_exchange_does_not_fail_those_it_is_asked_with(error: Exception) -> None:
     async def work() -> None:
         def rule(item: Exchange) -> Decision:
             if "hostile" in item.reply_text:
-                raise ValueError
+                raise error
             return ALLOW
 
         plan = planned(Model(rule))

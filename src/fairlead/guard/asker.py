@@ -102,7 +102,10 @@ class Batcher:
 
 
 def _ask(one: Followed, exchanges: list[Exchange]) -> list[Any]:
-    """Decisions or doubts; of a model that is shared, its readings, or a failure."""
+    """Decisions or doubts; of a model that is shared, its readings, or a failure.
+
+    Requests that know nothing of each other are asked together: what cannot be read of one fails no other.
+    """
     check: Any = one.check
     try:
         if one.model is not None:
@@ -113,6 +116,8 @@ def _ask(one: Followed, exchanges: list[Exchange]) -> list[Any]:
     except BudgetReached:
         return [failure(check, USED_UP) for _ in exchanges]
     except (FairleadError, MemoryError) as problem:
+        if len(exchanges) > 1:
+            return [said for item in exchanges for said in _ask(one, [item])]
         return [failure(check, f"raised {type(problem).__name__}") for _ in exchanges]
 
 

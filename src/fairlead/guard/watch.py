@@ -112,7 +112,8 @@ class Sharing(Check, Protocol):
     """One of several checks over one model, which reads an exchange once for all of them.
 
     Checks with equal `model` are asked together: `read` gives what the model makes of each exchange, and must be the
-    same for all of them; `said` is what follows from it for this check, cheap enough for the loop.
+    same for all of them, a failed `Decision` of one that it cannot read; `said` is what follows from it for this check,
+    cheap enough for the loop.
     """
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ from fairlead.apprentice.corpus import WORDS
 from fairlead.cli import guard_train
 from fairlead.constitution import load
 from fairlead.errors import FairleadError, InputError
-from fairlead.exchange import Exchange, Message, ToolCall, exchange, to_json, user
+from fairlead.exchange import Exchange, Media, Message, ToolCall, exchange, to_json, user
 from fairlead.guard.classifier.probe import load_probes
 from fairlead.guard.classifier.probe_check import probe_checks
+from fairlead.guard.compile import policies_from
+from fairlead.guard.plan import plan
 from fairlead.guard.proxy.setup import Keep, Options, read_setup
 from fairlead.models.apprentice import open_apprentice
 from support.guard_proxy import Proxy
@@ -137,6 +140,47 @@ def test_probes_of_a_layer_read_an_exchange_once_and_say_the_same_alone(folder: 
         "allow",
     ]
     assert check.said(check.read([told])[0]) == check.decide([told])[0]
+
+
+def test_an_exchange_that_the_model_cannot_read_fails_alone(folder: Path) -> None:
+    model, written = open_apprentice(torch=False), load(str(folder / "quay.yaml"))
+    [check] = probe_checks(written, load_probes(folder / "made", model=model.lineage), model)
+    told, long = exchange(WHERE, "the lamp is in the shed ."), exchange(WHICH, "the lamp is red . " * 500)
+    image = Exchange((Message("user", (Media("image", "0" * 64),)),), told.reply)
+    said = check.decide([long, told, image])
+    assert [d.outcome for d in said] == ["failed", "refuse", "failed"] and said[1] == check.decide([told])[0]
+    assert "room for" in said[0].evidence and "more than text" in said[2].evidence
+    assert [d.check for d in said] == [check.name] * 3
+
+
+def test_probes_of_two_layers_and_principles_are_each_its_own_in_a_plan(folder: Path) -> None:
+    pytest.importorskip("torch", reason="torch is missing: the apprentice on NumPy gives no other layer")
+    model, written = open_apprentice(), load(str(folder / "quay.yaml"))
+    guarded = written.model_copy(
+        update={
+            "principles": tuple(p.model_copy(update={"guard": written["no-places"].guard}) for p in written.principles)
+        }
+    )
+    [one] = load_probes(folder / "made")
+    made = replace(one, constitution="", sha256="")
+    probes = [replace(made, layer=layer, principle=id) for layer in (-1, 1) for id in guarded.ids]
+    followed = plan(probe_checks(guarded, probes, model), policies_from(guarded)).followed
+    assert len({one.name for one in followed}) == len({one.identity for one in followed}) == 4
+    assert len({one.check.lineage for one in followed}) == 4
+    assert sorted(map(len, by_model(followed))) == [2, 2]  # a layer is read once, for both its principles
+    with pytest.raises(InputError, match="two probes of 'no-places' on layer 1"):
+        probe_checks(guarded, [*probes, replace(probes[2], bias=0.5)], model)
+    with pytest.raises(InputError, match="none of layer 40"):
+        probe_checks(guarded, [replace(made, layer=40)], model)
+    assert made.lineage == replace(made, constitution="").lineage != one.lineage
+    assert replace(one, sha256="").lineage == one.lineage  # before it is saved as after
+
+
+def by_model(followed: Any) -> list[list[str]]:
+    names: dict[Any, list[str]] = {}
+    for one in followed:
+        names.setdefault(one.model, []).append(one.name)
+    return list(names.values())
 
 
 def test_what_does_not_fit_is_refused_by_name(folder: Path, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from fairlead.guard.classifier.fit import STRENGTHS, auroc, logistic, platt, thr
 from fairlead.guard.classifier.model import sigmoid
 from fairlead.judges.lineage import Lineage, leaf
 from fairlead.models.render import render_exchange
+from fairlead.models.toolong import TooLong
 
 Floats = NDArray[np.float32]
 MEMORY = 0.9  # of the average, from one token to the next
@@ -51,7 +52,8 @@ class Probe:
 
     @property
     def lineage(self) -> Lineage:
-        return leaf("classifier", model=f"{self.model}/{self.sha256[:16]}")
+        sha256 = self.sha256 or artefact.digest(_written(self, _weights(self)))  # saved or not, it is the same
+        return leaf("classifier", model=f"{self.model}/{sha256[:16]}")
 
     def logits(self, hidden_TD: NDArray[Any]) -> Floats:
         """The averaged logit at every token (T), as a stream would see it."""
@@ -80,8 +82,8 @@ def hidden_states(model: Any, exchanges: Sequence[Exchange], layer: int = LAST) 
 
     layer   as transformers counts hidden states: 0 the embeddings, -1 the last; the apprentice on NumPy gives -1 alone
 
-    Raises InputError for an exchange without a reply, one that the model has no room for, and for a model that is not
-    hosted here.
+    Raises InputError for an exchange without a reply, one that the model has no room for (TooLong), for a layer that it
+    does not have, and for a model that is not hosted here.
     """
     if getattr(model, "tokenizer", None) is None:
         raise InputError(f"{model.name}: gives no hidden states; a probe needs a model hosted here")
@@ -89,7 +91,7 @@ def hidden_states(model: Any, exchanges: Sequence[Exchange], layer: int = LAST) 
     for r in rendered:
         if model.context and len(r.prompt) + len(r.reply) > model.context:
             told = f"{len(r.prompt) + len(r.reply)} tokens, but the model has room for {model.context}"
-            raise InputError(f"{model.name}: an exchange has {told}")
+            raise TooLong(f"{model.name}: an exchange has {told}")
     module = getattr(model, "module", None)
     out: list[Floats] = []
     if module is None:
@@ -109,8 +111,10 @@ def hidden_states(model: Any, exchanges: Sequence[Exchange], layer: int = LAST) 
     with torch.no_grad():
         for r in rendered:
             ids = torch.tensor([r.prompt + r.reply], device=module.device)
-            states = module(input_ids=ids, output_hidden_states=True).hidden_states[layer]
-            out.append(states[0, len(r.prompt) :].float().cpu().numpy())
+            layers = module(input_ids=ids, output_hidden_states=True).hidden_states
+            if not -len(layers) <= layer < len(layers):
+                raise InputError(f"{model.name}: gives hidden states 0 to {len(layers) - 1}, and none of layer {layer}")
+            out.append(layers[layer][0, len(r.prompt) :].float().cpu().numpy())
     return out
 
 
@@ -151,13 +155,22 @@ def fit_probe(
 
 def save_probe(probe: Probe, folder: Path) -> str:
     """Write `probe.safetensors` and `probe.json` (which names its sha256). Returns the sha256 of the latter."""
-    body = arrays.dump({"weight_D": probe.weight_D})
-    about = {k: v for k, v in asdict(probe).items() if k not in ("weight_D", "sha256")}
+    body = _weights(probe)
+    raw = _written(probe, body)
     folder.mkdir(parents=True, exist_ok=True)
-    raw = json.dumps({**about, "weights": artefact.digest(body)}, indent=1, sort_keys=True).encode() + b"\n"
     (folder / "probe.safetensors").write_bytes(body)
     (folder / "probe.json").write_bytes(raw)
     return artefact.digest(raw)
+
+
+def _weights(probe: Probe) -> bytes:
+    return arrays.dump({"weight_D": probe.weight_D})
+
+
+def _written(probe: Probe, weights: bytes) -> bytes:
+    """All that it says by; of the weights their sha256."""
+    about = {k: v for k, v in asdict(probe).items() if k not in ("weight_D", "sha256")}
+    return json.dumps({**about, "weights": artefact.digest(weights)}, indent=1, sort_keys=True).encode() + b"\n"
 
 
 def load_probe(folder: Path, *, model: str | None = None) -> Probe:
