@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,8 +16,10 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -154,6 +158,71 @@ def test_a_worker_that_is_started_anew_goes_by_what_was_committed(tmp_path: Path
         (tmp_path / "c.yaml").write_text(RULES.replace("on_violation: redact", "on_violation: refuse", 1))
         assert _get(f"{admin}/reload", "POST")[0] == 200
         assert {_say(url) for _ in range(8)} == {"i will not say it ."}
+
+
+def _first(admin: str) -> str:
+    """Why the first worker is down."""
+    told = json.loads(_get(f"{admin}/status")[1])["workers"][0]
+    return "up" if told["ready"] else str(told.get("down"))
+
+
+def test_a_worker_that_is_started_anew_serves_the_classifier_that_was_committed_and_no_other(tmp_path: Path) -> None:
+    """The folder holds another one since: till that is put back, or somebody reloads, there is one worker less."""
+    pytest.importorskip("sklearn", reason="scikit-learn is missing: pip install 'fairlead[guard]'")
+    from fairlead.guard.classifier import artefact
+    from guard.classifier.made import trained
+    from guard.proxy.test_classifier import BROKEN, WRITTEN
+
+    folder, kept = tmp_path / "made", tmp_path / "kept"
+    trained(folder)
+    (tmp_path / "c.yaml").write_text(WRITTEN)
+    first = artefact.open_folder(folder)[2]
+    with (
+        Mock(lambda _: json_reply(chat(BROKEN))) as mock,
+        serving(
+            "--upstream", mock.url, "--workers", "2", "--constitution", str(tmp_path / "c.yaml"), "--classifier", str(folder)
+        ) as (running, url, admin),
+    ):  # fmt: skip
+        shutil.copytree(folder, kept)
+        manifest, files, _ = artefact.open_folder(folder)
+        other = artefact.save(folder, replace(manifest, rows={**manifest.rows, "more": 1}), files)
+        os.kill(json.loads(_get(f"{admin}/status")[1])["workers"][0]["pid"], signal.SIGKILL)
+        running.until("worker 0 died")
+        until = time.monotonic() + WAIT
+        while "sha256" not in (why := _first(admin)) and why != "up" and time.monotonic() < until:
+            time.sleep(0.2)
+        assert f"sha256 {other[:12]}…, and the one in use {first[:12]}…: put that one back, or reload" in why
+        assert {_say(url) for _ in range(4)} == {"I sink nothing."}, "the other goes on"
+        shutil.rmtree(folder)
+        kept.rename(folder)
+        assert _ready(admin) and {_say(url) for _ in range(4)} == {"I sink nothing."}
+        artefact.save(folder, replace(manifest, rows={**manifest.rows, "more": 1}), files)
+        code, told = _get(f"{admin}/reload", "POST")
+        assert code == 200 and json.loads(told)["workers"] == 2
+        os.kill(json.loads(_get(f"{admin}/status")[1])["workers"][1]["pid"], signal.SIGKILL)
+        running.until("worker 1 died; it is started anew in ")
+        assert _ready(admin), "it goes by the one that was reloaded"
+
+
+def test_a_worker_that_is_started_anew_holds_no_connection_of_the_admin_port(tmp_path: Path) -> None:
+    """Else who asks that port would wait for an end that the parent has sent, and the worker keeps from coming."""
+    with (
+        Mock(lambda _: json_reply(chat("hello"))) as mock,
+        serving("--upstream", mock.url, "--workers", "2", *_files(tmp_path)) as (running, url, admin),
+    ):
+        there = urlsplit(admin)
+        held = http.client.HTTPConnection(str(there.hostname), there.port or 0, timeout=10)
+        held.request("GET", "/healthz")
+        assert held.getresponse().read() and held.sock is not None
+        os.kill(json.loads(_get(f"{admin}/status")[1])["workers"][0]["pid"], signal.SIGKILL)
+        running.until("started anew")
+        assert _ready(admin) and _say(url) == "hello"
+        held.sock.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        answer = b""
+        while piece := held.sock.recv(4096):  # to its end
+            answer += piece
+        assert b"200 OK" in answer
+        assert running.end() == 0
 
 
 def test_why_a_worker_does_not_start_is_told_and_it_is_tried_later_each_time(tmp_path: Path) -> None:

@@ -15,11 +15,11 @@ import os
 import pickle
 import signal
 import socket
+import stat
 import sys
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NoReturn
 
 from fairlead.errors import FairleadError, InputError, MissingResource
 from fairlead.guard.proxy.admin import Admin
@@ -39,8 +39,14 @@ def several(options: Options, place: Place, say: Say) -> int:
     held = bind(place.host, place.port, share=True)  # keeps the port; it does not listen
     door = None if place.admin is None else bind("127.0.0.1", place.admin, option="--admin-port")
     house = House(options, inputs, place.host, held, door, say)
-    for seat in house.seats:
-        house.fork(seat)
+    try:
+        for seat in house.seats:
+            house.fork(seat)
+    except OSError as problem:
+        for child in house.children():
+            _kill(child, signal.SIGKILL)
+        what = f"cannot start {len(house.seats)} workers: {problem.strerror}"
+        raise MissingResource(f"{what}; take fewer (--workers), or let this user have more processes") from None
     return run(house.watch())
 
 
@@ -116,15 +122,18 @@ class House:
     # ------------------------------------------------------------------------------------ starting and ending
 
     def fork(self, seat: Seat) -> None:
-        """Starts a worker of what was committed."""
+        """Starts a worker of what was committed. Raises OSError where the machine has no process, or no file, left."""
         ours, theirs = socket.socketpair()
-        pid = os.fork()
-        if pid:
+        try:
+            pid = os.fork()
+        except OSError:
+            ours.close()
             theirs.close()
-            seat.child, seat.up, seat.why = Child(pid, ours, self.inputs), False, STARTING
-            return
-        others = [other.child.socket for other in self.seats if other.child is not None]
-        _work(self, seat.number, theirs, [ours, self.held, *([self.door] if self.door else []), *others])
+            raise
+        if not pid:
+            _work(self, seat.number, theirs)
+        theirs.close()
+        seat.child, seat.up, seat.why = Child(pid, ours, self.inputs), False, STARTING
 
     async def greet(self, seat: Seat) -> dict[str, Any] | None:
         """Waits until a worker that was started says hello: its words, or None, and then the seat knows why."""
@@ -149,7 +158,7 @@ class House:
         hellos = await asyncio.gather(*(self.greet(seat) for seat in self.seats))
         for hello in hellos:
             if hello is None or "failed" in hello:
-                for child in self._children():
+                for child in self.children():
                     _kill(child, signal.SIGTERM)
                 problem = "a worker did not start" if hello is None else hello["failed"]
                 raise InputError(problem) if hello and hello["code"] == 2 else MissingResource(problem)
@@ -181,36 +190,49 @@ class House:
         now = time.monotonic()
         if seat.child is None:
             if now >= seat.due:
-                self.fork(seat)
+                try:
+                    self.fork(seat)
+                except OSError as problem:
+                    seat.why = f"no process can be started for it: {problem.strerror}"
+                    self._later(seat, now)
+                    return
                 seat.greeting = asyncio.get_running_loop().create_task(self.greet(seat))
             return
         if seat.greeting is not None and not seat.greeting.done():
             return  # its last words are still to be read
         if not _dead(seat.child.pid):
             return
-        outdated = not seat.up and seat.child.inputs is not self.inputs
-        seat.failed = 0 if outdated or (seat.up and now - seat.since > RARELY) else seat.failed + 1
-        wait = 0.0 if outdated else min(RARELY, AGAIN * 2.0 ** max(0, seat.failed - 1))
+        seat.child.writer.close()
+        if not seat.up and seat.child.inputs is not self.inputs:  # no fault of its own: it was of files that went
+            seat.child, seat.failed, seat.due = None, 0, now
+            return
+        if seat.up and now - seat.since > RARELY:
+            seat.failed = 0
+        self._later(seat, now)
+
+    def _later(self, seat: Seat, now: float) -> None:
+        """When it is started anew: each time that it failed in a row it takes twice as long."""
+        seat.failed += 1
+        wait = min(RARELY, AGAIN * 2.0 ** (seat.failed - 1))
         if seat.up:
             seat.why = "it died"
             self.say(f"worker {seat.number} died; it is started anew in {wait:g} s")
-        elif not outdated:
+        else:
             self.say(f"worker {seat.number} does not start: {seat.why}; it is tried again in {wait:g} s")
-        seat.child.writer.close()
         seat.child, seat.up, seat.due = None, False, now + wait
 
     async def _end(self) -> None:
-        for child in self._children():
+        for child in self.children():
             _kill(child, signal.SIGTERM)
         until = time.monotonic() + self.inputs.settings.limits.drain + 5
-        left = self._children()
+        left = self.children()
         while (left := [child for child in left if not _dead(child.pid)]) and time.monotonic() < until:
             await asyncio.sleep(0.05)
         for child in left:
             self.say(f"the worker with pid {child.pid} does not end; it is killed")
             _kill(child, signal.SIGKILL)
 
-    def _children(self) -> list[Child]:
+    def children(self) -> list[Child]:
         return [seat.child for seat in self.seats if seat.child is not None]
 
     # ------------------------------------------------------------------------------------------ commands
@@ -268,7 +290,7 @@ def _dead(pid: int) -> bool:
 # ---------------------------------------------------------------------------------------- in the worker's process
 
 
-def _work(house: House, number: int, line: socket.socket, close: Iterable[socket.socket]) -> None:
+def _work(house: House, number: int, line: socket.socket) -> NoReturn:
     """A worker, from its fork to its end. What keeps it from starting is said to the parent. Never returns."""
     code = 70
     try:
@@ -276,8 +298,7 @@ def _work(house: House, number: int, line: socket.socket, close: Iterable[socket
         for one in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(one, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which tells us
-        for other in close:
-            os.close(other.fileno())
+        _keep_alone(line)
         code = run(_worker(house, number, line))
     except FairleadError as error:
         code = error.exit_code
@@ -287,6 +308,19 @@ def _work(house: House, number: int, line: socket.socket, close: Iterable[socket
     finally:
         sys.stderr.flush()
         os._exit(code)
+
+
+def _keep_alone(line: socket.socket) -> None:
+    """Lets go of every socket that came along but the worker's own: what the parent closes has to end, also for who
+    holds a connection to its admin port. The numbers stay taken, by nothing, since objects of the parent are still
+    about: they could close what is opened under them here."""
+    nothing = os.open(os.devnull, os.O_RDWR)
+    folder = next(name for name in ("/proc/self/fd", "/dev/fd") if os.path.isdir(name))
+    for number in map(int, os.listdir(folder)):
+        with contextlib.suppress(OSError):  # the listing's own, which is closed
+            if number > 2 and number != line.fileno() and stat.S_ISSOCK(os.fstat(number).st_mode):
+                os.dup2(nothing, number, inheritable=False)
+    os.close(nothing)
 
 
 def _fails(line: socket.socket, why: str, code: int) -> None:
