@@ -97,8 +97,7 @@ def check(
                 on_error=kinds.on_error,
             )
         )
-    unseen = [id for id in found.unchecked if id not in found.partly]
-    told = summary(rows, unseen, found.partly, tuple(asleep))
+    told = summary(rows, found.unseen, found.partly, tuple(asleep))
     if as_json:
         print_json(_body(written, rows, places, told))
     else:

@@ -27,16 +27,28 @@ class Checked:
     """The checks of one constitution.
 
     replies, prompts  over what a model says, and over what it is asked
-    unchecked         ids of guarded principles that none of them stands for as a whole
-    partly            of these, the checks that see a part of what they say
+    unread            ids of principles about replies that no check of replies stands for as a whole
+    unasked           ids of principles about what is asked that no check of what is asked stands for
+    partly            of either, the checks of replies that see a part of what they say
     classifier        sha256 of the trained classifier among them, "" for none
     """
 
     replies: tuple[Check, ...]
     prompts: tuple[PromptCheck, ...]
-    unchecked: tuple[str, ...]
+    unread: tuple[str, ...]
+    unasked: tuple[str, ...]
     partly: dict[str, tuple[str, ...]]
     classifier: str = ""
+
+    @property
+    def unchecked(self) -> tuple[str, ...]:
+        """Ids of guarded principles that none of them stands for as a whole."""
+        return tuple(dict.fromkeys((*self.unread, *self.unasked)))
+
+    @property
+    def unseen(self) -> tuple[str, ...]:
+        """Of these, those that nothing here sees any part of."""
+        return tuple(id for id in self.unchecked if id not in self.partly)
 
 
 def checked(
@@ -86,10 +98,12 @@ def checked(
     if score is not None and settings.orders is not False:
         orders = order_check(constitution, score, score.threshold if settings.orders is True else settings.orders)
         prompts = prompts if orders is None else (*prompts, orders)
-    missing = dict.fromkeys((*unchecked(constitution, replies), *unchecked_prompts(prompts, constitution)))
-    partly = {id: tuple(check.name for check in replies if check.principle == id) for id in missing}
+    of_replies = {p.id for p in constitution.principles if p.guard is not None and set(p.guard.at) - {"prompt"}}
+    unread = tuple(id for id in unchecked(constitution, replies) if id in of_replies)
+    unasked = unchecked_prompts(prompts, constitution)
+    partly = {id: tuple(check.name for check in replies if check.principle == id) for id in (*unread, *unasked)}
     return Checked(
-        replies, prompts, tuple(missing), {id: names for id, names in partly.items() if names},
+        replies, prompts, unread, unasked, {id: names for id, names in partly.items() if names},
         "" if classifier is None else classifier.sha256,
     )  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -96,6 +97,17 @@ def test_a_window_is_scored_once(score: OrderScore, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(scoring, "REMEMBERED", 10)
     fresh("another text")
     assert len(fresh._known) == 10
+
+
+def test_what_is_asked_again_is_remembered_longest(score: OrderScore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A conversation brings its texts with every turn: those of long ago go, and not those of an old conversation."""
+    monkeypatch.setattr(scoring, "REMEMBERED", 2)
+    fresh = dataclasses.replace(score, _known=OrderedDict())
+    for text in ("old", "new", "old", "newest"):
+        fresh(text)
+    before = list(fresh._known)
+    fresh("old")
+    assert sorted(fresh._known) == sorted(before), "it was still there"
 
 
 def test_the_check_by_the_classifier_stands_beside_the_words(score: OrderScore) -> None:

@@ -106,7 +106,7 @@ def test_what_the_model_says_is_refused_by_its_own_states(proxy: Proxy, stream: 
     assert _say(proxy, WHERE, stream) == "where it is stays with me ."
     said = _say(proxy, WHICH, stream)
     assert any(colour in said for colour in world.COLOURS)
-    assert proxy.worker.app.setup.all()[0].book.unchecked == ()
+    assert proxy.worker.app.setup.all()[0].book.checked.unchecked == ()
 
 
 def _greedy() -> Any:

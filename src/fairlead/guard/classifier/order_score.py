@@ -38,6 +38,8 @@ class OrderScore:
         keys = [hashlib.blake2b(window.encode("utf-8", "surrogatepass"), digest_size=16).digest() for window in found]
         with self._lock:
             said = {key: self._known[key] for key in keys if key in self._known}
+            for key in said:
+                self._known.move_to_end(key)
         new = {key: window for key, window in zip(keys, found, strict=True) if key not in said}
         for n in range(0, len(new), BATCH):
             batch = dict(list(new.items())[n : n + BATCH])

@@ -16,7 +16,7 @@ from fairlead.constitution.schema import Constitution
 from fairlead.errors import InputError
 from fairlead.guard.asker import Asker
 from fairlead.guard.audit.entry import policy_digest
-from fairlead.guard.checked import checked
+from fairlead.guard.checked import Checked, checked
 from fairlead.guard.checks.personal import Presidio, open_presidio
 from fairlead.guard.compile import policies_from
 from fairlead.guard.plan import DEADLINES, BestOf, Followed, Plan, plan, required
@@ -63,8 +63,7 @@ class Book:
 
     plan, whole  how replies are released that are streamed, and that are not
     asker, pool  ask the models among the checks; no asker where there are none
-    prompts      the checks of what is asked
-    unchecked    ids of principles with a guard that nothing here stands for
+    checked      the checks, and what none of them stands for
     vendors      hosts that the checks send texts to
     """
 
@@ -74,9 +73,7 @@ class Book:
     whole: Plan
     asker: Asker | None
     pool: Pool
-    prompts: tuple[PromptCheck, ...]
-    unchecked: tuple[str, ...]
-    classifier: str = ""  # its sha256, "" for none
+    checked: Checked
     deadlines: Mapping[int, float] = field(default_factory=lambda: DEADLINES)  # by cost of a check
     on_error: Mapping[int, str] = field(default_factory=dict)  # by cost, where not what the principle says
     vendors: tuple[str, ...] = ()
@@ -85,6 +82,15 @@ class Book:
     @property
     def policies(self) -> Mapping[str, Policy]:
         return self.plan.policies
+
+    @property
+    def prompts(self) -> tuple[PromptCheck, ...]:
+        return self.checked.prompts
+
+    @property
+    def classifier(self) -> str:
+        """Its sha256, "" for none."""
+        return self.checked.classifier
 
 
 @dataclass(slots=True)
@@ -269,8 +275,8 @@ def _book(
     asks = bool(made.models) or made.revise is not None or made.best is not None
     return Book(
         constitution, constitution.sha256, made, everything_waits(made),
-        Asker(made, keep.pool, keep.cache) if asks else None, keep.pool, found.prompts, found.unchecked,
-        found.classifier, deadlines, kinds.on_error, vendors(found.replies, critic),
+        Asker(made, keep.pool, keep.cache) if asks else None, keep.pool, found,
+        deadlines, kinds.on_error, vendors(found.replies, critic),
     )  # fmt: skip
 
 

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from fairlead.constitution.schema import Voice
 from fairlead.guard.checked import on_doubt
 from fairlead.guard.checks.voice import VoiceCheck
-from fairlead.guard.compile import unchecked
-from fairlead.guard.prompts import unchecked_prompts
 from fairlead.guard.proxy.setup import Account, Book, Setup
 
 TOKENS, SPEED = 300, 50  # a reply and a model of usual size, so that the costs mean something
@@ -49,7 +47,8 @@ def _book(book: Book, names: list[str], setup: Setup) -> Iterator[str]:
     guarded = [p for p in constitution.principles if p.guard is not None]
     who = "" if setup.anyone is not None else f" for {', '.join(names)}"
     yield f"constitution {constitution.name}{who} (sha256 {book.sha256[:12]}): {len(guarded)} principles with a guard"
-    unseen = [id for id in _unread(book) if id not in _partly(book)]
+    unread, unasked, partly = book.checked.unread, book.checked.unasked, book.checked.partly
+    unseen = [id for id in unread if id not in partly]
     checked = [p.id for p in guarded if p.id not in unseen]
     buffer = [id for id in checked if book.policies[id].stream == "buffer"]
     window = [id for id in checked if book.policies[id].stream == "window"]
@@ -86,12 +85,13 @@ def _book(book: Book, names: list[str], setup: Setup) -> Iterator[str]:
         yield f"  escalate: {', '.join(escalates)}. What is escalated is refused, and {where}"
     for host in book.vendors:
         yield f"  texts go to {host}, which reads them for the checks"
-    for id, by in _partly(book).items():
-        rest = "The rest of it needs a reader: --critic MODEL or --classifier DIR"
-        yield f"  CHECKED IN PART: {id}, by {', '.join(by)}. {rest}"
-    if asked := unchecked_prompts(book.prompts, constitution):
+    for id in unread:
+        if id in partly:
+            rest = "The rest of it needs a reader: --critic MODEL or --classifier DIR"
+            yield f"  CHECKED IN PART: {id}, by {', '.join(partly[id])}. {rest}"
+    if unasked:
         yield (
-            f"  WHAT IS ASKED IS NOT CHECKED: {', '.join(asked)}. Rules can (checks: {{rules: …}}), and --classifier "
+            f"  WHAT IS ASKED IS NOT CHECKED: {', '.join(unasked)}. Rules can (checks: {{rules: …}}), and --classifier "
             "DIR with a head for it; a critic reads replies alone"
         )
     if unseen:
@@ -137,18 +137,3 @@ def _voices(book: Book) -> Iterator[str]:
             )
             by = "the critic's alone" if p.id in critics else "nobody's"
             yield f"  voice: {p.id} is {by} to hear: {why}"
-
-
-def _unread(book: Book) -> tuple[str, ...]:
-    """Principles about replies that no check of replies stands for."""
-    at = {p.id: set(p.guard.at) - {"prompt"} for p in book.constitution.principles if p.guard is not None}
-    return tuple(id for id in unchecked(book.constitution, [one.check for one in book.plan.followed]) if at[id])
-
-
-def _partly(book: Book) -> dict[str, list[str]]:
-    """Principles that no check of replies stands for as a whole, with the checks that see a part of what they say."""
-    found: dict[str, list[str]] = {}
-    for one in book.plan.followed:
-        if one.principle in _unread(book):
-            found.setdefault(one.principle, []).append(one.name)
-    return found
