@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fairlead.exchange import Exchange, ToolCall
-from fairlead.guard.decision import Decision, Outcome, Span
+from fairlead.guard.decision import Decision, Outcome, Span, unplaced
 from fairlead.guard.pieces import PLACES, only, pieces
 from fairlead.judges.check import CheckResult, JudgeCheck
 from fairlead.judges.lineage import Lineage
@@ -65,13 +65,8 @@ class CriticCheck:
             return Decision("allow", self.principle, "", (), self.name)
         score = result.verdict.score if result.verdict else None
         evidence = f"scored {score:.2f}, below {self.check.threshold:g}" if score is not None else result.reason
-        outcome: Outcome = self.on_violation
-        spans: tuple[Span, ...] = ()
-        if outcome == "redact":
-            outcome = "refuse"
-        elif outcome == "block_tool_call":
-            spans = _calls(item)
-            outcome = "block_tool_call" if spans else "refuse"
+        spans = _calls(item) if self.on_violation == "block_tool_call" else ()
+        outcome = self.on_violation if spans else unplaced(self.on_violation)
         return Decision(outcome, self.principle, evidence, spans, self.name)
 
 

@@ -63,6 +63,12 @@ class Decision:
 ALLOW = Decision("allow")
 
 
+def unplaced(outcome: Outcome) -> Outcome:
+    """What a check wants that knows that something is broken, and not where: nothing can be painted over, and no call
+    taken out, so that the whole is refused."""
+    return "refuse" if outcome in ("redact", "block_tool_call") else outcome
+
+
 def most_severe(decisions: Iterable[Decision]) -> Decision:
     """The decision that wins; of equals the first. Nothing to choose from is `allow`."""
     return max(decisions, key=lambda decision: SEVERITY[decision.outcome], default=ALLOW)

@@ -17,7 +17,7 @@ from fairlead.constitution.schema import Constitution, Voice
 from fairlead.constitution.style import Style, features, off, style_of
 from fairlead.constitution.voice import MIN_WORDS, halves
 from fairlead.exchange import Exchange
-from fairlead.guard.decision import Decision, Outcome
+from fairlead.guard.decision import Decision, Outcome, unplaced
 from fairlead.guard.pieces import pieces
 from fairlead.judges.lineage import Lineage, leaf
 
@@ -68,9 +68,8 @@ class VoiceCheck:
         apart = self.style.distance(found)
         if apart <= self.style.bound:
             return Decision("allow", self.principle, "", (), self.name)
-        outcome: Outcome = "refuse" if self.on_violation in ("redact", "block_tool_call") else self.on_violation
         told = f"not in the voice of the samples: {off(self.style, found)}"
-        return Decision(outcome, self.principle, told, (), self.name)
+        return Decision(unplaced(self.on_violation), self.principle, told, (), self.name)
 
 
 def voice_checks(constitution: Constitution) -> tuple[VoiceCheck, ...]:

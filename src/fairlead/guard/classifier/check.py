@@ -11,7 +11,7 @@ from fairlead.exchange import Exchange, Message
 from fairlead.guard.classifier.artefact import Head
 from fairlead.guard.classifier.model import Classifier
 from fairlead.guard.classifier.reading import asked, windows
-from fairlead.guard.decision import ALLOW, Decision, Outcome
+from fairlead.guard.decision import ALLOW, Decision, Outcome, unplaced
 from fairlead.guard.pieces import PLACES
 from fairlead.guard.watch import Doubt, Ruling, Seen, Watch
 from fairlead.guard.wire.events import Channel
@@ -142,8 +142,7 @@ class ClassifierCheck:
             told = f"doubtful: P(broken) {p:.3f}, from {head.threshold:.3f} on it counts"
             return Decision("allow", self.principle, told, (), self.name)
         told = f"P(broken) {p:.3f}, at least {head.threshold:.3f}"
-        outcome: Outcome = "refuse" if self.on_violation in ("redact", "block_tool_call") else self.on_violation
-        return Decision(outcome, self.principle, told, (), self.name)
+        return Decision(unplaced(self.on_violation), self.principle, told, (), self.name)
 
 
 @dataclass(slots=True)

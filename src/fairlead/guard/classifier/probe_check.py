@@ -11,7 +11,7 @@ from fairlead.errors import InputError
 from fairlead.exchange import Exchange, exchange
 from fairlead.guard.asking import failure
 from fairlead.guard.classifier.probe import LAST, Floats, Probe, hidden_states
-from fairlead.guard.decision import ALLOW, Decision, Outcome
+from fairlead.guard.decision import ALLOW, Decision, Outcome, unplaced
 from fairlead.judges.lineage import Lineage
 from fairlead.models.toolong import TOO_LONG, TooLong
 
@@ -71,8 +71,7 @@ class ProbeCheck:
         if p < self.probe.threshold:
             return Decision("allow", self.principle, "", (), self.name)
         told = f"P(broken) {p:.3f}, at least {self.probe.threshold:.3f}"
-        outcome: Outcome = "refuse" if self.on_violation in ("redact", "block_tool_call") else self.on_violation
-        return Decision(outcome, self.principle, told, (), self.name)
+        return Decision(unplaced(self.on_violation), self.principle, told, (), self.name)
 
     def decide(self, exchanges: Sequence[Exchange]) -> list[Decision]:
         return [self.said(reading) for reading in self.read(exchanges)]

@@ -173,9 +173,7 @@ def _part(part: Any, path: str, here: Path, policy: Allow) -> Placed:
         fields.check(part, _PARTS[kind], policy, f"{path}.", "messages.content.")
         return (Text(part[kind]) if kind == "text" else Refusal(part[kind])), (*here, kind)
     if kind == "image_url" and isinstance(part.get("image_url"), dict):
-        if not policy.images:
-            raise Refused(400, path, f"{path}: an image is not checked; leave it out, or have the policy allow images")
-        policy.passed["image"] += 1
+        fields.image(path, policy)
         fields.check(part, _PARTS[kind], policy, f"{path}.", "messages.content.")
         fields.check(part["image_url"], _IMAGE, policy, f"{path}.image_url.", "messages.content.image_url.")
         return fields.media("image", part["image_url"].get("url") or ""), ()

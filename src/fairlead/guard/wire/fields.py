@@ -238,6 +238,13 @@ def media(kind: str, value: Any) -> Media:
     return Media(kind, digest(value))
 
 
+def image(field: str, policy: Allow) -> None:
+    """No check looks at an image: it is refused unless the policy lets images pass, and counted where it does."""
+    if not policy.images:
+        raise Refused(400, field, f"{field}: an image is not checked; leave it out, or have the policy allow images")
+    policy.passed["image"] += 1
+
+
 def _named(value: Any) -> str:
     if value is None:
         return "null"

@@ -211,11 +211,7 @@ def _content(
                 fields.check(part, _REFUSAL, policy, f"{at}.", "input.content.")
                 parts.append((Refusal(part["refusal"]), (*there, "refusal")))
             case "input_image":
-                if not policy.images:
-                    raise Refused(
-                        400, at, f"{at}: an image is not checked; leave it out, or have the policy allow images"
-                    )
-                policy.passed["image"] += 1
+                fields.image(at, policy)
                 fields.check(part, _IMAGE, policy, f"{at}.", "input.content.")
                 parts.append((fields.media("image", part.get("image_url") or ""), ()))
             case _:
