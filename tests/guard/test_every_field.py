@@ -13,12 +13,13 @@ import orjson
 import pytest
 
 from fairlead.exchange import Message, Text, ToolCall, ToolResult, user
+from fairlead.guard.calling import UNDECLARED
 from fairlead.guard.checks.secrets import Secret, SecretsCheck
 from fairlead.guard.ledger import faults
 from fairlead.guard.plan import Plan
 from fairlead.guard.proxy.exchange import _write
 from fairlead.guard.proxy.guarding import whole
-from fairlead.guard.release import UNDECLARED, Release
+from fairlead.guard.release import Release
 from fairlead.guard.released import Broken, Noted, Out, Stop
 from fairlead.guard.wire import FORMATS, sse
 from fairlead.guard.wire.asked import Allow, callable_tools

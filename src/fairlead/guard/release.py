@@ -10,9 +10,7 @@ ledger holds which verdict let which characters go. Nothing here knows of socket
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable, Collection, Sequence
-from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +18,7 @@ from fairlead.errors import InputError
 from fairlead.exchange import Exchange, Message
 from fairlead.guard import ending
 from fairlead.guard.alternative import NEVER, Alternative
-from fairlead.guard.arguments import spelled
+from fairlead.guard.calling import NAME, called
 from fairlead.guard.cascade import Questions
 from fairlead.guard.decision import Decision
 from fairlead.guard.holding import Held, readable, writable
@@ -31,7 +29,6 @@ from fairlead.guard.released import Broken, Out
 from fairlead.guard.saying import failed, ruled
 from fairlead.guard.tally import Tally
 from fairlead.guard.watch import STOP, Seen, Watch
-from fairlead.guard.wire import ids
 from fairlead.guard.wire.events import (
     About,
     Channel,
@@ -51,9 +48,6 @@ if TYPE_CHECKING:
 
 Escalate = Callable[[Exchange, Decision, str], None]
 """Hands an exchange, the decision and the id of its verdict to the people who look at it."""
-
-UNDECLARED = "call of a tool that was not declared"
-_NAME = re.compile(r"[A-Za-z0-9_.:/@+-]{1,256}")
 
 
 class Release:
@@ -216,29 +210,11 @@ class Release:
         if text.place != "tool_call":
             self._tell(choice, text, Seen(text.channel, text.place, "", True))
             return
-        arguments = spelled("".join(piece for piece, _ in text.pieces))
-        if arguments is None or (why := self._no_call(text.name)):
-            self.tally.withheld["tool call that is no JSON" if arguments is None else why] += 1
-            choice.withheld += text.drop()
-            choice.lost_call = True
+        arguments = called(self, choice, text)
+        if arguments is None:
             self.act(choice)
-            return
-        if not _NAME.fullmatch(text.id):
-            text.id = f"call_{self.ledger.fresh()}" if text.id else ""
-        text.id = ids.numbered(text.id, text.name, partial(choice.number, text, self.messages))
-        text.pieces.clear()
-        text.seen = 0
-        if text.kept is not None:
-            text.kept.clear()
-        if arguments:
-            text.add(arguments)
-        self._tell(choice, text, Seen(text.channel, "tool_call", arguments, True, text.name))
-
-    def _no_call(self, name: str) -> str:
-        """Why nothing can be called by that name, for the counts; "" where something can."""
-        if not _NAME.fullmatch(name):
-            return "tool call without a name"
-        return "" if self.tools is None or name in self.tools else UNDECLARED
+        else:
+            self._tell(choice, text, Seen(text.channel, "tool_call", arguments, True, text.name))
 
     def _tell(self, choice: Alternative, text: Held, seen: Seen) -> None:
         now, took, followed = perf_counter(), self.took, self.plan.followed
@@ -296,7 +272,7 @@ class Release:
         ending.whole(self, choice)
 
     def _about(self, event: About) -> None:
-        id, model = (text if _NAME.fullmatch(text) else "" for text in (event.id, event.model))
+        id, model = (text if NAME.fullmatch(text) else "" for text in (event.id, event.model))
         kept = event if (id, model) == (event.id, event.model) else About(id, model, event.created, event.numbers)
         if self.sent:
             self._out.append(kept)
