@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import pytest
 
 from fairlead.constitution.schema import Constitution
-from fairlead.exchange import assistant, system, user
+from fairlead.exchange import Message, assistant, exchange, system, user
+from fairlead.guard.audit.review import review
 from fairlead.guard.critic_prompt import PromptCritic, prompt_critics
+from fairlead.guard.decision import Decision
+from fairlead.guard.plan import plan
 from fairlead.guard.watch import PromptCheck
 from fairlead.models.apprentice import open_apprentice
 from fairlead.models.protocol import Prompt
@@ -79,3 +85,27 @@ def test_only_where_the_principle_looks_at_what_is_asked(at: str) -> None:
 
 def test_without_a_model_and_with_one_that_was_never_taught_the_question_there_is_none() -> None:
     assert prompt_critics(written(), None) == () == prompt_critics(written(), open_apprentice(torch=False))
+
+
+@dataclass(frozen=True)
+class Sure:
+    """A check of what is asked that is in doubt where it reads `perhaps`."""
+
+    name: str = "sure"
+    principle: str = "no-sinking"
+    cost: int = 1
+    settles_prompts: bool = True
+
+    def ask(self, messages: Sequence[Message]) -> Decision:
+        doubtful = "perhaps" in messages[-1].text
+        return Decision("allow", self.principle, "doubtful" if doubtful else "")
+
+
+@pytest.mark.parametrize("settles", [True, False])
+def test_guard_check_asks_it_as_a_proxy_does(settles: bool) -> None:
+    model, asked = scripted("judge")
+    checks = (*prompt_critics(written(), model), Sure(settles_prompts=settles))
+    rows = [exchange("hello", "hello"), exchange("perhaps sink the boat", "no")]
+    first, second = review(rows, plan([], {}), prompts=checks)
+    assert first.outcome == "allow" and (second.outcome, second.where) == ("refuse", "asked")
+    assert (len(asked) == model.calls * 5) and model.calls == (1 if settles else 2)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fairlead.constitution import Constitution
     from fairlead.exchange import Exchange
     from fairlead.guard.audit.review import Reviewed, Summary
+    from fairlead.guard.watch import PromptCheck
     from fairlead.models import Budget, Model
 
 MANY = 20  # rows that are all printed; of more, those that were not allowed
@@ -72,7 +73,7 @@ def check(
     presidio = open_presidio(kinds.presidio, model=kinds.presidio_model) if kinds.presidio else None
     found = checked(written, reader, kinds, presidio)
     refuse_others(vendors(found.replies, reader), written, constitution or written.name)
-    if not found.replies:
+    if not found.replies and not found.prompts:
         raise CannotTell(
             f"{written.name}: no check of it can run by code alone; name a model that reads it with --critic MODEL, "
             "or a trained classifier with --classifier DIR"
@@ -82,7 +83,7 @@ def check(
     for line in asleep.values():
         terminal.say(f"cascade: {line}")
     if reader is not None:
-        _agree(written, reader, exchanges, limit, terminal)
+        _agree(written, reader, found.prompts, exchanges, limit, terminal)
     if settings.shadow:
         terminal.say(f"{policy}: shadow is not heeded: told is what would be done without it")
     if settings.checks.probe is not None:
@@ -132,16 +133,25 @@ def _read(file: str) -> tuple[Sequence[Exchange], Sequence[str]]:
 
 
 def _agree(
-    constitution: Constitution, reader: Model, exchanges: Sequence[Exchange], limit: Budget | None, terminal: Any
+    constitution: Constitution,
+    reader: Model,
+    prompts: Sequence[PromptCheck],
+    exchanges: Sequence[Exchange],
+    limit: Budget | None,
+    terminal: Any,
 ) -> None:
     from fairlead.cli.remote import agree
+    from fairlead.guard.critic_prompt import PromptCritic
     from fairlead.judges.critic import critic
-    from fairlead.stack.estimate import NOTHING, of_critic
+    from fairlead.stack.estimate import NOTHING, of_critic, of_questions
 
     total = NOTHING
     for principle in constitution.principles:
         if principle.guard is not None:
             total += of_critic(critic(principle, reader), [item.messages for item in exchanges])
+    for check in prompts:
+        if isinstance(check, PromptCritic):
+            total += of_questions(check.judge, [check.question(item.messages) for item in exchanges])
     agree(total, limit, terminal)
 
 

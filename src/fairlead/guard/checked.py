@@ -14,6 +14,7 @@ from fairlead.guard.classifier.check import ClassifierCheck, classifier_checks
 from fairlead.guard.classifier.model import load as load_classifier
 from fairlead.guard.classifier.order_score import order_score
 from fairlead.guard.compile import order_check, proxy_checks, unchecked
+from fairlead.guard.critic_prompt import prompt_critics
 from fairlead.guard.decision import Check
 from fairlead.guard.plan import Plan
 from fairlead.guard.prompts import prompt_checks, unchecked_prompts
@@ -98,6 +99,8 @@ def checked(
     if score is not None and settings.orders is not False:
         orders = order_check(constitution, score, score.threshold if settings.orders is True else settings.orders)
         prompts = prompts if orders is None else (*prompts, orders)
+    if settings.prompts:
+        prompts = (*prompts, *prompt_critics(constitution, critic, thresholds=settings.thresholds))
     of_replies = {p.id for p in constitution.principles if p.guard is not None and set(p.guard.at) - {"prompt"}}
     unread = tuple(id for id in unchecked(constitution, replies) if id in of_replies)
     unasked = unchecked_prompts(prompts, constitution)

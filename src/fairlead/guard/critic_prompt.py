@@ -17,7 +17,7 @@ from fairlead.judges.critic import Critic, critic
 from fairlead.judges.lineage import Lineage
 from fairlead.judges.prompting import ask_about
 from fairlead.models.access import vendor
-from fairlead.models.protocol import Model
+from fairlead.models.protocol import Model, Prompt
 
 QUESTION = "judge_request"
 
@@ -52,10 +52,16 @@ class PromptCritic:
         """The host that reads what is asked; "" for a model in this process, or in a network of one's own."""
         return vendor(self.judge.model)
 
+    def question(self, messages: Sequence[Message]) -> Prompt:
+        """What the model is asked about these messages."""
+        asked = Exchange(tuple(messages), ())
+        return ask_about(self.judge.model, QUESTION, principle=self.judge.text, exchange=asked)
+
     def ask(self, messages: Sequence[Message]) -> Decision:
         """What to do with what is asked. A critic that gives no verdict has failed."""
-        asked = Exchange(tuple(messages), ())
-        [read] = self.judge.read([ask_about(self.judge.model, QUESTION, principle=self.judge.text, exchange=asked)])
+        if not any(message.role == "user" for message in messages):
+            return Decision("allow", self.principle, "", (), self.name)  # nobody asks for anything
+        [read] = self.judge.read([self.question(messages)])
         verdict = self.judge.verdict(read)
         if verdict.score is None:
             return Decision("failed", self.principle, verdict.reason or "gave no verdict", (), self.name)

@@ -56,7 +56,8 @@ async def ask(
     long: bool = False,
     escalate: Escalate | None = None,
 ) -> Prompted:
-    """Asks all checks, cheap ones first (`cost`, 0 where a check has none); dear ones only where no cheap one refuses.
+    """Asks all checks, cheap ones first (`cost`, 0 where a check has none); dear ones only where no cheap one refuses,
+    and a critic (cost 2) not where a check that `settles_prompts` of its principle has allowed without a doubt.
 
     A model (cost 1 or 2) is asked in the pool, within its deadline; so is code where what is asked is `long`, else it
     runs at once and has failed where it took longer. A check that fails is what the policy of its principle says, or
@@ -65,12 +66,20 @@ async def ask(
     """
     asked = tuple(messages)
     said: list[tuple[Decision, str]] = []
+    settled: set[str] = set()
     for check in sorted(checks, key=lambda check: getattr(check, "cost", 0)):
         cost = getattr(check, "cost", 0)
         if cost and any(SEVERITY[decision.outcome] >= SEVERITY["escalate"] for decision, _ in said):
             break
+        principle = getattr(check, "principle", "")
+        if cost == 2:
+            tally.cost[check.name, "spared" if principle in settled else "asked"] += 1
+            if principle in settled:
+                continue
         deadline = getattr(check, "deadline", 0.0) or deadlines.get(cost, 20.0)
         decision = await _asked(check, asked, pool if cost or long else None, deadline)
+        if settles(check, decision):
+            settled.add(principle)
         one = _resolved(check, decision, policies, on_error.get(cost, ""), ledger, tally)
         if one is not None:
             said.append(one)
@@ -89,6 +98,12 @@ async def ask(
     if worst.outcome == "escalate":
         _escalate(escalate, asked, worst, verdict, tally)
     return Prompted(asked, told, policy.say, worst.check if worst.outcome == "failed" else "")
+
+
+def settles(check: PromptCheck, decision: Decision) -> bool:
+    """Whether a critic of the same principle need not be asked: this check reads for it, and is in no doubt."""
+    sure = decision.outcome == "allow" and not decision.evidence
+    return sure and bool(getattr(check, "settles_prompts", False))
 
 
 def without(messages: Sequence[Message], spans: Iterable[Span]) -> tuple[Message, ...] | None:

@@ -68,6 +68,7 @@ class Checks(Part):
     model: Path | None = Field(None, description="folder of a classifier trained by `fairlead guard train`")
     probe: Path | None = Field(None, description="folder of `fairlead guard train --probe`, for a model in the process")
     ask: str | None = Field(None, description="the critic: apprentice, ./dir, PROVIDER/NAME[@URL]")
+    prompts: bool = Field(True, description="whether the critic reads what is asked too, where a principle looks there")
     cascade: bool = Field(True, description="the critic is asked where the classifier is in doubt, and not else")
     dear: Annotated[int, Field(ge=0)] = Field(16, description="questions to critics, and revisions, of one request")
     spend: Money | None = Field(None, description="what those may cost a tenant that has no budget of its own")

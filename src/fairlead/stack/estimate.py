@@ -103,8 +103,13 @@ def _of_model(model: Any, prompts: Sequence[Prompt], sampling: Sampling) -> Esti
 
 def of_critic(judge: Critic, prompts: Sequence[Prompt]) -> Estimate:
     asked = [ask_about(judge.model, "judge", principle=judge.text, exchange=exchange(p, REPLY)) for p in prompts]
+    return of_questions(judge, asked)
+
+
+def of_questions(judge: Critic, questions: Sequence[Prompt]) -> Estimate:
+    """Two-way questions, as this critic asks them."""
     how = Sampling(n=answers_to_one(judge.model, judge.samples), max_tokens=judge.max_tokens)
-    return called(judge.model, asked, how)
+    return called(judge.model, questions, how)
 
 
 def answers_to_one(model: Model, samples: int) -> int:

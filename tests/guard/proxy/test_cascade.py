@@ -17,7 +17,8 @@ import openai
 import typer
 
 from fairlead.cli import guard_audit
-from fairlead.exchange import exchange, to_json
+from fairlead.constitution import load as load_constitution
+from fairlead.exchange import Exchange, exchange, to_json, user
 from fairlead.guard import checked
 from fairlead.guard.classifier.model import Classifier, load
 from fairlead.guard.proxy import setup
@@ -119,3 +120,67 @@ def test_exchanges_that_happened_are_read_by_the_critic_where_the_proxy_would_ha
     (rate,) = body["principles"]
     assert (rate["acted"], rate["n"]) == ((2, 3) if cascade else (3, 3))  # of every row, whoever read it
     assert ("The critic is asked about a reply where the classifier is in doubt" in told_.err) is cascade
+
+
+ASKED = WRITTEN.replace("at: [reply]", "at: [prompt]")
+
+
+def _ask(proxy: Proxy, text: str) -> str:
+    client = openai.OpenAI(base_url=f"{proxy.url}/v1", api_key="k", max_retries=0, timeout=30)
+    asked: Any = [{"role": "user", "content": text}]
+    return client.chat.completions.create(model="mock", messages=asked).choices[0].message.content or ""
+
+
+@pytest.mark.parametrize("policy", ["{}\n", "checks: {prompts: false}\n"])
+def test_the_critic_reads_what_is_asked_before_the_model_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str
+) -> None:
+    answers = {"badar": "no", "kofin": "yes", "luhup": "perhaps"}
+    critic = ScriptedModel(
+        lambda prompt: next(answer for word, answer in answers.items() if word in prompt[-1].text),
+        capabilities=frozenset({"max_tokens", "temperature", "seed"}),
+    )
+    monkeypatch.setattr(setup, "open_model", lambda *_, **__: critic)
+    with (
+        Mock(lambda _: json_reply(chat(KEPT))) as mock,
+        Proxy(tmp_path, mock.url, constitution=ASKED, policy=policy, critic="scripted") as proxy,
+    ):
+        lines = "\n".join(told(proxy.worker.app.setup))
+        if policy == "{}\n":
+            assert "the critic reads what is asked, for no-sinking" in lines and "WHAT IS ASKED IS NOT" not in lines
+            assert (_ask(proxy, "sink badar"), len(mock.seen)) == ("I sink nothing.", 0)
+            assert (_ask(proxy, "sink kofin"), len(mock.seen)) == (KEPT, 1)
+            with pytest.raises(openai.APIStatusError) as broken:  # it says neither: no model is asked
+                _ask(proxy, "sink luhup")
+            assert broken.value.status_code == 503 and len(mock.seen) == 1
+        else:
+            assert "the critic reads" not in lines and "WHAT IS ASKED IS NOT CHECKED: no-sinking" in lines
+            assert (_ask(proxy, "sink badar"), critic.calls) == (KEPT, 0)
+
+
+@pytest.mark.parametrize(("cascade", "seen"), [(True, 0.95), (True, 0.5), (False, 0.95)])
+def test_a_classifier_without_a_doubt_spares_the_critic_of_what_is_asked(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, cascade: bool, seen: float
+) -> None:
+    made = load(folder)
+    h = made.head("no-sinking", "prompt")
+    assert h is not None
+    benign, broken = "paint badar kofin luhup?", "sink badar kofin luhup?"
+    low, high = (float(p) for p in made.judge([Exchange((user(text),), ()) for text in (benign, broken)])[:, h])
+    heads = list(made.heads)
+    heads[h] = dataclasses.replace(heads[h], doubt=(2 * low + high) / 3, threshold=(low + 2 * high) / 3, seen=seen)
+    (tmp_path / "asked.yaml").write_text(ASKED)
+    sha256 = load_constitution(str(tmp_path / "asked.yaml")).sha256
+    about = dataclasses.replace(made.manifest, heads=tuple(heads), constitution=sha256)
+    changed = dataclasses.replace(made, manifest=about)
+    critic = ScriptedModel(lambda _: "yes", capabilities=frozenset({"max_tokens", "temperature", "seed"}))
+    monkeypatch.setattr(setup, "open_model", lambda *_, **__: critic)
+    monkeypatch.setattr(checked, "load_classifier", lambda _: changed)
+    policy = "{}\n" if cascade else "checks: {cascade: false}\n"
+    with (
+        Mock(lambda _: json_reply(chat(KEPT))) as mock,
+        Proxy(tmp_path, mock.url, constitution=ASKED, policy=policy, classifier=folder, critic="scripted") as proxy,
+    ):
+        assert _ask(proxy, broken) == "I sink nothing." and critic.calls == 0  # the sure classifier refuses by itself
+        assert _ask(proxy, benign) == KEPT
+        assert critic.calls == (0 if cascade and seen > 0.9 else 1)

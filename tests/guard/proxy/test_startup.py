@@ -35,9 +35,10 @@ def test_a_critic_is_not_offered_for_what_it_does_not_read(tmp_path: Path) -> No
     written.write_text(RULES.replace("{on_violation: refuse, say", "{at: [prompt, reply], on_violation: refuse, say"))
     alone, critic = said(written), said(written, critic="apprentice")
     for lines in (alone, critic):
-        assert "WHAT IS ASKED IS NOT CHECKED: no-poison. Rules can" in lines and "a critic reads replies alone" in lines
+        assert "WHAT IS ASKED IS NOT CHECKED: no-poison. Rules can" in lines
+        assert "--critic MODEL, if it is not the apprentice" in lines and "the critic reads what is asked" not in lines
     assert "NOT CHECKED: no-shouting, no-poison. Nothing here can check them; --critic MODEL" in alone
-    assert "--critic MODEL" not in critic  # there is one, and the replies are read
+    assert "Nothing here can check them" not in critic  # there is one, and the replies are read
     written.write_text(written.read_text().replace("at: [prompt, reply]", "at: [prompt]"))
     assert "NOT CHECKED: no-shouting. Nothing" in said(written) and "ASKED IS NOT CHECKED: no-poison" in said(written)
 

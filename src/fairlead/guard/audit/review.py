@@ -19,6 +19,7 @@ from fairlead.guard.asking import answers_of
 from fairlead.guard.decision import Check, Decision, Outcome, most_severe
 from fairlead.guard.pieces import unreadable
 from fairlead.guard.plan import Plan
+from fairlead.guard.prompt_side import settles
 from fairlead.guard.watch import Doubt, PromptCheck
 
 _BATCH = 64
@@ -129,7 +130,7 @@ def review(
         batch = exchanges[start : start + _BATCH]
         replied = _reply(made, batch, closed)
         for n, item in enumerate(batch):
-            asked = [(check, _ask_prompt(check, item)) for check in prompts]
+            asked = list(_asked(prompts, item))
             said = [(one.check, by[n]) for one, by in zip(made.followed, replied, strict=True) if n in by]
             slept = (one.principle for one, by in zip(made.followed, replied, strict=True) if n not in by)
             before = most_severe([settled(check, decision) for check, decision in asked])
@@ -164,6 +165,19 @@ def _reply(made: Plan, batch: Sequence[Exchange], closed: Callable[[Check], bool
                 if made.followed[other].asleep and n not in said[other] and n not in due.get(other, ()):
                     due.setdefault(other, []).append(n)
     return said
+
+
+def _asked(prompts: Sequence[PromptCheck], item: Exchange) -> Iterator[tuple[PromptCheck, Decision]]:
+    """What the checks say of what was asked: as in a proxy a critic is spared where a classifier has no doubt."""
+    settled: set[str] = set()
+    for check in sorted(prompts, key=lambda check: getattr(check, "cost", 0)):
+        principle = getattr(check, "principle", "")
+        if getattr(check, "cost", 0) == 2 and principle in settled:
+            continue
+        decision = _ask_prompt(check, item)
+        if settles(check, decision):
+            settled.add(principle)
+        yield check, decision
 
 
 def _ask_prompt(check: PromptCheck, item: Exchange) -> Decision:

@@ -85,7 +85,14 @@ class ClassifierCheck:
     def settles(self) -> bool:
         """Whether dearer checks need be asked on its doubt alone. Not where it reads prompts only, is never in doubt,
         or lets more of what breaks the principle through without a doubt than `SEEN` allows: then they read all."""
-        h = self.exchange_head
+        return self._settles(self.exchange_head)
+
+    @property
+    def settles_prompts(self) -> bool:
+        """The same of what is asked: a critic of it is spared where this one allows without a doubt."""
+        return self.cascade and self._settles(self.prompt_head)
+
+    def _settles(self, h: int | None) -> bool:
         head = None if h is None else self.classifier.heads[h]
         return head is not None and head.doubt < head.threshold and head.seen >= SEEN
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from fairlead.constitution.schema import Voice
 from fairlead.guard.checked import on_doubt
 from fairlead.guard.checks.voice import VoiceCheck
+from fairlead.guard.critic_prompt import PromptCritic
 from fairlead.guard.proxy.setup import Account, Book, Setup
 
 TOKENS, SPEED = 300, 50  # a reply and a model of usual size, so that the costs mean something
@@ -91,8 +92,14 @@ def _book(book: Book, names: list[str], setup: Setup) -> Iterator[str]:
             yield f"  CHECKED IN PART: {id}, by {', '.join(partly[id])}. {rest}"
     if unasked:
         yield (
-            f"  WHAT IS ASKED IS NOT CHECKED: {', '.join(unasked)}. Rules can (checks: {{rules: …}}), and --classifier "
-            "DIR with a head for it; a critic reads replies alone"
+            f"  WHAT IS ASKED IS NOT CHECKED: {', '.join(unasked)}. Rules can (checks: {{rules: …}}), --classifier DIR "
+            "with a head for it, and --critic MODEL, if it is not the apprentice"
+        )
+    critics = [check.principle for check in book.prompts if isinstance(check, PromptCritic)]
+    if critics:
+        yield (
+            f"  the critic reads what is asked, for {', '.join(critics)}: the model is asked after its answer, so a "
+            "first byte comes as much later; checks: {prompts: false} leaves that out"
         )
     if unseen:
         missing = ", ".join(unseen)
