@@ -388,3 +388,18 @@ def test_what_is_said_goes_to_no_other_vendor_than_the_models_and_those_the_cons
         (own, closed, here),
     ):
         assert guarded(model, constitution, critic_).checks
+
+
+def test_an_id_of_a_call_says_nothing_that_the_model_chose() -> None:
+    """An id is text that no check reads: here a secret one. It is named anew by its place, the same every time."""
+
+    def released(*ids: str) -> list[str]:
+        parts = tuple(ToolCall(id, "post", "{}") for id in ids)
+        below = ScriptedModel(lambda _: Reply((Message("assistant", parts),), "stop"))
+        (reply,) = GuardedModel(below, (says("bad", "refuse"),), POLICIES).generate([ASK])[0]
+        return [part.id for part in reply.messages[0].parts if isinstance(part, ToolCall)]
+
+    first, nine, kimi, none = released("call_the-code-is-1234", "code12345", "functions.post:0", "")
+    assert "1234" not in first and first.startswith("call_") and len(nine) == 9 and nine != "code12345"
+    assert (kimi, none) == ("functions.post:0", "")
+    assert released("call_another") == [first] and len({first, nine}) == 2

@@ -13,13 +13,14 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fairlead.exchange import Exchange, Message, assistant
+from fairlead.exchange import Exchange, Message, Part, ToolCall, assistant
 from fairlead.guard.asking import answers, failure
 from fairlead.guard.decision import SEVERITY, Check, Decision, most_severe
 from fairlead.guard.log import GuardLog, Record, Released
 from fairlead.guard.pieces import drop_calls, pieces, redact, unreadable, without_unreadable
 from fairlead.guard.policy import ROUNDS, SAY, Policy
 from fairlead.guard.revise import Reviser
+from fairlead.guard.wire.ids import of_place
 from fairlead.judges.lineage import Lineage
 from fairlead.models.protocol import CapabilityError, Model, Prompt, Reply, Sampling
 
@@ -131,7 +132,8 @@ class GuardedModel:
         self.log.calls += 1
         by_prompt: list[list[Reply]] = [[] for _ in prompts]
         for item in items:
-            by_prompt[item.prompt].append(item.reply)
+            named = _named(item.reply.messages, len(item.messages))
+            by_prompt[item.prompt].append(dataclasses.replace(item.reply, messages=named))
         return [tuple(replies) for replies in by_prompt]
 
     # ------------------------------------------------------------------------------------------- rounds
@@ -247,3 +249,20 @@ class GuardedModel:
             else:
                 item.change(messages, "revised")
                 item.reply = dataclasses.replace(item.reply, finish="stop")
+
+
+def _named(messages: tuple[Message, ...], before: int) -> tuple[Message, ...]:
+    """The messages with ids of their own for calls, by their place in the conversation: an id is text that no check has
+    read, and a model may choose it. A call without an id stays without."""
+
+    def part(m: int, p: int, one: Part) -> Part:
+        if not isinstance(one, ToolCall) or not one.id:
+            return one
+        return dataclasses.replace(one, id=of_place(one.id, one.name, f"{before + m}.{p}"))
+
+    return tuple(
+        dataclasses.replace(message, parts=tuple(part(m, p, one) for p, one in enumerate(message.parts)))
+        if message.role == "assistant" and any(isinstance(one, ToolCall) for one in message.parts)
+        else message
+        for m, message in enumerate(messages)
+    )

@@ -37,6 +37,14 @@ def of_call(prefix: str, given: str, tool: str) -> str:
     return secrets.token_hex(5)[:9] if _NINE.fullmatch(given) else prefix + secrets.token_hex(12)
 
 
+def of_place(given: str, tool: str, place: str) -> str:
+    """`of_call` by the call's place in its conversation and not by chance, for who has to say the same twice."""
+    if _INDEX.fullmatch(_index(given, tool)):
+        return given
+    digest = blake2b(place.encode(), digest_size=12).hexdigest()
+    return digest[:9] if _NINE.fullmatch(given) else f"call_{digest}"
+
+
 _INDEX = re.compile("[0-9]{1,3}")
 
 
