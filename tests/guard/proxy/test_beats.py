@@ -55,7 +55,8 @@ class _Slow:
 
 def _with(proxy: Proxy, check: _Slow) -> None:
     account: Any = proxy.worker.app.setup.anyone
-    account.book = dataclasses.replace(account.book, prompts=(check,))
+    checked = dataclasses.replace(account.book.checked, prompts=(check,))
+    account.book = dataclasses.replace(account.book, checked=checked)
 
 
 def _raw(proxy: Proxy, route: str) -> list[bytes]:
