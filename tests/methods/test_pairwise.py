@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -28,6 +29,7 @@ from fairlead.methods.config import (  # noqa: E402
     SimPOConfig,
 )
 from fairlead.methods.loop import Run, StepRecord  # noqa: E402
+from fairlead.methods.pairs import Pairs, preference_loss  # noqa: E402
 from fairlead.methods.preference import train_pairs  # noqa: E402
 from fairlead.methods.rows import pair_rows  # noqa: E402
 
@@ -52,6 +54,10 @@ CONFIGS: dict[str, PairwiseConfig] = {
     "apo_down": DPOConfig(**SHORT, loss="apo_down"),
     "aot": DPOConfig(**SHORT, loss="aot"),
     "aot_unpaired": DPOConfig(**SHORT, loss="aot_unpaired"),
+    "aot length-desensitised": DPOConfig(**SHORT, loss="aot", ld_alpha=0.5),
+    "mixed": DPOConfig(**SHORT, losses={"sigmoid": 0.8, "bco_pair": 0.2}, nll=1.0),
+    "mixed with the step's own": DPOConfig(**SHORT, losses={"ipo_norm": 0.5, "aot": 1.0, "aot_unpaired": 2.0}),
+    "ipo reference-free": IPOConfig(**SHORT, reference_free=True, length="mean", nll=1.0),
     "length-normalised": DPOConfig(**SHORT, length="mean", beta=5.0),
     "length-desensitised": DPOConfig(**SHORT, ld_alpha=0.5, nll=0.2),
     "weighted": DPOConfig(**SHORT, on_policy=True),
@@ -84,7 +90,9 @@ def test_splits_into_micro_batches_give_equal_weights(model: Tiny, name: str) ->
     assert (whole - pieces).abs().max() < 1e-7
 
 
-@pytest.mark.parametrize("name", sorted(set(CONFIGS) - {"discopop", "apo_down", "aot", "sppo"}))
+@pytest.mark.parametrize(
+    "name", sorted(set(CONFIGS) - {"discopop", "apo_down", "aot", "aot length-desensitised", "sppo"})
+)
 def test_chosen_replies_gain_on_rejected_ones(model: Tiny, name: str) -> None:
     config = CONFIGS[name].model_copy(update={"epochs": 6})
     before = weights(model).clone()
@@ -108,7 +116,7 @@ def test_the_split_of_a_step_shows_in_nothing_but_the_number_of_calls(model: Tin
     real = preference.Updates._update
     monkeypatch.setattr(preference.Updates, "_update", keep)
     sizes = sorted((tree.tokens for tree in pair_rows(model, pairs(4)).trees), reverse=True)
-    for config in (CONFIGS["aot"], CONFIGS["orpo per token"], CONFIGS["ipo"]):
+    for config in (CONFIGS["aot"], CONFIGS["mixed with the step's own"], CONFIGS["orpo per token"], CONFIGS["ipo"]):
         seen.clear()
         for budget in (sum(sizes), sizes[0] + sizes[1], sizes[0]):
             few = config.model_copy(update={"epochs": None, "steps": 1, "tokens_per_batch": budget})
@@ -130,7 +138,7 @@ def test_a_coupled_loss_knows_a_row_that_its_step_holds_twice(model: Tiny) -> No
 
 def test_the_reference_is_asked_only_where_the_loss_reads_it(model: Tiny, monkeypatch: Any, tmp_path: Path) -> None:
     run = Run(cache=tmp_path)
-    for name in ("simpo", "orpo", "cpo", "reference-free"):
+    for name in ("simpo", "orpo", "cpo", "reference-free", "ipo reference-free"):
         train_pairs(model, pairs(), CONFIGS[name], run)
     assert not list(tmp_path.iterdir())
     train_pairs(model, pairs(), CONFIGS["ipo"], run)
@@ -173,6 +181,37 @@ def test_margins_are_read_from_the_rows_or_missed_by_name(model: Tiny) -> None:
     assert unread.records[0].loss == pytest.approx(math.log(2), abs=1e-9)
 
 
+def test_several_losses_add_up_with_their_weights() -> None:
+    """Against NumPy, one pair at a time: every loss of a pair that may stand beside others, on scores of its own."""
+    gen = np.random.default_rng(4)
+    chosen, rejected, ref_chosen, ref_rejected = gen.normal(-9, 3, (4, 6))
+    long, short, label = gen.integers(2, 9, 6), gen.integers(2, 9, 6), np.array([1.0, 1.0, 0.5, 0.7, 0.9, 1.0])
+    weights_of = {"sigmoid": 0.8, "bco_pair": 0.2, "ipo": 0.01, "sigmoid_norm": 2.0, "ipo_norm": 0.3, "hinge": 0.6}
+    config, beta = DPOConfig(beta=0.3, losses=weights_of, label_smoothing=0.1), 0.3
+
+    def sigma(x: float) -> float:
+        return 1 / (1 + math.exp(-x))
+
+    def one(c: float, r: float, c_mean: float, r_mean: float) -> float:
+        return (
+            -0.8 * math.log(sigma(beta * (c - r)))
+            - 0.2 * (math.log(sigma(beta * c)) + math.log(sigma(-beta * r)))
+            + 0.01 * (c - r - 1 / (2 * beta)) ** 2
+            - 2.0 * math.log(sigma(beta * (c_mean - r_mean)))
+            + 0.3 * (c_mean - r_mean - 1 / (2 * beta)) ** 2
+            + 0.6 * max(0.0, 1 - beta * (c - r))
+        )
+
+    wanted = []
+    for i in range(6):
+        c, r = chosen[i] - ref_chosen[i], rejected[i] - ref_rejected[i]
+        sure = 0.9 * label[i] + 0.1 * (1 - label[i])
+        wanted.append(sure * one(c, r, c / long[i], r / short[i]) + (1 - sure) * one(r, c, r / short[i], c / long[i]))
+    given = [torch.from_numpy(x) for x in (chosen, rejected, chosen, long, short, label, 0 * label)]
+    got = preference_loss(Pairs(*given, torch.from_numpy(ref_chosen), torch.from_numpy(ref_rejected)), config)
+    assert got.tolist() == pytest.approx(wanted, rel=1e-12)
+
+
 def test_aot_refuses_soft_labels_by_row(model: Tiny) -> None:
     rows = [*pairs(3), *pairs(2, strength=0.8)]
     with pytest.raises(InputError, match=r"row 3: strength 0\.8 \(and 1 more below 1\), but loss: aot"):
@@ -198,6 +237,18 @@ def test_aot_refuses_soft_labels_by_row(model: Tiny) -> None:
         ({"ld_alpha": 1.5}, "less than or equal to 1"),
         ({"beta": 0.0}, "greater than 0"),
         ({"loss": "best"}, "Input should be"),
+        ({"losses": {"best": 1.0, "sigmoid": 1.0}}, "Input should be"),
+        ({"losses": {"sigmoid": 0.0, "hinge": 1.0}}, "greater than 0"),
+        ({"losses": {"sigmoid": 0.5}}, "for a single one give loss"),
+        ({"losses": {"sigmoid": 0.5, "hinge": 0.5}, "loss": "nca"}, "loss and losses are both given"),
+        ({"losses": {"sigmoid": 0.5, "hinge": 0.5}, "length": "mean"}, "called sigmoid_norm and ipo_norm"),
+        ({"losses": {"sigmoid": 0.5, "ipo_norm": 0.5}, "ld_alpha": 0.5}, "both correct for length"),
+        ({"losses": {"sigmoid": 0.5, "robust": 0.5}}, "label_smoothing is plain DPO"),
+        ({"losses": {"sigmoid": 0.5, "exo": 0.5}}, "infinite for certain labels"),
+        ({"losses": {"sigmoid": 0.5, "hinge": 0.5}, "tau": 0.1}, "discopop; losses are sigmoid, hinge"),
+        ({"losses": {"sigmoid": 0.5, "ipo": 0.5}, "margin": 1.0}, "margin belongs to loss: sigmoid or hinge"),
+        ({"losses": {"sigmoid": 0.5, "nca": 0.5}, "reference_free": True}, "that loss: nca reads by itself"),
+        ({"losses": {"sigmoid": 0.5, "aot": 0.5}, "on_policy": True}, "loss: aot has none"),
         ({"gamma": 1.0}, "Extra inputs"),
     ],
 )
@@ -229,7 +280,7 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("name", ["orpo", "aot"])
+@pytest.mark.parametrize("name", ["orpo", "aot", "mixed with the step's own"])
 def test_a_killed_run_goes_on_to_the_same_weights(model: Tiny, tmp_path: Path, name: str) -> None:
     def die(r: StepRecord) -> None:
         if r.step == 1:

@@ -61,7 +61,22 @@ PAIRWISE: dict[str, PairwiseConfig] = {
     "discopop": DPOConfig(beta=BETA, loss="discopop", tau=0.05),
     "sigmoid_norm": DPOConfig(beta=BETA, length="mean"),
     "sigmoid_and_sft": DPOConfig(beta=BETA, nll=0.4, nll_mean="tokens"),
+    "mpo": DPOConfig(beta=BETA, losses={"sigmoid": 0.8, "bco_pair": 0.2}, nll=1.0, nll_mean="tokens"),
+    "mpo_weighted": DPOConfig(beta=BETA, losses={"sigmoid": 0.8, "bco_pair": 0.2}, on_policy=True),
+    "many": DPOConfig(
+        beta=BETA,
+        losses={
+            "sigmoid": 1.0,
+            "ipo_norm": 0.3,
+            "sigmoid_norm": 2.0,
+            "hinge": 0.5,
+            "aot": 0.7,
+            "apo_zero": 1.5,
+            "aot_unpaired": 0.9,
+        },
+    ),
     "ld": DPOConfig(beta=BETA, ld_alpha=0.5),
+    "ld_aot": DPOConfig(beta=BETA, loss="aot", ld_alpha=0.5),
     "wpo": DPOConfig(beta=BETA, on_policy=True),
     "wpo_norm": DPOConfig(beta=BETA, length="mean", on_policy=True),
     "forward_kl": DPOConfig(beta=BETA, divergence="forward_kl"),
@@ -69,6 +84,7 @@ PAIRWISE: dict[str, PairwiseConfig] = {
     "alpha": DPOConfig(beta=BETA, divergence="alpha", alpha=0.7),  # TRL's coefficient is 1 - alpha
     "cpo": CPOConfig(beta=BETA, nll=1.0, nll_mean="tokens"),
     "cpo_hinge": DPOConfig(beta=BETA, loss="hinge", reference_free=True),
+    "cpo_ipo": IPOConfig(beta=BETA, reference_free=True, length="mean", nll=1.0, nll_mean="tokens"),
     "simpo": SimPOConfig(beta=2.0, gamma=0.7),
     "alphapo": SimPOConfig(beta=2.0, gamma=0.7, alpha=0.25),
     "alphapo_below_0": SimPOConfig(beta=2.0, gamma=0.7, alpha=-0.5),
@@ -105,16 +121,17 @@ def stored_pairs(known: dict[str, np.ndarray], config: PairwiseConfig, requires:
     return Pairs(policy[:, 0], policy[:, 1], policy[:, 0], chosen, rejected, ones, 0 * ones, *ref)
 
 
-# ld and WPO need the tokens, alpha is float32
-@pytest.mark.parametrize("name", sorted(set(PAIRWISE) - {"ld", "wpo", "wpo_norm", "alpha"}))
+ON_TOKENS = {"ld", "ld_aot", "wpo", "wpo_norm", "mpo_weighted"}
+
+
+@pytest.mark.parametrize("name", sorted(set(PAIRWISE) - ON_TOKENS - {"alpha"}))  # alpha is float32
 def test_the_loss_of_the_same_log_probs_is_trls(known: dict[str, np.ndarray], name: str) -> None:
     config = PAIRWISE[name]
     pairs = stored_pairs(known, config)
+    loss = preference_loss(pairs, config).mean()
     if isinstance(config, DPOConfig) and config.coupled:
         logp, reference = (torch.from_numpy(known[f"logp/{side}"]) for side in ("policy", "reference"))
-        loss = coupled_loss(logp, reference, config).mean()
-    else:
-        loss = preference_loss(pairs, config).mean()
+        loss = loss + coupled_loss(logp, reference, config).mean()
     if config.nll:
         loss = loss + config.nll * nll_loss(pairs, config, step_rows=5, step_tokens=int(pairs.chosen_tokens_B.sum()))
     assert loss.item() == pytest.approx(float(known[f"float64/{name}/loss"]), rel=1e-10)

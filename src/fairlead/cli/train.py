@@ -190,8 +190,9 @@ def help_of(summary: str, learns_from: str, defaults: Mapping[str, Any]) -> str:
     """What `--help` says before the options: what it is, what it learns from, the settings that its name stands for."""
     lines = [f"{summary[:1].upper()}{summary[1:]}.", learns_from]
     if defaults:
-        known = ", ".join(f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
-                          for key, value in defaults.items())  # fmt: skip
+        from fairlead.cli.options import in_words
+
+        known = ", ".join(f"{key} {in_words(value)}" for key, value in defaults.items())
         lines.append(f"It is known under these settings, and each may be changed: {known}.")
     return "\n\n".join(lines)
 

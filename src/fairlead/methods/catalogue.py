@@ -101,6 +101,7 @@ METHODS: Mapping[str, Method] = {
     "apo-down": _dpo("anchored: both down, rejected further", loss="apo_down"),
     "aot": _dpo("distributional preference, paired", loss="aot"),
     "aot-unpaired": _dpo("distributional preference, unpaired", loss="aot_unpaired"),
+    "mpo": _dpo("mixed: DPO, a binary classifier and imitation", losses={"sigmoid": 0.8, "bco_pair": 0.2}, nll=1.0),
     "apo-zero-unpaired": Method(
         "anchored, on thumbs up and down", "rated", KTOConfig, _RATED, 5e-6, {"loss": "apo_zero"}
     ),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from fairlead.methods.config_losses import COUPLED, LossName, MixedLoss, problems
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -190,15 +193,13 @@ class PairwiseConfig(Training):
         return True
 
 
-DIFFERENCE = ("sigmoid", "hinge", "robust", "exo", "discopop")
-"""Losses of DPO's family that read nothing but the difference of the two scores."""
-
-
 class DPOConfig(PairwiseConfig):
     """Direct preference optimisation and its family; see `PairwiseConfig` for the other fields.
 
     beta             strength of the pull to the reference (nats of reward per nat of log-ratio)
     loss             what becomes of the two rewards: the functions of `losses.py`
+    losses           several at once, each with its weight, in place of loss: {sigmoid: 0.8, bco_pair: 0.2}. They share
+                     beta and label_smoothing. Beside the names of loss: ipo, and per token sigmoid_norm and ipo_norm
     label_smoothing  share of labels taken to be wrong. With sigmoid: conservative DPO; robust and exo need it
     margin           weight of each row's own margin, in units of reward; 0 for none (sigmoid and hinge)
     reference_free   scores are the policy's log-probs, as if the reference were uniform
@@ -211,10 +212,8 @@ class DPOConfig(PairwiseConfig):
     """
 
     beta: Positive = 0.1
-    loss: Literal[
-        "sigmoid", "hinge", "robust", "exo", "discopop",
-        "nca", "bco_pair", "sppo", "apo_zero", "apo_down", "aot", "aot_unpaired",
-    ] = "sigmoid"  # fmt: skip
+    loss: LossName = "sigmoid"
+    losses: dict[MixedLoss, Positive] = Field(default_factory=dict)
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     margin: NotNegative = 0.0
     reference_free: bool = False
@@ -227,34 +226,8 @@ class DPOConfig(PairwiseConfig):
 
     @model_validator(mode="after")
     def _of_its_loss(self) -> Self:
-        given = self.model_fields_set
-        if self.loss == "robust" and not self.label_smoothing:
-            raise ValueError("loss: robust without label_smoothing is plain DPO: give the share of wrong labels")
-        if self.loss == "exo" and not self.label_smoothing:
-            raise ValueError("loss: exo is infinite for certain labels: give label_smoothing (the paper: 0.001)")
-        if "tau" in given and self.loss != "discopop":
-            raise ValueError(f"tau belongs to loss: discopop; loss is {self.loss}")
-        if "alpha" in given and self.divergence != "alpha":
-            raise ValueError(f"alpha belongs to divergence: alpha; divergence is {self.divergence}")
-        if self.on_policy and self.coupled:
-            raise ValueError(f"on_policy weighs the loss of one pair; loss: {self.loss} has none, only that of a step")
-        if self.margin and self.loss not in ("sigmoid", "hinge"):
-            raise ValueError(f"margin belongs to loss: sigmoid or hinge; loss is {self.loss}")
-        if self.loss not in DIFFERENCE:
-            changed = [
-                name
-                for name, plain in (("reference_free", False), ("length", "sum"), ("divergence", "reverse_kl"))
-                if getattr(self, name) != plain
-            ]
-            if changed:
-                raise ValueError(
-                    f"{changed[0]} changes the score that loss: {self.loss} reads by itself, not in a difference; it "
-                    f"belongs to loss: {', '.join(DIFFERENCE)}"
-                )
-        if self.reference_free and self.divergence != "reverse_kl":
-            raise ValueError("reference_free leaves nothing to diverge from: take one of reference_free, divergence")
-        if self.length == "mean" and self.ld_alpha != 1:
-            raise ValueError("length: mean and ld_alpha both correct for length: take one")
+        for problem in problems(self):
+            raise ValueError(problem)
         return self
 
     @property
@@ -262,20 +235,31 @@ class DPOConfig(PairwiseConfig):
         return not self.reference_free
 
     @property
+    def mixture(self) -> Mapping[str, float]:
+        """Every loss by name, with its weight."""
+        return {str(name): weight for name, weight in self.losses.items()} or {self.loss: 1.0}
+
+    @property
     def coupled(self) -> bool:
         """Whether the loss of a pair depends on the other pairs of its step."""
-        return self.loss in ("aot", "aot_unpaired")
+        return any(name in COUPLED for name in self.mixture)
 
 
 class IPOConfig(PairwiseConfig):
     """Identity preference optimisation; see `PairwiseConfig` for the other fields.
 
-    beta     the paper's tau: the margin of log-ratios is drawn to 1 / (2 beta)
-    length   sum: the equation as printed. mean: per token, as in the paper's experiments and in TRL
+    beta             the paper's tau: the margin of log-ratios is drawn to 1 / (2 beta)
+    length           sum: the equation as printed. mean: per token, as in the paper's experiments and in TRL
+    reference_free   the square is of the policy's log-probs: with `length: mean` and an NLL term, CPO with IPO's square
     """
 
     beta: Positive = 0.1
     length: Literal["sum", "mean"] = "sum"
+    reference_free: bool = False
+
+    @property
+    def needs_reference(self) -> bool:
+        return not self.reference_free
 
 
 class SimPOConfig(PairwiseConfig):

@@ -25,6 +25,7 @@ from fairlead.methods.config import (
     PairwiseConfig,
     SimPOConfig,
 )
+from fairlead.methods.config_losses import COUPLED, PER_TOKEN
 from fairlead.methods.rows import Rows
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -78,7 +79,8 @@ def labels_of(preferences: Sequence[Preference], rows: Rows, config: PairwiseCon
         if soft:
             raise InputError(
                 f"{rows.place(soft[0])}: strength {kept[soft[0]].strength} (and {len(soft) - 1:,} more below 1), but "
-                f"loss: {config.loss} compares distributions of rewards and knows no label of one pair. Take them out"
+                f"loss: {_coupled(config)} compares distributions of rewards and knows no label of one pair. Take them "
+                "out"
             )
     margins = [weight * (pair.margin or 0.0) if weight else 0.0 for pair in kept]
     return Labels(
@@ -171,7 +173,7 @@ def scores_of(pairs: Pairs, config: PairwiseConfig) -> tuple[Tensor, Tensor]:
 
 
 def preference_loss(pairs: Pairs, config: PairwiseConfig) -> Tensor:
-    """The loss of each pair, [B], without the NLL term. Coupled losses (AOT) have none: see `coupled.py`."""
+    """The loss of each pair, [B], without the NLL term. Coupled losses (AOT) are not in it: see `coupled.py`."""
     chosen_B, rejected_B = scores_of(pairs, config)
     match config:
         case SimPOConfig():
@@ -191,26 +193,44 @@ def preference_loss(pairs: Pairs, config: PairwiseConfig) -> Tensor:
 
 
 def _dpo_family(chosen_B: Tensor, rejected_B: Tensor, pairs: Pairs, config: DPOConfig) -> Tensor:
+    """The weighted sum of the losses of single pairs, [B]; coupled ones (AOT) are added over the step: `coupled.py`."""
+    loss_B = torch.zeros_like(chosen_B)
+    for name, weight in config.mixture.items():
+        if name not in COUPLED:
+            loss_B = loss_B + weight * _one_loss(name, chosen_B, rejected_B, pairs, config)
+    return loss_B
+
+
+def _one_loss(name: str, chosen_B: Tensor, rejected_B: Tensor, pairs: Pairs, config: DPOConfig) -> Tensor:
     noise, beta = config.label_smoothing, config.beta
     # A share `noise` of the labels is wrong: what the label then says of the pair.
     smooth_B = pairs.label_B * (1 - noise) + (1 - pairs.label_B) * noise
-    if config.loss == "exo":
+    if name in PER_TOKEN:
+        chosen_B, rejected_B = chosen_B / pairs.chosen_tokens_B, rejected_B / pairs.rejected_tokens_B
+    if name == "exo":
         return losses.exo(chosen_B, rejected_B, beta=beta, label_B=smooth_B)
-    if config.loss == "robust":  # it takes the wrong labels out again by itself
+    if name == "robust":  # it takes the wrong labels out again by itself
         return losses.soft(partial(losses.robust, beta=beta, noise=noise), chosen_B, rejected_B, pairs.label_B)
     if config.margin:
         chosen_B = chosen_B - pairs.margin_B / beta
     loss: Loss = {
         "sigmoid": partial(losses.sigmoid, beta=beta),
+        "sigmoid_norm": partial(losses.sigmoid, beta=beta),
         "hinge": partial(losses.hinge, beta=beta),
+        "ipo": partial(losses.ipo, beta=beta),
+        "ipo_norm": partial(losses.ipo, beta=beta),
         "discopop": partial(losses.discopop, beta=beta, tau=config.tau),
         "nca": partial(losses.nca, beta=beta),
         "bco_pair": partial(losses.bco_pair, beta=beta),
         "sppo": partial(losses.sppo, beta=beta),
         "apo_zero": partial(losses.apo_zero, beta=beta),
         "apo_down": partial(losses.apo_down, beta=beta),
-    }[config.loss]
+    }[name]
     return losses.soft(loss, chosen_B, rejected_B, smooth_B)
+
+
+def _coupled(config: DPOConfig) -> str:
+    return next(name for name in config.mixture if name in COUPLED)
 
 
 def nll_loss(pairs: Pairs, config: PairwiseConfig, *, step_rows: int, step_tokens: int) -> Tensor:

@@ -113,12 +113,11 @@ def train_pairs(
         for batch in batches(rows, config, start=start):
             logp = reply_logprobs(policy, batch.trees, collision=weighted(config))
             pairs = pairs_of(logp, batch.rows, labels, reference, config)
+            loss = preference_loss(pairs, config).sum() / batch.step_rows
             if isinstance(config, DPOConfig) and config.coupled and reference is not None:
                 if slopes is None or slopes.step != batch.step:
                     slopes = slopes_of_step(policy, rows, steps[batch.step], batch.step, reference, config)
-                loss = slopes.share(batch, pairs)
-            else:
-                loss = preference_loss(pairs, config).sum() / batch.step_rows
+                loss = loss + slopes.share(batch, pairs)
             if config.nll:
                 step_tokens = sum(chosen_tokens[row] for row in steps[batch.step])
                 loss = loss + config.nll * nll_loss(pairs, config, step_rows=batch.step_rows, step_tokens=step_tokens)
