@@ -15,10 +15,11 @@ torch = pytest.importorskip("torch")
 
 from pydantic import ValidationError  # noqa: E402
 from tests.engine.helpers import keep_float64  # noqa: E402
-from tests.methods.trainable import Tiny, pairs, tiny_model, weights  # noqa: E402
+from tests.methods.trainable import Tiny, pairs, tiny_model, triples, weights  # noqa: E402
 
 from fairlead.engine.logprobs import score  # noqa: E402
 from fairlead.errors import InputError  # noqa: E402
+from fairlead.exchange import Preference  # noqa: E402
 from fairlead.methods import preference  # noqa: E402
 from fairlead.methods.config import (  # noqa: E402
     CPOConfig,
@@ -27,11 +28,12 @@ from fairlead.methods.config import (  # noqa: E402
     ORPOConfig,
     PairwiseConfig,
     SimPOConfig,
+    TPOConfig,
 )
 from fairlead.methods.loop import Run, StepRecord  # noqa: E402
 from fairlead.methods.pairs import Pairs, preference_loss  # noqa: E402
 from fairlead.methods.preference import train_pairs  # noqa: E402
-from fairlead.methods.rows import pair_rows  # noqa: E402
+from fairlead.methods.rows import pair_rows, triple_rows  # noqa: E402
 
 SHORT: dict[str, Any] = {"epochs": 2, "rows_per_step": 4, "lr": 1e-3, "kl_samples": 0}
 CONFIGS: dict[str, PairwiseConfig] = {
@@ -58,6 +60,9 @@ CONFIGS: dict[str, PairwiseConfig] = {
     "mixed": DPOConfig(**SHORT, losses={"sigmoid": 0.8, "bco_pair": 0.2}, nll=1.0),
     "mixed with the step's own": DPOConfig(**SHORT, losses={"ipo_norm": 0.5, "aot": 1.0, "aot_unpaired": 2.0}),
     "ipo reference-free": IPOConfig(**SHORT, reference_free=True, length="mean", nll=1.0),
+    "tpo": TPOConfig(**SHORT, beta=0.1),
+    "tpo hinge": TPOConfig(**SHORT, beta=0.1, loss="hinge", nll_mean="tokens"),
+    "tpo-l": TPOConfig(**SHORT, beta=2.0, length="mean", gamma=0.5),
     "length-normalised": DPOConfig(**SHORT, length="mean", beta=5.0),
     "length-desensitised": DPOConfig(**SHORT, ld_alpha=0.5, nll=0.2),
     "weighted": DPOConfig(**SHORT, on_policy=True),
@@ -79,12 +84,16 @@ def gain(model: Tiny) -> float:
     return float((sums[:, 0] - sums[:, 1]).mean())
 
 
+def rows_for(config: PairwiseConfig, n: int = 8) -> list[Preference]:
+    return triples(n) if config.reads_gold else pairs(n)
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_splits_into_micro_batches_give_equal_weights(model: Tiny, name: str) -> None:
     config = CONFIGS[name]
     whole, pieces = (
-        weights(train_pairs(model, pairs(), config.model_copy(update={"tokens_per_batch": tokens})).model)  # type: ignore[arg-type]
-        for tokens in (4096, 60)
+        weights(train_pairs(model, rows_for(config), config.model_copy(update={"tokens_per_batch": tokens})).model)  # type: ignore[arg-type]
+        for tokens in (4096, 80 if config.reads_gold else 60)
     )
     assert (whole - weights(model)).abs().max() > 1e-3
     assert (whole - pieces).abs().max() < 1e-7
@@ -96,7 +105,7 @@ def test_splits_into_micro_batches_give_equal_weights(model: Tiny, name: str) ->
 def test_chosen_replies_gain_on_rejected_ones(model: Tiny, name: str) -> None:
     config = CONFIGS[name].model_copy(update={"epochs": 6})
     before = weights(model).clone()
-    got = train_pairs(model, pairs(), config)
+    got = train_pairs(model, rows_for(config), config)
     assert gain(got.model) > gain(model) + 0.01  # type: ignore[arg-type]
     assert torch.equal(weights(model), before)
     last = got.metrics()
@@ -115,12 +124,15 @@ def test_the_split_of_a_step_shows_in_nothing_but_the_number_of_calls(model: Tin
 
     real = preference.Updates._update
     monkeypatch.setattr(preference.Updates, "_update", keep)
-    sizes = sorted((tree.tokens for tree in pair_rows(model, pairs(4)).trees), reverse=True)
-    for config in (CONFIGS["aot"], CONFIGS["mixed with the step's own"], CONFIGS["orpo per token"], CONFIGS["ipo"]):
+    for config in (
+        CONFIGS[name] for name in ("aot", "mixed with the step's own", "orpo per token", "ipo", "tpo hinge")
+    ):
+        made = triple_rows if config.reads_gold else pair_rows
+        sizes = sorted((tree.tokens for tree in made(model, rows_for(config, 4)).trees), reverse=True)
         seen.clear()
         for budget in (sum(sizes), sizes[0] + sizes[1], sizes[0]):
             few = config.model_copy(update={"epochs": None, "steps": 1, "tokens_per_batch": budget})
-            train_pairs(model, pairs(4), few)
+            train_pairs(model, rows_for(config, 4), few)
         assert len(seen) == 3 and seen[0].norm() > 1e-6
         assert (seen[1] - seen[0]).abs().max() < 1e-9 and (seen[2] - seen[0]).abs().max() < 1e-9
 
@@ -138,8 +150,8 @@ def test_a_coupled_loss_knows_a_row_that_its_step_holds_twice(model: Tiny) -> No
 
 def test_the_reference_is_asked_only_where_the_loss_reads_it(model: Tiny, monkeypatch: Any, tmp_path: Path) -> None:
     run = Run(cache=tmp_path)
-    for name in ("simpo", "orpo", "cpo", "reference-free", "ipo reference-free"):
-        train_pairs(model, pairs(), CONFIGS[name], run)
+    for name in ("simpo", "orpo", "cpo", "reference-free", "ipo reference-free", "tpo"):
+        train_pairs(model, rows_for(CONFIGS[name]), CONFIGS[name], run)
     assert not list(tmp_path.iterdir())
     train_pairs(model, pairs(), CONFIGS["ipo"], run)
     train_pairs(model, pairs(), CONFIGS["hinge"], run)  # the same log-probs
@@ -207,9 +219,48 @@ def test_several_losses_add_up_with_their_weights() -> None:
         c, r = chosen[i] - ref_chosen[i], rejected[i] - ref_rejected[i]
         sure = 0.9 * label[i] + 0.1 * (1 - label[i])
         wanted.append(sure * one(c, r, c / long[i], r / short[i]) + (1 - sure) * one(r, c, r / short[i], c / long[i]))
-    given = [torch.from_numpy(x) for x in (chosen, rejected, chosen, long, short, label, 0 * label)]
+    given = [torch.from_numpy(x) for x in (chosen, rejected, chosen, long, short, long, label, 0 * label)]
     got = preference_loss(Pairs(*given, torch.from_numpy(ref_chosen), torch.from_numpy(ref_rejected)), config)
     assert got.tolist() == pytest.approx(wanted, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["tpo", "tpo hinge", "tpo-l"])
+def test_tpo_is_its_formula_on_all_three_replies(model: Tiny, name: str) -> None:
+    """The first step's loss, from log-probs read one reply at a time out of the module's own logits."""
+    config = CONFIGS[name].model_copy(update={"epochs": None, "steps": 1, "rows_per_step": 8})
+    assert isinstance(config, TPOConfig)
+    rows = triples()
+    preferred, imitated, tokens = [], [], []
+    for tree in triple_rows(model, rows).trees:
+        sums = []
+        for reply in tree.replies:
+            every = model.module(torch.tensor([tree.prompt + reply])).logits[0].log_softmax(-1)
+            sums.append(sum(every[len(tree.prompt) - 1 + i, token].item() for i, token in enumerate(reply)))
+        lengths = [len(reply) for reply in tree.replies]
+        c, r = (sums[i] / (lengths[i] if config.length == "mean" else 1) for i in (0, 1))
+        z = config.beta * (c - r) - config.gamma
+        preferred.append(max(0.0, 1 - z) if config.loss == "hinge" else math.log1p(math.exp(-z)))
+        imitated.append(-sums[2])
+        tokens.append(lengths[2])
+    nll = sum(imitated) / sum(tokens) if config.nll_mean == "tokens" else np.mean(np.array(imitated) / tokens)
+    assert train_pairs(model, rows, config).records[0].loss == pytest.approx(np.mean(preferred) + nll, rel=1e-9)
+
+
+def test_tpo_imitates_the_gold_reply_and_watches_the_pair(model: Tiny) -> None:
+    got = train_pairs(model, triples(), CONFIGS["tpo"].model_copy(update={"epochs": 6}))
+    trees = triple_rows(model, triples()).trees
+    now, was = (score(m.module, trees).sum_R().view(-1, 3).mean(0) for m in (got.model, model))
+    assert now[2] > was[2] + 1.0
+    assert got.drift is not None
+    assert (got.drift.chosen, got.drift.rejected) == pytest.approx((now - was)[:2].tolist(), abs=1e-9)
+    sums = got.records[0].sums
+    firsts = score(model.module, pair_rows(model, pairs()).trees)
+    assert sums["pairs"] == 4 and sums["chosen_tokens"] < float(firsts.count_R.view(-1, 2)[:, 0].sum())
+
+
+def test_tpo_refuses_pairs_without_a_gold_reply_by_row(model: Tiny) -> None:
+    with pytest.raises(InputError, match=r"row 3: the pair has no gold reply \(2 rows have none\)"):
+        train_pairs(model, [*triples(3), *pairs(2)], CONFIGS["tpo"])
 
 
 def test_aot_refuses_soft_labels_by_row(model: Tiny) -> None:
@@ -267,6 +318,9 @@ def test_dpo_settings_that_cannot_work_are_refused(bad: dict[str, Any], said: st
         (SimPOConfig, {"alpha": math.nan}),
         (SimPOConfig, {"alpha": -6.0}),
         (CPOConfig, {"nll": -1.0}),
+        (TPOConfig, {"nll": 0.0}),
+        (TPOConfig, {"loss": "hinge", "gamma": 0.5}),
+        (TPOConfig, {"loss": "nca"}),
         (IPOConfig, {"length": "median"}),
         (IPOConfig, {"loss": "hinge"}),
     ],
@@ -280,16 +334,17 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("name", ["orpo", "aot", "mixed with the step's own"])
+@pytest.mark.parametrize("name", ["orpo", "aot", "mixed with the step's own", "tpo"])
 def test_a_killed_run_goes_on_to_the_same_weights(model: Tiny, tmp_path: Path, name: str) -> None:
     def die(r: StepRecord) -> None:
         if r.step == 1:
             raise Killed
 
-    whole = train_pairs(model, pairs(), CONFIGS[name])
+    rows = rows_for(CONFIGS[name])
+    whole = train_pairs(model, rows, CONFIGS[name])
     with pytest.raises(Killed):
-        train_pairs(model, pairs(), CONFIGS[name], Run(checkpoint=tmp_path, every=1, progress=die))
-    went_on = train_pairs(model, pairs(), CONFIGS[name], Run(checkpoint=tmp_path, every=1))
+        train_pairs(model, rows, CONFIGS[name], Run(checkpoint=tmp_path, every=1, progress=die))
+    went_on = train_pairs(model, rows, CONFIGS[name], Run(checkpoint=tmp_path, every=1))
     assert torch.equal(weights(whole.model), weights(went_on.model))  # type: ignore[arg-type]
     assert [r.loss for r in whole.records] == [r.loss for r in went_on.records]
 

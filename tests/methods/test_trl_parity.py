@@ -34,11 +34,20 @@ from fairlead.methods.config import (  # noqa: E402
     ORPOConfig,
     PairwiseConfig,
     SimPOConfig,
+    TPOConfig,
 )
 from fairlead.methods.coupled import coupled_loss  # noqa: E402
 from fairlead.methods.loop import StepRecord  # noqa: E402
 from fairlead.methods.losses import sft_nll  # noqa: E402
-from fairlead.methods.pairs import Pairs, nll_loss, pairs_of, preference_loss, reply_sums, tail_weight  # noqa: E402
+from fairlead.methods.pairs import (  # noqa: E402
+    Pairs,
+    imitated_reply,
+    nll_loss,
+    pairs_of,
+    preference_loss,
+    reply_sums,
+    tail_weight,
+)
 from fairlead.methods.rows import Rows, whole_texts  # noqa: E402
 
 LIMIT = {"float32": 1e-4, "float64": 1e-9}
@@ -88,6 +97,10 @@ PAIRWISE: dict[str, PairwiseConfig] = {
     "simpo": SimPOConfig(beta=2.0, gamma=0.7),
     "alphapo": SimPOConfig(beta=2.0, gamma=0.7, alpha=0.25),
     "alphapo_below_0": SimPOConfig(beta=2.0, gamma=0.7, alpha=-0.5),
+    "tpo": TPOConfig(beta=BETA, nll=0.7, nll_mean="tokens"),
+    "tpo_hinge": TPOConfig(beta=BETA, loss="hinge", nll_mean="tokens"),
+    "tpo_ipo": TPOConfig(beta=BETA, loss="ipo", length="mean", nll_mean="tokens"),
+    "tpo_l": TPOConfig(beta=2.0, length="mean", gamma=0.5, nll=0.7, nll_mean="tokens"),
 }
 RATED = {
     "kto": KTOConfig(beta=BETA, good=1.2, bad=0.9),
@@ -111,14 +124,16 @@ def test_every_case_of_trl_has_its_counterpart() -> None:
 # --------------------------------------------------------------------------------- the same log-probs, the same loss
 
 
-def stored_pairs(known: dict[str, np.ndarray], config: PairwiseConfig, requires: bool = False) -> Pairs:
+def stored_pairs(known: dict[str, np.ndarray], config: PairwiseConfig) -> Pairs:
     policy, reference = (torch.from_numpy(known[f"logp/{name}"]) for name in ("policy", "reference"))
-    policy = policy.clone().requires_grad_(requires)
-    rows = parity.rows(known)
-    chosen, rejected = (torch.tensor([len(getattr(r, side)) for r in rows]) for side in ("chosen", "rejected"))
+    rows, imitated = parity.rows(known), imitated_reply(config)
+    tokens = [torch.tensor([len(getattr(r, side)) for r in rows]) for side in ("chosen", "rejected", "gold")]
     ones = torch.ones(len(rows), dtype=torch.float64)
     ref = (reference[:, 0], reference[:, 1]) if config.needs_reference else (None, None)
-    return Pairs(policy[:, 0], policy[:, 1], policy[:, 0], chosen, rejected, ones, 0 * ones, *ref)
+    chosen, rejected, _ = tokens
+    return Pairs(
+        policy[:, 0], policy[:, 1], policy[:, imitated], chosen, rejected, tokens[imitated], ones, 0 * ones, *ref
+    )
 
 
 ON_TOKENS = {"ld", "ld_aot", "wpo", "wpo_norm", "mpo_weighted"}
@@ -131,9 +146,9 @@ def test_the_loss_of_the_same_log_probs_is_trls(known: dict[str, np.ndarray], na
     loss = preference_loss(pairs, config).mean()
     if isinstance(config, DPOConfig) and config.coupled:
         logp, reference = (torch.from_numpy(known[f"logp/{side}"]) for side in ("policy", "reference"))
-        loss = loss + coupled_loss(logp, reference, config).mean()
+        loss = loss + coupled_loss(logp[:, :2], reference[:, :2], config).mean()
     if config.nll:
-        loss = loss + config.nll * nll_loss(pairs, config, step_rows=5, step_tokens=int(pairs.chosen_tokens_B.sum()))
+        loss = loss + config.nll * nll_loss(pairs, config, step_rows=5, step_tokens=int(pairs.imitated_tokens_B.sum()))
     assert loss.item() == pytest.approx(float(known[f"float64/{name}/loss"]), rel=1e-10)
 
 
@@ -200,6 +215,10 @@ def pair_rows(known: dict[str, np.ndarray]) -> Rows:
     return rows_of([Tree(r.prompt, (r.chosen, r.rejected)) for r in parity.rows(known)])
 
 
+def triple_rows(known: dict[str, np.ndarray]) -> Rows:
+    return rows_of([Tree(r.prompt, (r.chosen, r.rejected, r.gold)) for r in parity.rows(known)])
+
+
 def compare(known: dict[str, np.ndarray], case: str, dtype: str, loss: float, gradient: Any, step: Any) -> None:
     """Loss, gradient (norm and direction) and the SGD step against TRL's, relative to the gradient's norm."""
     at = f"{dtype}/{case}"
@@ -230,6 +249,7 @@ def train(
         monkeypatch.setattr(module, "step_rows", lambda rows, config: [list(range(len(rows.trees)))])
     if isinstance(config, PairwiseConfig):
         monkeypatch.setattr(preference, "pair_rows", lambda *_, **__: pair_rows(known))
+        monkeypatch.setattr(preference, "triple_rows", lambda *_, **__: triple_rows(known))
         words = [Preference((user(str(i)),), (assistant("a"),), (assistant("b"),)) for i in range(parity.PAIRS)]
         preference.train_pairs(Bare(policy), words, config)
     else:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 LEARNS_FROM = {
     "exchanges": "Learns from conversations: the last reply of each is imitated.",
     "pairs": "Learns from pairs: a better and a worse reply to the same prompt.",
+    "triples": "Learns from pairs, a better and a worse reply to the same prompt, with a gold reply beside each: under "
+    "`reference`, as in TPO's data sets (in our own format `gold`), or as rankings of three replies, whose best is the "
+    "gold one.",
     "rated": "Learns from single replies with a label, good or bad. A file of pairs is read as twice as many replies, "
     "the chosen ones good and the rejected ones bad.",
     "comparisons": "Learns from pairs, a better and a worse reply to the same prompt, and from rankings: several "

@@ -8,7 +8,7 @@ the more particular ones stand first.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from fairlead.exchange import Exchange, Message, Preference, Rated, assistant, from_json, preference, system, user
@@ -258,6 +258,46 @@ PREFERENCES: tuple[Shape[Pair], ...] = (
     Shape("prompt/chosen/rejected", "a prompt text with chosen and rejected texts",
           lambda r: _prompt_key(r) is not None and _texts("chosen", "rejected")(r), _strings),
 )  # fmt: skip
+
+GOLD = "reference"  # how TPO's data sets call the gold reply
+
+
+def with_gold(shape: Shape[Pair]) -> Shape[Pair]:
+    """The same format with a gold reply beside each pair, as TPO's data sets have it, under `reference`.
+
+    It is written as the row's other replies are: a text, a dialogue in markers, or turns, of the reply alone or of
+    the prompt and the reply. Our own format calls it `gold`.
+    """
+
+    def read(row: Record) -> Pair:
+        pair = shape.read(row)
+        return pair if pair.value.gold else replace(pair, value=replace(pair.value, gold=_gold(row, pair.value)))
+
+    return Shape(shape.name, shape.why, shape.fits, read)
+
+
+def _gold(row: Record, pair: Preference) -> tuple[Message, ...]:
+    if row.get(GOLD) is None:
+        raise BadRow(
+            f"the row has no {GOLD!r}, the gold reply beside the pair; its keys are {', '.join(map(str, row))}"
+        )
+    written = row[GOLD]
+    reply: tuple[Message, ...]
+    if isinstance(written, str) and is_marked(written):
+        opening, text = split_marked(written, GOLD)
+        before, reply = marked_messages(opening), (assistant(text),)
+    elif isinstance(written, str):
+        return (assistant(written.strip() if is_marked(row.get("prompt")) else written),)
+    else:
+        turns = messages_of(written, GOLD)
+        if turns[0].role not in ("user", "system"):
+            return turns
+        opening_turns, reply = split_at_reply(turns, GOLD)
+        before = _with_system(row, opening_turns)
+    if before != pair.messages:
+        raise BadRow(f"{GOLD!r} and the pair answer different conversations (what stands before the reply differs)")
+    return reply
+
 
 # ----------------------------------------------------------------------------------------- demonstrations
 

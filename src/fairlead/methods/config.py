@@ -192,6 +192,11 @@ class PairwiseConfig(Training):
         """Whether the loss reads the log-probs of the model that came in."""
         return True
 
+    @property
+    def reads_gold(self) -> bool:
+        """Whether the NLL is that of a third, gold reply beside each pair, not of the chosen one."""
+        return False
+
 
 class DPOConfig(PairwiseConfig):
     """Direct preference optimisation and its family; see `PairwiseConfig` for the other fields.
@@ -314,6 +319,37 @@ class CPOConfig(PairwiseConfig):
     @property
     def needs_reference(self) -> bool:
         return False
+
+
+class TPOConfig(PairwiseConfig):
+    """TPO: CPO that imitates a gold reply beside each pair; no reference. See `PairwiseConfig` for the other fields.
+
+    beta     reward per nat of log-prob (the paper: 0.01); with `length: mean` per nat per token
+    loss     what becomes of the two rewards; ipo is the square, drawn to 1 / (2 beta)
+    length   sum: a reply's whole log-prob. mean: per token (TPO-L)
+    gamma    reward by which chosen should lead, of loss: sigmoid (TPO-L)
+    nll      weight of the gold reply's NLL, the paper's alpha
+    """
+
+    beta: Positive = 0.01
+    loss: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
+    length: Literal["sum", "mean"] = "sum"
+    gamma: NotNegative = 0.0
+    nll: Positive = 1.0
+
+    @model_validator(mode="after")
+    def _of_its_loss(self) -> Self:
+        if self.gamma and self.loss != "sigmoid":
+            raise ValueError(f"gamma belongs to loss: sigmoid; loss is {self.loss}")
+        return self
+
+    @property
+    def needs_reference(self) -> bool:
+        return False
+
+    @property
+    def reads_gold(self) -> bool:
+        return True
 
 
 # ---------------------------------------------------------------------------------------------- single replies

@@ -1,6 +1,6 @@
-"""Learning from pairs of replies: DPO and its kin, IPO, SimPO, ORPO, CPO, read top to bottom in `train_pairs`.
+"""Learning from pairs of replies: DPO and its kin, IPO, SimPO, ORPO, CPO, TPO, read top to bottom in `train_pairs`.
 
-Axes: B pairs of a micro-batch, S pairs of a step, P pairs of the data set, R replies (2 per pair: chosen, rejected).
+Axes: B pairs of a micro-batch, S pairs of a step, P pairs of the data set.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from fairlead.methods.kl import KL, kl_to_reference
 from fairlead.methods.loop import Run, StepRecord, Updates, batches, step_rows
 from fairlead.methods.pairs import (
     Pairs,
+    imitated_reply,
     labels_of,
     nll_loss,
     pairs_of,
@@ -44,7 +45,7 @@ from fairlead.methods.pairs import (
 )
 from fairlead.methods.reference import cached_logprobs
 from fairlead.methods.resume import resumable
-from fairlead.methods.rows import Rows, Trainable, folder_key, pair_rows, reply_tokens
+from fairlead.methods.rows import Rows, Trainable, folder_key, pair_rows, reply_tokens, triple_rows
 
 __all__ = ["Alarm", "Preferred", "chosen_drift_alarm", "train_dpo", "train_pairs"]
 
@@ -99,13 +100,14 @@ def train_pairs(
     run = run or Run()
     model = starting_point(model, config)
     preferences, places, identical = without_identical(preferences, places, config)
-    rows = pair_rows(model, preferences, too_long=config.too_long, places=places)  # refuses what does not fit, by row
+    of = triple_rows if config.reads_gold else pair_rows
+    rows = of(model, preferences, too_long=config.too_long, places=places)  # refuses what does not fit, by row
     labels = labels_of(preferences, rows, config)
     reference = _reference(model, rows, config, run) if config.needs_reference else None
     policy = trainable_copy(model.module, config)
     updates = Updates(policy, rows, config, run)
     updates.watch = lambda records: drift_under_way(records, config.drift_alarm)
-    chosen_tokens = [reply_tokens(tree)[0] for tree in rows.trees]
+    imitated_tokens = [reply_tokens(tree)[imitated_reply(config)] for tree in rows.trees]
     steps = step_rows(rows, config)
     slopes: Slopes | None = None  # of the step under way, where its loss couples all its pairs
     facts = (rows.digest, labels.strength_P.tolist(), labels.margin_P.tolist(), config.model_dump_json())
@@ -119,7 +121,7 @@ def train_pairs(
                     slopes = slopes_of_step(policy, rows, steps[batch.step], batch.step, reference, config)
                 loss = loss + slopes.share(batch, pairs)
             if config.nll:
-                step_tokens = sum(chosen_tokens[row] for row in steps[batch.step])
+                step_tokens = sum(imitated_tokens[row] for row in steps[batch.step])
                 loss = loss + config.nll * nll_loss(pairs, config, step_rows=batch.step_rows, step_tokens=step_tokens)
             updates.step(loss, batch, _metrics(pairs, config))
     trained = model.with_weights(merged(policy))

@@ -74,7 +74,7 @@ def _distinct(job: Job) -> tuple[Job, int]:
     """The job without pairs of identical replies, where its settings leave them out, and how many there are."""
     config: Any = job.config
     kept: Sequence[Any]
-    if job.method.data == "pairs":
+    if job.method.data in ("pairs", "triples"):
         from fairlead.methods.preference import without_identical
 
         kept, places, identical = without_identical(job.rows, job.places, config)
@@ -108,6 +108,7 @@ def _trees(job: Job) -> Rows:
     make: Any = {
         "exchanges": rows.exchange_rows,
         "pairs": rows.pair_rows,
+        "triples": rows.triple_rows,
         "rated": rows.rated_rows,
         "comparisons": rows.compared_rows,
     }[job.method.data]
