@@ -60,6 +60,8 @@ CONFIGS: dict[str, PairwiseConfig] = {
     "mixed": DPOConfig(**SHORT, losses={"sigmoid": 0.8, "bco_pair": 0.2}, nll=1.0),
     "mixed with the step's own": DPOConfig(**SHORT, losses={"ipo_norm": 0.5, "aot": 1.0, "aot_unpaired": 2.0}),
     "ipo reference-free": IPOConfig(**SHORT, reference_free=True, length="mean", nll=1.0),
+    "tr-dpo": DPOConfig(**SHORT, reference="ema"),
+    "tr-ipo with aot": DPOConfig(**SHORT, losses={"ipo": 0.1, "aot": 1.0}, reference="reset", reference_every=2),
     "tpo": TPOConfig(**SHORT, beta=0.1),
     "tpo hinge": TPOConfig(**SHORT, beta=0.1, loss="hinge", nll_mean="tokens"),
     "tpo-l": TPOConfig(**SHORT, beta=2.0, length="mean", gamma=0.5),

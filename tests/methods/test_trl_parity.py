@@ -48,6 +48,7 @@ from fairlead.methods.pairs import (  # noqa: E402
     reply_sums,
     tail_weight,
 )
+from fairlead.methods.reference import Reference  # noqa: E402
 from fairlead.methods.rows import Rows, whole_texts  # noqa: E402
 
 LIMIT = {"float32": 1e-4, "float64": 1e-9}
@@ -97,12 +98,16 @@ PAIRWISE: dict[str, PairwiseConfig] = {
     "simpo": SimPOConfig(beta=2.0, gamma=0.7),
     "alphapo": SimPOConfig(beta=2.0, gamma=0.7, alpha=0.25),
     "alphapo_below_0": SimPOConfig(beta=2.0, gamma=0.7, alpha=-0.5),
+    "tr_dpo": DPOConfig(beta=BETA, reference="ema", reference_rate=0.6),
+    "tr_dpo_reset": DPOConfig(beta=BETA, reference="reset", reference_every=1),
+    "tr_ipo_aot": DPOConfig(beta=BETA, losses={"ipo_norm": 0.5, "aot": 1.0}, reference="ema", reference_rate=0.3),
     "tpo": TPOConfig(beta=BETA, nll=0.7, nll_mean="tokens"),
     "tpo_hinge": TPOConfig(beta=BETA, loss="hinge", nll_mean="tokens"),
     "tpo_ipo": TPOConfig(beta=BETA, loss="ipo", length="mean", nll_mean="tokens"),
     "tpo_l": TPOConfig(beta=2.0, length="mean", gamma=0.5, nll=0.7, nll_mean="tokens"),
 }
-RATED = {
+RATED: dict[str, KTOConfig] = {
+    "tr_kto": KTOConfig(beta=BETA, reference="ema"),
     "kto": KTOConfig(beta=BETA, good=1.2, bad=0.9),
     "kto_swapped": KTOConfig(beta=BETA),
     "apo_zero_unpaired": KTOConfig(beta=BETA, loss="apo_zero"),
@@ -136,7 +141,7 @@ def stored_pairs(known: dict[str, np.ndarray], config: PairwiseConfig) -> Pairs:
     )
 
 
-ON_TOKENS = {"ld", "ld_aot", "wpo", "wpo_norm", "mpo_weighted"}
+ON_TOKENS = {"tr_dpo", "tr_dpo_reset", "tr_ipo_aot", "ld", "ld_aot", "wpo", "wpo_norm", "mpo_weighted"}
 
 
 @pytest.mark.parametrize("name", sorted(set(PAIRWISE) - ON_TOKENS - {"alpha"}))  # alpha is float32
@@ -170,7 +175,7 @@ class Bare:
 
 
 class PlainSGD:
-    """Stands in for `loop.Updates`: one step of SGD with learning rate 1, the gradient kept."""
+    """Stands in for `loop.Updates`: steps of SGD, the last with learning rate 1 and its gradient kept."""
 
     last: PlainSGD
 
@@ -178,6 +183,8 @@ class PlainSGD:
         PlainSGD.last = self
         self.module, self.run = module.eval(), run
         self.before = parity.flat(module).double()
+        self.tensors: dict[str, Any] = {}
+        self.on_update = lambda: None
         self.records: list[StepRecord] = []
         self.loss, self.batches, self.sums = 0.0, 0, {}
         self.settled = True
@@ -189,6 +196,8 @@ class PlainSGD:
         return len(self.records)
 
     def step(self, loss: Any, batch: Any, sums: dict[str, float]) -> None:
+        if batch.step and not self.batches:
+            self.before = parity.flat(self.module).double()
         loss.backward()
         self.loss += loss.item()
         self.batches += 1
@@ -196,10 +205,15 @@ class PlainSGD:
             self.sums[key] = self.sums.get(key, 0.0) + value
         if batch.last:
             self.gradient = torch.cat([p.grad.flatten() for p in self.module.parameters()])
-            torch.optim.SGD(self.module.parameters(), lr=1.0).step()
+            last = batch.step + 1 == batch.steps
+            torch.optim.SGD(self.module.parameters(), lr=1.0 if last else parity.FIRST_RATE).step()
             self.records.append(
                 StepRecord(0, 1, self.loss, 0.0, 1.0, batch.step_rows, batch.step_tokens, 0.0, self.sums)
             )
+            self.on_update()
+            if not last:
+                self.module.zero_grad()
+                self.loss, self.batches, self.sums = 0.0, 0, {}
 
 
 def models(known: dict[str, np.ndarray], case: str, dtype: str) -> tuple[Any, Any]:
@@ -236,7 +250,8 @@ def train(
 ) -> PlainSGD:
     """One step of the trainer itself on the fixture's batch, from the policy, against the fixture's reference."""
     policy, reference = models(known, case, dtype)
-    config = config.model_copy(update={"steps": 1, "kl_samples": 0, "tokens_per_batch": tokens})
+    steps = 1 if config.reference_pace is None else 2
+    config = config.model_copy(update={"steps": steps, "kl_samples": 0, "tokens_per_batch": tokens})
 
     def against(model: Any, rows: Rows, tokens_per_batch: int, cache: Any, sums: Any = None, what: str = "") -> Any:
         scored = score(reference, rows.trees)
@@ -245,8 +260,9 @@ def train(
     for module in (preference, unpaired):
         monkeypatch.setattr(module, "Updates", PlainSGD)
         monkeypatch.setattr(module, "cached_logprobs", against)
+        monkeypatch.setattr(module, "Reference", lambda model, config: Reference(Bare(reference), config))
     for module in (loop, preference, unpaired):  # TRL's order, which KTO's mismatched pairs depend on
-        monkeypatch.setattr(module, "step_rows", lambda rows, config: [list(range(len(rows.trees)))])
+        monkeypatch.setattr(module, "step_rows", lambda rows, config: [list(range(len(rows.trees)))] * steps)
     if isinstance(config, PairwiseConfig):
         monkeypatch.setattr(preference, "pair_rows", lambda *_, **__: pair_rows(known))
         monkeypatch.setattr(preference, "triple_rows", lambda *_, **__: triple_rows(known))

@@ -78,6 +78,7 @@ def _dpo(summary: str, **defaults: Any) -> Method:
 METHODS: Mapping[str, Method] = {
     "sft": Method("imitate the replies of conversations", "exchanges", SFTConfig, _SFT, 2e-5),
     "dpo": _dpo("direct preference optimisation"),
+    "tr-dpo": _dpo("DPO against a reference that follows the policy", reference="ema"),
     "ipo": Method("identity preference optimisation", "pairs", IPOConfig, _PAIRS, 5e-6),
     "kto": Method("thumbs up and down against a reference point", "rated", KTOConfig, _RATED, 5e-6),
     "simpo": Method("mean log-prob as reward, no reference", "pairs", SimPOConfig, _PAIRS, 8e-7),

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fairlead.methods.config_losses import COUPLED, LossName, MixedLoss, problems
+from fairlead.methods.config_reference import MovingReference
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -81,6 +82,11 @@ class Training(BaseModel):
     seed: int = 0
     too_long: Literal["refuse", "skip", "cut"] = "refuse"
     lora: Lora | None = None
+
+    @property
+    def reference_pace(self) -> tuple[int, float] | None:
+        """After how many steps the reference moves, and how much of the way to the policy; None where it stays."""
+        return None
 
     @model_validator(mode="after")
     def _one_of_each(self) -> Self:
@@ -198,8 +204,8 @@ class PairwiseConfig(Training):
         return False
 
 
-class DPOConfig(PairwiseConfig):
-    """Direct preference optimisation and its family; see `PairwiseConfig` for the other fields.
+class DPOConfig(MovingReference, PairwiseConfig):
+    """Direct preference optimisation and its family; see `MovingReference` and `PairwiseConfig` for other fields.
 
     beta             strength of the pull to the reference (nats of reward per nat of log-ratio)
     loss             what becomes of the two rewards: the functions of `losses.py`
@@ -250,8 +256,8 @@ class DPOConfig(PairwiseConfig):
         return any(name in COUPLED for name in self.mixture)
 
 
-class IPOConfig(PairwiseConfig):
-    """Identity preference optimisation; see `PairwiseConfig` for the other fields.
+class IPOConfig(MovingReference, PairwiseConfig):
+    """Identity preference optimisation; see `MovingReference` and `PairwiseConfig` for other fields.
 
     beta             the paper's tau: the margin of log-ratios is drawn to 1 / (2 beta)
     length           sum: the equation as printed. mean: per token, as in the paper's experiments and in TRL
@@ -373,8 +379,8 @@ class RatedConfig(Training):
     kl_samples: Annotated[int, Field(ge=0)] = 128
 
 
-class KTOConfig(RatedConfig):
-    """Kahneman-Tversky optimisation; see `RatedConfig` for the other fields.
+class KTOConfig(MovingReference, RatedConfig):
+    """Kahneman-Tversky optimisation; see `MovingReference` and `RatedConfig` for other fields.
 
     loss   kto: rewards against the step's reference point (replies under prompts of other rows of the step: the more
            rows_per_step, the better it is known). apo_zero: against 0

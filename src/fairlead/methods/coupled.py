@@ -36,7 +36,7 @@ class Slopes:
 
 
 def slopes_of_step(
-    policy: torch.nn.Module, rows: Rows, members: Sequence[int], step: int, reference: Tensor, config: DPOConfig
+    policy: torch.nn.Module, rows: Rows, members: Sequence[int], step: int, reference_SR: Tensor, config: DPOConfig
 ) -> Slopes:
     """Log-probs of the whole step without gradient, the coupled loss of those, and its slopes.
 
@@ -46,7 +46,7 @@ def slopes_of_step(
     scored = score(policy, [rows.trees[row] for row in members], config.tokens_per_batch)
     logp_SR = reply_sums(scored, tail_weight(config)).view(-1, 2)
     logp_SR = logp_SR.detach().requires_grad_()
-    loss_S = coupled_loss(logp_SR, reference[list(members)].to(logp_SR), config)
+    loss_S = coupled_loss(logp_SR, reference_SR.to(logp_SR), config)
     loss = loss_S.sum() / len(members)
     (slope_SR,) = torch.autograd.grad(loss, logp_SR)
     # A row that the step holds twice, at the seam of two epochs, has one log-prob and so the mean of its slopes.

@@ -94,14 +94,14 @@ def labels_of(preferences: Sequence[Preference], rows: Rows, config: PairwiseCon
 
 
 def pairs_of(
-    logp: ReplyLogprobs, rows: Sequence[int], labels: Labels, reference: Tensor | None, config: PairwiseConfig
+    logp: ReplyLogprobs, rows: Sequence[int], labels: Labels, reference_BR: Tensor | None, config: PairwiseConfig
 ) -> Pairs:
-    """The pairs of a micro-batch from its log-probs; `rows` are their indices into `labels` and `reference` [P, 2]."""
+    """The pairs of a micro-batch from its log-probs and the reference's; `rows` are their indices into `labels`."""
     tail, width = tail_weight(config), len(SIDES) + config.reads_gold
     sums, tokens = reply_sums(logp, tail).view(-1, width), logp.count_R.view(-1, width)
     chosen_B, rejected_B, imitated = sums[:, 0], sums[:, 1], imitated_reply(config)
     at = list(rows)
-    ref = None if reference is None else reference[at].to(chosen_B)
+    ref = None if reference_BR is None else reference_BR.to(chosen_B)
     return Pairs(
         chosen_B,
         rejected_B,

@@ -41,8 +41,10 @@ def estimate_stage(order: Order, voice: Voice) -> dict[str, Any]:
     members = getattr(job.config, "members", 1)
     at_once = min(job.config.tokens_per_batch, max(sum(rows.trees[row].tokens for row in step) for step in steps))
     memory = footprint(job.model.module, at_once, trained=adapted(job))
-    copies = sum(p.numel() * p.element_size() for p in job.model.module.parameters()) * (members - 1)
-    memory = dataclasses.replace(memory, weights=memory.weights + copies)  # finished members stay
+    # Finished members stay, and a reference that moves is weights of its own.
+    more = members - 1 + (job.config.reference_pace is not None and job.config.lora is None)
+    copies = sum(p.numel() * p.element_size() for p in job.model.module.parameters()) * more
+    memory = dataclasses.replace(memory, weights=memory.weights + copies)
     return {
         "method": order.name,
         "rows": len(rows.trees),
