@@ -18,10 +18,11 @@ from typing import Any, Generic, TypeVar
 from fairlead.errors import InputError
 from fairlead.exchange import Exchange, Message, Preference, Rated, Stepped
 from fairlead.feedback.files import BadRow, Paths, Table, find_files, read_lines, read_table
-from fairlead.feedback.rankings import COMPARISONS, RANKINGS, TRIPLES, Comparison
+from fairlead.feedback.rankings import COMPARISONS, RANKINGS, Comparison
 from fairlead.feedback.shapes import DEMONSTRATIONS, LABELLED, PREFERENCES, PROMPTS, RATED, TIE, Pair, Shape
 from fairlead.feedback.steps import STEPS
 from fairlead.feedback.tasks import TASKS
+from fairlead.feedback.triples import TRIPLES
 
 T = TypeVar("T")
 

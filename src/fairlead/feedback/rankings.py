@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any, TypeAlias
 
 from fairlead.exchange import Message, Preference, Ranking, assistant, from_json
 from fairlead.feedback.dialogue import messages_of, text_of
 from fairlead.feedback.files import BadRow
-from fairlead.feedback.shapes import GOLD, PREFERENCES, PROMPTS, Pair, Record, Shape, with_gold
+from fairlead.feedback.shapes import PREFERENCES, PROMPTS, Pair, Record, Shape
 
 Comparison: TypeAlias = Preference | Ranking
 
@@ -166,27 +165,6 @@ RANKINGS: tuple[Shape[Comparison], ...] = (
     Shape("replies by score", "a prompt, its replies, and the score of each, the largest the best",
           _stands_by(*_SCORES), _ranked),
 )  # fmt: skip
-
-
-def _as_triple(shape: Shape[Comparison]) -> Shape[Pair]:
-    """A ranking of three as TPO reads it: the best is the gold reply, the others are the pair."""
-
-    def read(row: Record) -> Pair:
-        value = shape.read(row)
-        if not isinstance(value, Ranking) or len(value.replies) != 3:
-            count = len(value.replies) if isinstance(value, Ranking) else 2
-            raise BadRow(
-                f"{count} replies: a ranking of three is a gold reply and a pair, best first. Leave out the others, or "
-                f"write chosen, rejected and {GOLD}"
-            )
-        gold, chosen, rejected = (value.replies[i] for i in value.order)
-        pair = Preference(value.messages, chosen, rejected, gold=gold)
-        return Pair(replace(pair, principle=value.principle, annotator=value.annotator, source=value.source))
-
-    return Shape(f"{shape.name}, the best of three as the gold reply", shape.why, shape.fits, read)
-
-
-TRIPLES: tuple[Shape[Pair], ...] = (*map(with_gold, PREFERENCES), *map(_as_triple, RANKINGS))
 
 
 def _one_pair(shape: Shape[Pair]) -> Shape[Comparison]:

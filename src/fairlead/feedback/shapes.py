@@ -8,7 +8,7 @@ the more particular ones stand first.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from fairlead.exchange import Exchange, Message, Preference, Rated, assistant, from_json, preference, system, user
@@ -150,12 +150,12 @@ def _conversational(row: Record) -> Pair:
     opens = chosen[0].role in ("user", "system")
     if apart is not None and not opens:
         said = (user(apart),) if isinstance(apart, str) else messages_of(apart, "prompt")
-        return _pair(row, _with_system(row, said), chosen, rejected)
+        return _pair(row, with_system(row, said), chosen, rejected)
     before, reply = split_at_reply(chosen, "chosen")
     other, second = split_at_reply(rejected, "rejected")
     if before != other:
         raise BadRow("chosen and rejected answer different conversations (their turns before the reply differ)")
-    return _pair(row, _with_system(row, before), reply, second)
+    return _pair(row, with_system(row, before), reply, second)
 
 
 def _openai(row: Record) -> Pair:
@@ -215,10 +215,11 @@ def _instruction(row: Record) -> tuple[Message, ...]:
     text = row[key] if not extra else f"{row[key]}\n\n{text_of(extra, 'input')}"
     if not text.strip():
         raise BadRow(f"{key!r} is empty: there is nothing to answer")
-    return _with_system(row, (user(text),))
+    return with_system(row, (user(text),))
 
 
-def _with_system(row: Record, said: tuple[Message, ...]) -> tuple[Message, ...]:
+def with_system(row: Record, said: tuple[Message, ...]) -> tuple[Message, ...]:
+    """A prompt behind the row's own `system` text, where it has one."""
     return (system(text_of(row["system"], "system")), *said) if row.get("system") else said
 
 
@@ -259,46 +260,6 @@ PREFERENCES: tuple[Shape[Pair], ...] = (
           lambda r: _prompt_key(r) is not None and _texts("chosen", "rejected")(r), _strings),
 )  # fmt: skip
 
-GOLD = "reference"  # how TPO's data sets call the gold reply
-
-
-def with_gold(shape: Shape[Pair]) -> Shape[Pair]:
-    """The same format with a gold reply beside each pair, as TPO's data sets have it, under `reference`.
-
-    It is written as the row's other replies are: a text, a dialogue in markers, or turns, of the reply alone or of
-    the prompt and the reply. Our own format calls it `gold`.
-    """
-
-    def read(row: Record) -> Pair:
-        pair = shape.read(row)
-        return pair if pair.value.gold else replace(pair, value=replace(pair.value, gold=_gold(row, pair.value)))
-
-    return Shape(shape.name, shape.why, shape.fits, read)
-
-
-def _gold(row: Record, pair: Preference) -> tuple[Message, ...]:
-    if row.get(GOLD) is None:
-        raise BadRow(
-            f"the row has no {GOLD!r}, the gold reply beside the pair; its keys are {', '.join(map(str, row))}"
-        )
-    written = row[GOLD]
-    reply: tuple[Message, ...]
-    if isinstance(written, str) and is_marked(written):
-        opening, text = split_marked(written, GOLD)
-        before, reply = marked_messages(opening), (assistant(text),)
-    elif isinstance(written, str):
-        return (assistant(written.strip() if is_marked(row.get("prompt")) else written),)
-    else:
-        turns = messages_of(written, GOLD)
-        if turns[0].role not in ("user", "system"):
-            return turns
-        opening_turns, reply = split_at_reply(turns, GOLD)
-        before = _with_system(row, opening_turns)
-    if before != pair.messages:
-        raise BadRow(f"{GOLD!r} and the pair answer different conversations (what stands before the reply differs)")
-    return reply
-
-
 # ----------------------------------------------------------------------------------------- demonstrations
 
 
@@ -320,7 +281,7 @@ def _conversation(row: Record) -> Exchange:
     _not_bad(row)
     key = "messages" if "messages" in row else "conversations"
     said, reply = split_at_reply(messages_of(row[key], key), key)
-    return Exchange(_with_system(row, said), reply)
+    return Exchange(with_system(row, said), reply)
 
 
 def _prompt_turns(row: Record) -> Exchange:
@@ -390,7 +351,7 @@ def _prompt_messages(row: Record) -> tuple[Message, ...]:
     said = messages_of(row[key], key)
     if said[-1].role == "assistant":
         raise BadRow(f"{key!r} ends with an assistant turn; a prompt ends with what the model is to answer")
-    return _with_system(row, said)
+    return with_system(row, said)
 
 
 PROMPTS: tuple[Shape[tuple[Message, ...]], ...] = (
