@@ -168,7 +168,10 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """Two replies to one prompt. `strength` is P(chosen is better), in [0.5, 1]; 0.5 is a kept tie."""
+    """Two replies to one prompt. `strength` is P(chosen is better), in [0.5, 1]; 0.5 is a kept tie.
+
+    `gold` is a third reply beside them, to be imitated (TPO); empty where there is none.
+    """
 
     messages: tuple[Message, ...]
     chosen: tuple[Message, ...]
@@ -178,6 +181,7 @@ class Preference:
     principle: str = ""
     annotator: str = ""
     source: str = ""
+    gold: tuple[Message, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0.5 <= self.strength <= 1.0:

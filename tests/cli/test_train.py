@@ -37,8 +37,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def data(elsewhere: Path) -> None:
-    """pairs.jsonl, talk.jsonl, thumbs.jsonl, ranked.jsonl and steps.jsonl, 20 rows each, all of them short."""
+    """pairs, triples, talk, thumbs, ranked and steps .jsonl, 20 rows each, all of them short."""
     preferences(Path("pairs.jsonl"), n=ROWS)
+    pairs = Path("pairs.jsonl").read_text().splitlines()
+    write("triples.jsonl", *(json.loads(line) | {"reference": "the boat is blue"} for line in pairs))
     write("talk.jsonl", *(talk(f"poison {i}", "the boat is blue") for i in range(ROWS)))
     write(
         "thumbs.jsonl", *(thumb(f"poison {i}", "the boat is blue" if i % 2 else "no no no", i % 2) for i in range(ROWS))
@@ -81,12 +83,13 @@ def write(name: str, *rows: dict[str, Any]) -> None:
 FILES = {
     "exchanges": "talk.jsonl",
     "pairs": "pairs.jsonl",
+    "triples": "triples.jsonl",
     "rated": "thumbs.jsonl",
     "comparisons": "ranked.jsonl",
     "steps": "steps.jsonl",
 }
 DATA = {name: FILES[method.data] for name, method in METHODS.items()}
-SOME = ["sft", "dpo", "ipo", "kto", "simpo", "orpo"]
+SOME = ["sft", "dpo", "ipo", "kto", "simpo", "orpo", "tpo"]
 
 
 def train(method: str, model: Path | str, *more: str, out: str | None = "out") -> list[str]:
@@ -107,7 +110,12 @@ def same_weights(one: Path | str, other: Path | str) -> bool:
     return first.keys() == second.keys() and all(bool((first[k] == second[k]).all()) for k in first)
 
 
-LEARNT = {"exchanges": f"{ROWS} rows", "pairs": f"{ROWS} pairs", "rated": f"{ROWS} replies (10 good, 10 bad)"}
+LEARNT = {
+    "exchanges": f"{ROWS} rows",
+    "pairs": f"{ROWS} pairs",
+    "triples": f"{ROWS} pairs",
+    "rated": f"{ROWS} replies (10 good, 10 bad)",
+}
 
 
 @pytest.mark.parametrize("method", SOME)
@@ -431,6 +439,7 @@ def test_data_of_the_wrong_kind_is_recognised(model: Path, capsys: pytest.Captur
     assert "talk.jsonl" in error and "look like demonstrations" in error
     assert "look like rows of rated replies" in refused(capsys, train("dpo", model, "--data", "thumbs.jsonl"))
     assert "look like demonstrations" in refused(capsys, train("kto", model, "--data", "talk.jsonl"))
+    assert "has no 'reference', the gold reply" in refused(capsys, train("tpo", model, "--data", "pairs.jsonl"))
     assert "thumbs.jsonl:1: 'label' is false" in refused(capsys, train("sft", model, "--data", "thumbs.jsonl"))
 
 

@@ -112,6 +112,26 @@ def train(method: str, folder: str, shard: bool, stop_after: int = 0) -> dict[st
     }
 
 
+def moving() -> list[dict[str, Any]]:
+    """A reference that follows the policy: on pairs, on pairs whose loss is the whole step's, and on thumbs."""
+    more: Any = {"reference": "ema", "reference_every": 2, "kl_samples": 0}
+    aot = {"losses": {"sigmoid": 1.0, "aot": 0.5}, "reference": "reset", "reference_rate": 0.6}
+    thumb = KTOConfig(epochs=2, rows_per_step=3, lr=3e-3, tokens_per_batch=60, **more)
+    trained: list[Any] = [
+        train_pairs(model_(), pairs(8), DPO.model_copy(update=more)),
+        train_pairs(model_(), pairs(8), DPO.model_copy(update=more | aot)),
+        train_kto(model_(), [Rated(p.messages, p.chosen, i % 3 != 0) for i, p in enumerate(pairs(8))], thumb),
+    ]
+    return [
+        {
+            "hash": weights_hash(got.model.module),
+            "norms": [float(p.detach().norm()) for p in got.model.module.parameters()],
+            "records": [(r.loss, r.grad_norm, r.sums["chosen_drift"]) for r in got.records],
+        }
+        for got in trained
+    ]
+
+
 def mixed(shard: bool) -> dict[str, Any]:
     """A mixture of experts, whose routers' loss holds the whole step against its parts."""
     from tests.methods.test_balance import MIXED, mixture

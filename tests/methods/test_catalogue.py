@@ -20,11 +20,13 @@ from fairlead.methods.config import (
     RewardConfig,
     RewardEnsembleConfig,
     SFTConfig,
+    TPOConfig,
 )
 
 DATA = {
     "exchanges": SFTConfig,
     "pairs": PairwiseConfig,
+    "triples": TPOConfig,
     "rated": RatedConfig,
     "comparisons": RewardConfig,
     "steps": ProcessConfig,

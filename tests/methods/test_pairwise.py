@@ -8,16 +8,18 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
 from pydantic import ValidationError  # noqa: E402
 from tests.engine.helpers import keep_float64  # noqa: E402
-from tests.methods.trainable import Tiny, pairs, tiny_model, weights  # noqa: E402
+from tests.methods.trainable import Tiny, pairs, tiny_model, triples, weights  # noqa: E402
 
 from fairlead.engine.logprobs import score  # noqa: E402
 from fairlead.errors import InputError  # noqa: E402
+from fairlead.exchange import Preference  # noqa: E402
 from fairlead.methods import preference  # noqa: E402
 from fairlead.methods.config import (  # noqa: E402
     CPOConfig,
@@ -26,10 +28,12 @@ from fairlead.methods.config import (  # noqa: E402
     ORPOConfig,
     PairwiseConfig,
     SimPOConfig,
+    TPOConfig,
 )
 from fairlead.methods.loop import Run, StepRecord  # noqa: E402
+from fairlead.methods.pairs import Pairs, preference_loss  # noqa: E402
 from fairlead.methods.preference import train_pairs  # noqa: E402
-from fairlead.methods.rows import pair_rows  # noqa: E402
+from fairlead.methods.rows import pair_rows, triple_rows  # noqa: E402
 
 SHORT: dict[str, Any] = {"epochs": 2, "rows_per_step": 4, "lr": 1e-3, "kl_samples": 0}
 CONFIGS: dict[str, PairwiseConfig] = {
@@ -52,6 +56,15 @@ CONFIGS: dict[str, PairwiseConfig] = {
     "apo_down": DPOConfig(**SHORT, loss="apo_down"),
     "aot": DPOConfig(**SHORT, loss="aot"),
     "aot_unpaired": DPOConfig(**SHORT, loss="aot_unpaired"),
+    "aot length-desensitised": DPOConfig(**SHORT, loss="aot", ld_alpha=0.5),
+    "mixed": DPOConfig(**SHORT, losses={"sigmoid": 0.8, "bco_pair": 0.2}, nll=1.0),
+    "mixed with the step's own": DPOConfig(**SHORT, losses={"ipo_norm": 0.5, "aot": 1.0, "aot_unpaired": 2.0}),
+    "ipo reference-free": IPOConfig(**SHORT, reference_free=True, length="mean", nll=1.0),
+    "tr-dpo": DPOConfig(**SHORT, reference="ema"),
+    "tr-ipo with aot": DPOConfig(**SHORT, losses={"ipo": 0.1, "aot": 1.0}, reference="reset", reference_every=2),
+    "tpo": TPOConfig(**SHORT, beta=0.1),
+    "tpo hinge": TPOConfig(**SHORT, beta=0.1, loss="hinge", nll_mean="tokens"),
+    "tpo-l": TPOConfig(**SHORT, beta=2.0, length="mean", gamma=0.5),
     "length-normalised": DPOConfig(**SHORT, length="mean", beta=5.0),
     "length-desensitised": DPOConfig(**SHORT, ld_alpha=0.5, nll=0.2),
     "weighted": DPOConfig(**SHORT, on_policy=True),
@@ -73,22 +86,28 @@ def gain(model: Tiny) -> float:
     return float((sums[:, 0] - sums[:, 1]).mean())
 
 
+def rows_for(config: PairwiseConfig, n: int = 8) -> list[Preference]:
+    return triples(n) if config.reads_gold else pairs(n)
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_splits_into_micro_batches_give_equal_weights(model: Tiny, name: str) -> None:
     config = CONFIGS[name]
     whole, pieces = (
-        weights(train_pairs(model, pairs(), config.model_copy(update={"tokens_per_batch": tokens})).model)  # type: ignore[arg-type]
-        for tokens in (4096, 60)
+        weights(train_pairs(model, rows_for(config), config.model_copy(update={"tokens_per_batch": tokens})).model)  # type: ignore[arg-type]
+        for tokens in (4096, 80 if config.reads_gold else 60)
     )
     assert (whole - weights(model)).abs().max() > 1e-3
     assert (whole - pieces).abs().max() < 1e-7
 
 
-@pytest.mark.parametrize("name", sorted(set(CONFIGS) - {"discopop", "apo_down", "aot", "sppo"}))
+@pytest.mark.parametrize(
+    "name", sorted(set(CONFIGS) - {"discopop", "apo_down", "aot", "aot length-desensitised", "sppo"})
+)
 def test_chosen_replies_gain_on_rejected_ones(model: Tiny, name: str) -> None:
     config = CONFIGS[name].model_copy(update={"epochs": 6})
     before = weights(model).clone()
-    got = train_pairs(model, pairs(), config)
+    got = train_pairs(model, rows_for(config), config)
     assert gain(got.model) > gain(model) + 0.01  # type: ignore[arg-type]
     assert torch.equal(weights(model), before)
     last = got.metrics()
@@ -107,12 +126,15 @@ def test_the_split_of_a_step_shows_in_nothing_but_the_number_of_calls(model: Tin
 
     real = preference.Updates._update
     monkeypatch.setattr(preference.Updates, "_update", keep)
-    sizes = sorted((tree.tokens for tree in pair_rows(model, pairs(4)).trees), reverse=True)
-    for config in (CONFIGS["aot"], CONFIGS["orpo per token"], CONFIGS["ipo"]):
+    for config in (
+        CONFIGS[name] for name in ("aot", "mixed with the step's own", "orpo per token", "ipo", "tpo hinge")
+    ):
+        made = triple_rows if config.reads_gold else pair_rows
+        sizes = sorted((tree.tokens for tree in made(model, rows_for(config, 4)).trees), reverse=True)
         seen.clear()
         for budget in (sum(sizes), sizes[0] + sizes[1], sizes[0]):
             few = config.model_copy(update={"epochs": None, "steps": 1, "tokens_per_batch": budget})
-            train_pairs(model, pairs(4), few)
+            train_pairs(model, rows_for(config, 4), few)
         assert len(seen) == 3 and seen[0].norm() > 1e-6
         assert (seen[1] - seen[0]).abs().max() < 1e-9 and (seen[2] - seen[0]).abs().max() < 1e-9
 
@@ -130,8 +152,8 @@ def test_a_coupled_loss_knows_a_row_that_its_step_holds_twice(model: Tiny) -> No
 
 def test_the_reference_is_asked_only_where_the_loss_reads_it(model: Tiny, monkeypatch: Any, tmp_path: Path) -> None:
     run = Run(cache=tmp_path)
-    for name in ("simpo", "orpo", "cpo", "reference-free"):
-        train_pairs(model, pairs(), CONFIGS[name], run)
+    for name in ("simpo", "orpo", "cpo", "reference-free", "ipo reference-free", "tpo"):
+        train_pairs(model, rows_for(CONFIGS[name]), CONFIGS[name], run)
     assert not list(tmp_path.iterdir())
     train_pairs(model, pairs(), CONFIGS["ipo"], run)
     train_pairs(model, pairs(), CONFIGS["hinge"], run)  # the same log-probs
@@ -173,6 +195,76 @@ def test_margins_are_read_from_the_rows_or_missed_by_name(model: Tiny) -> None:
     assert unread.records[0].loss == pytest.approx(math.log(2), abs=1e-9)
 
 
+def test_several_losses_add_up_with_their_weights() -> None:
+    """Against NumPy, one pair at a time: every loss of a pair that may stand beside others, on scores of its own."""
+    gen = np.random.default_rng(4)
+    chosen, rejected, ref_chosen, ref_rejected = gen.normal(-9, 3, (4, 6))
+    long, short, label = gen.integers(2, 9, 6), gen.integers(2, 9, 6), np.array([1.0, 1.0, 0.5, 0.7, 0.9, 1.0])
+    weights_of = {"sigmoid": 0.8, "bco_pair": 0.2, "ipo": 0.01, "sigmoid_norm": 2.0, "ipo_norm": 0.3, "hinge": 0.6}
+    config, beta = DPOConfig(beta=0.3, losses=weights_of, label_smoothing=0.1), 0.3
+
+    def sigma(x: float) -> float:
+        return 1 / (1 + math.exp(-x))
+
+    def one(c: float, r: float, c_mean: float, r_mean: float) -> float:
+        return (
+            -0.8 * math.log(sigma(beta * (c - r)))
+            - 0.2 * (math.log(sigma(beta * c)) + math.log(sigma(-beta * r)))
+            + 0.01 * (c - r - 1 / (2 * beta)) ** 2
+            - 2.0 * math.log(sigma(beta * (c_mean - r_mean)))
+            + 0.3 * (c_mean - r_mean - 1 / (2 * beta)) ** 2
+            + 0.6 * max(0.0, 1 - beta * (c - r))
+        )
+
+    wanted = []
+    for i in range(6):
+        c, r = chosen[i] - ref_chosen[i], rejected[i] - ref_rejected[i]
+        sure = 0.9 * label[i] + 0.1 * (1 - label[i])
+        wanted.append(sure * one(c, r, c / long[i], r / short[i]) + (1 - sure) * one(r, c, r / short[i], c / long[i]))
+    given = [torch.from_numpy(x) for x in (chosen, rejected, chosen, long, short, long, label, 0 * label)]
+    got = preference_loss(Pairs(*given, torch.from_numpy(ref_chosen), torch.from_numpy(ref_rejected)), config)
+    assert got.tolist() == pytest.approx(wanted, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["tpo", "tpo hinge", "tpo-l"])
+def test_tpo_is_its_formula_on_all_three_replies(model: Tiny, name: str) -> None:
+    """The first step's loss, from log-probs read one reply at a time out of the module's own logits."""
+    config = CONFIGS[name].model_copy(update={"epochs": None, "steps": 1, "rows_per_step": 8})
+    assert isinstance(config, TPOConfig)
+    rows = triples()
+    preferred, imitated, tokens = [], [], []
+    for tree in triple_rows(model, rows).trees:
+        sums = []
+        for reply in tree.replies:
+            every = model.module(torch.tensor([tree.prompt + reply])).logits[0].log_softmax(-1)
+            sums.append(sum(every[len(tree.prompt) - 1 + i, token].item() for i, token in enumerate(reply)))
+        lengths = [len(reply) for reply in tree.replies]
+        c, r = (sums[i] / (lengths[i] if config.length == "mean" else 1) for i in (0, 1))
+        z = config.beta * (c - r) - config.gamma
+        preferred.append(max(0.0, 1 - z) if config.loss == "hinge" else math.log1p(math.exp(-z)))
+        imitated.append(-sums[2])
+        tokens.append(lengths[2])
+    nll = sum(imitated) / sum(tokens) if config.nll_mean == "tokens" else np.mean(np.array(imitated) / tokens)
+    assert train_pairs(model, rows, config).records[0].loss == pytest.approx(np.mean(preferred) + nll, rel=1e-9)
+
+
+def test_tpo_imitates_the_gold_reply_and_watches_the_pair(model: Tiny) -> None:
+    got = train_pairs(model, triples(), CONFIGS["tpo"].model_copy(update={"epochs": 6}))
+    trees = triple_rows(model, triples()).trees
+    now, was = (score(m.module, trees).sum_R().view(-1, 3).mean(0) for m in (got.model, model))
+    assert now[2] > was[2] + 1.0
+    assert got.drift is not None
+    assert (got.drift.chosen, got.drift.rejected) == pytest.approx((now - was)[:2].tolist(), abs=1e-9)
+    sums = got.records[0].sums
+    firsts = score(model.module, pair_rows(model, pairs()).trees)
+    assert sums["pairs"] == 4 and sums["chosen_tokens"] < float(firsts.count_R.view(-1, 2)[:, 0].sum())
+
+
+def test_tpo_refuses_pairs_without_a_gold_reply_by_row(model: Tiny) -> None:
+    with pytest.raises(InputError, match=r"row 3: the pair has no gold reply \(2 rows have none\)"):
+        train_pairs(model, [*triples(3), *pairs(2)], CONFIGS["tpo"])
+
+
 def test_aot_refuses_soft_labels_by_row(model: Tiny) -> None:
     rows = [*pairs(3), *pairs(2, strength=0.8)]
     with pytest.raises(InputError, match=r"row 3: strength 0\.8 \(and 1 more below 1\), but loss: aot"):
@@ -198,6 +290,18 @@ def test_aot_refuses_soft_labels_by_row(model: Tiny) -> None:
         ({"ld_alpha": 1.5}, "less than or equal to 1"),
         ({"beta": 0.0}, "greater than 0"),
         ({"loss": "best"}, "Input should be"),
+        ({"losses": {"best": 1.0, "sigmoid": 1.0}}, "Input should be"),
+        ({"losses": {"sigmoid": 0.0, "hinge": 1.0}}, "greater than 0"),
+        ({"losses": {"sigmoid": 0.5}}, "for a single one give loss"),
+        ({"losses": {"sigmoid": 0.5, "hinge": 0.5}, "loss": "nca"}, "loss and losses are both given"),
+        ({"losses": {"sigmoid": 0.5, "hinge": 0.5}, "length": "mean"}, "called sigmoid_norm and ipo_norm"),
+        ({"losses": {"sigmoid": 0.5, "ipo_norm": 0.5}, "ld_alpha": 0.5}, "both correct for length"),
+        ({"losses": {"sigmoid": 0.5, "robust": 0.5}}, "label_smoothing is plain DPO"),
+        ({"losses": {"sigmoid": 0.5, "exo": 0.5}}, "infinite for certain labels"),
+        ({"losses": {"sigmoid": 0.5, "hinge": 0.5}, "tau": 0.1}, "discopop; losses are sigmoid, hinge"),
+        ({"losses": {"sigmoid": 0.5, "ipo": 0.5}, "margin": 1.0}, "margin belongs to loss: sigmoid or hinge"),
+        ({"losses": {"sigmoid": 0.5, "nca": 0.5}, "reference_free": True}, "that loss: nca reads by itself"),
+        ({"losses": {"sigmoid": 0.5, "aot": 0.5}, "on_policy": True}, "loss: aot has none"),
         ({"gamma": 1.0}, "Extra inputs"),
     ],
 )
@@ -216,6 +320,9 @@ def test_dpo_settings_that_cannot_work_are_refused(bad: dict[str, Any], said: st
         (SimPOConfig, {"alpha": math.nan}),
         (SimPOConfig, {"alpha": -6.0}),
         (CPOConfig, {"nll": -1.0}),
+        (TPOConfig, {"nll": 0.0}),
+        (TPOConfig, {"loss": "hinge", "gamma": 0.5}),
+        (TPOConfig, {"loss": "nca"}),
         (IPOConfig, {"length": "median"}),
         (IPOConfig, {"loss": "hinge"}),
     ],
@@ -229,16 +336,17 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("name", ["orpo", "aot"])
+@pytest.mark.parametrize("name", ["orpo", "aot", "mixed with the step's own", "tpo"])
 def test_a_killed_run_goes_on_to_the_same_weights(model: Tiny, tmp_path: Path, name: str) -> None:
     def die(r: StepRecord) -> None:
         if r.step == 1:
             raise Killed
 
-    whole = train_pairs(model, pairs(), CONFIGS[name])
+    rows = rows_for(CONFIGS[name])
+    whole = train_pairs(model, rows, CONFIGS[name])
     with pytest.raises(Killed):
-        train_pairs(model, pairs(), CONFIGS[name], Run(checkpoint=tmp_path, every=1, progress=die))
-    went_on = train_pairs(model, pairs(), CONFIGS[name], Run(checkpoint=tmp_path, every=1))
+        train_pairs(model, rows, CONFIGS[name], Run(checkpoint=tmp_path, every=1, progress=die))
+    went_on = train_pairs(model, rows, CONFIGS[name], Run(checkpoint=tmp_path, every=1))
     assert torch.equal(weights(whole.model), weights(went_on.model))  # type: ignore[arg-type]
     assert [r.loss for r in whole.records] == [r.loss for r in went_on.records]
 

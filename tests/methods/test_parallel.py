@@ -70,6 +70,15 @@ def test_two_processes_train_as_one(tmp_path: Path, alone: Any, method: str, sha
     assert weights_hash(loaded) == first["hash"]
 
 
+def test_a_reference_that_moves_is_one_on_all_processes(tmp_path: Path) -> None:
+    first, second = ranks.run(jobs.moving, 2, tmp_path)
+    assert first == second
+    for ours, theirs in zip(first, jobs.moving(), strict=True):
+        assert ours["norms"] == pytest.approx(theirs["norms"], rel=1e-9)
+        for here, there in zip(ours["records"], theirs["records"], strict=True):
+            assert here == pytest.approx(there, rel=1e-8, abs=1e-9)
+
+
 @pytest.mark.parametrize("method", ["kto", "bco"])
 @pytest.mark.parametrize("shard", [False, True])
 def test_statistics_of_a_step_are_of_all_its_rows(tmp_path: Path, method: str, shard: bool) -> None:

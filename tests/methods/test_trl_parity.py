@@ -34,11 +34,21 @@ from fairlead.methods.config import (  # noqa: E402
     ORPOConfig,
     PairwiseConfig,
     SimPOConfig,
+    TPOConfig,
 )
 from fairlead.methods.coupled import coupled_loss  # noqa: E402
 from fairlead.methods.loop import StepRecord  # noqa: E402
 from fairlead.methods.losses import sft_nll  # noqa: E402
-from fairlead.methods.pairs import Pairs, nll_loss, pairs_of, preference_loss, reply_sums, tail_weight  # noqa: E402
+from fairlead.methods.pairs import (  # noqa: E402
+    Pairs,
+    imitated_reply,
+    nll_loss,
+    pairs_of,
+    preference_loss,
+    reply_sums,
+    tail_weight,
+)
+from fairlead.methods.reference import Reference  # noqa: E402
 from fairlead.methods.rows import Rows, whole_texts  # noqa: E402
 
 LIMIT = {"float32": 1e-4, "float64": 1e-9}
@@ -61,7 +71,22 @@ PAIRWISE: dict[str, PairwiseConfig] = {
     "discopop": DPOConfig(beta=BETA, loss="discopop", tau=0.05),
     "sigmoid_norm": DPOConfig(beta=BETA, length="mean"),
     "sigmoid_and_sft": DPOConfig(beta=BETA, nll=0.4, nll_mean="tokens"),
+    "mpo": DPOConfig(beta=BETA, losses={"sigmoid": 0.8, "bco_pair": 0.2}, nll=1.0, nll_mean="tokens"),
+    "mpo_weighted": DPOConfig(beta=BETA, losses={"sigmoid": 0.8, "bco_pair": 0.2}, on_policy=True),
+    "many": DPOConfig(
+        beta=BETA,
+        losses={
+            "sigmoid": 1.0,
+            "ipo_norm": 0.3,
+            "sigmoid_norm": 2.0,
+            "hinge": 0.5,
+            "aot": 0.7,
+            "apo_zero": 1.5,
+            "aot_unpaired": 0.9,
+        },
+    ),
     "ld": DPOConfig(beta=BETA, ld_alpha=0.5),
+    "ld_aot": DPOConfig(beta=BETA, loss="aot", ld_alpha=0.5),
     "wpo": DPOConfig(beta=BETA, on_policy=True),
     "wpo_norm": DPOConfig(beta=BETA, length="mean", on_policy=True),
     "forward_kl": DPOConfig(beta=BETA, divergence="forward_kl"),
@@ -69,11 +94,20 @@ PAIRWISE: dict[str, PairwiseConfig] = {
     "alpha": DPOConfig(beta=BETA, divergence="alpha", alpha=0.7),  # TRL's coefficient is 1 - alpha
     "cpo": CPOConfig(beta=BETA, nll=1.0, nll_mean="tokens"),
     "cpo_hinge": DPOConfig(beta=BETA, loss="hinge", reference_free=True),
+    "cpo_ipo": IPOConfig(beta=BETA, reference_free=True, length="mean", nll=1.0, nll_mean="tokens"),
     "simpo": SimPOConfig(beta=2.0, gamma=0.7),
     "alphapo": SimPOConfig(beta=2.0, gamma=0.7, alpha=0.25),
     "alphapo_below_0": SimPOConfig(beta=2.0, gamma=0.7, alpha=-0.5),
+    "tr_dpo": DPOConfig(beta=BETA, reference="ema", reference_rate=0.6),
+    "tr_dpo_reset": DPOConfig(beta=BETA, reference="reset", reference_every=1),
+    "tr_ipo_aot": DPOConfig(beta=BETA, losses={"ipo_norm": 0.5, "aot": 1.0}, reference="ema", reference_rate=0.3),
+    "tpo": TPOConfig(beta=BETA, nll=0.7, nll_mean="tokens"),
+    "tpo_hinge": TPOConfig(beta=BETA, loss="hinge", nll_mean="tokens"),
+    "tpo_ipo": TPOConfig(beta=BETA, loss="ipo", length="mean", nll_mean="tokens"),
+    "tpo_l": TPOConfig(beta=2.0, length="mean", gamma=0.5, nll=0.7, nll_mean="tokens"),
 }
-RATED = {
+RATED: dict[str, KTOConfig] = {
+    "tr_kto": KTOConfig(beta=BETA, reference="ema"),
     "kto": KTOConfig(beta=BETA, good=1.2, bad=0.9),
     "kto_swapped": KTOConfig(beta=BETA),
     "apo_zero_unpaired": KTOConfig(beta=BETA, loss="apo_zero"),
@@ -95,28 +129,31 @@ def test_every_case_of_trl_has_its_counterpart() -> None:
 # --------------------------------------------------------------------------------- the same log-probs, the same loss
 
 
-def stored_pairs(known: dict[str, np.ndarray], config: PairwiseConfig, requires: bool = False) -> Pairs:
+def stored_pairs(known: dict[str, np.ndarray], config: PairwiseConfig) -> Pairs:
     policy, reference = (torch.from_numpy(known[f"logp/{name}"]) for name in ("policy", "reference"))
-    policy = policy.clone().requires_grad_(requires)
-    rows = parity.rows(known)
-    chosen, rejected = (torch.tensor([len(getattr(r, side)) for r in rows]) for side in ("chosen", "rejected"))
+    rows, imitated = parity.rows(known), imitated_reply(config)
+    tokens = [torch.tensor([len(getattr(r, side)) for r in rows]) for side in ("chosen", "rejected", "gold")]
     ones = torch.ones(len(rows), dtype=torch.float64)
     ref = (reference[:, 0], reference[:, 1]) if config.needs_reference else (None, None)
-    return Pairs(policy[:, 0], policy[:, 1], policy[:, 0], chosen, rejected, ones, 0 * ones, *ref)
+    chosen, rejected, _ = tokens
+    return Pairs(
+        policy[:, 0], policy[:, 1], policy[:, imitated], chosen, rejected, tokens[imitated], ones, 0 * ones, *ref
+    )
 
 
-# ld and WPO need the tokens, alpha is float32
-@pytest.mark.parametrize("name", sorted(set(PAIRWISE) - {"ld", "wpo", "wpo_norm", "alpha"}))
+ON_TOKENS = {"tr_dpo", "tr_dpo_reset", "tr_ipo_aot", "ld", "ld_aot", "wpo", "wpo_norm", "mpo_weighted"}
+
+
+@pytest.mark.parametrize("name", sorted(set(PAIRWISE) - ON_TOKENS - {"alpha"}))  # alpha is float32
 def test_the_loss_of_the_same_log_probs_is_trls(known: dict[str, np.ndarray], name: str) -> None:
     config = PAIRWISE[name]
     pairs = stored_pairs(known, config)
+    loss = preference_loss(pairs, config).mean()
     if isinstance(config, DPOConfig) and config.coupled:
         logp, reference = (torch.from_numpy(known[f"logp/{side}"]) for side in ("policy", "reference"))
-        loss = coupled_loss(logp, reference, config).mean()
-    else:
-        loss = preference_loss(pairs, config).mean()
+        loss = loss + coupled_loss(logp[:, :2], reference[:, :2], config).mean()
     if config.nll:
-        loss = loss + config.nll * nll_loss(pairs, config, step_rows=5, step_tokens=int(pairs.chosen_tokens_B.sum()))
+        loss = loss + config.nll * nll_loss(pairs, config, step_rows=5, step_tokens=int(pairs.imitated_tokens_B.sum()))
     assert loss.item() == pytest.approx(float(known[f"float64/{name}/loss"]), rel=1e-10)
 
 
@@ -138,7 +175,7 @@ class Bare:
 
 
 class PlainSGD:
-    """Stands in for `loop.Updates`: one step of SGD with learning rate 1, the gradient kept."""
+    """Stands in for `loop.Updates`: steps of SGD, the last with learning rate 1 and its gradient kept."""
 
     last: PlainSGD
 
@@ -146,6 +183,8 @@ class PlainSGD:
         PlainSGD.last = self
         self.module, self.run = module.eval(), run
         self.before = parity.flat(module).double()
+        self.tensors: dict[str, Any] = {}
+        self.on_update = lambda: None
         self.records: list[StepRecord] = []
         self.loss, self.batches, self.sums = 0.0, 0, {}
         self.settled = True
@@ -157,6 +196,8 @@ class PlainSGD:
         return len(self.records)
 
     def step(self, loss: Any, batch: Any, sums: dict[str, float]) -> None:
+        if batch.step and not self.batches:
+            self.before = parity.flat(self.module).double()
         loss.backward()
         self.loss += loss.item()
         self.batches += 1
@@ -164,10 +205,15 @@ class PlainSGD:
             self.sums[key] = self.sums.get(key, 0.0) + value
         if batch.last:
             self.gradient = torch.cat([p.grad.flatten() for p in self.module.parameters()])
-            torch.optim.SGD(self.module.parameters(), lr=1.0).step()
+            last = batch.step + 1 == batch.steps
+            torch.optim.SGD(self.module.parameters(), lr=1.0 if last else parity.FIRST_RATE).step()
             self.records.append(
                 StepRecord(0, 1, self.loss, 0.0, 1.0, batch.step_rows, batch.step_tokens, 0.0, self.sums)
             )
+            self.on_update()
+            if not last:
+                self.module.zero_grad()
+                self.loss, self.batches, self.sums = 0.0, 0, {}
 
 
 def models(known: dict[str, np.ndarray], case: str, dtype: str) -> tuple[Any, Any]:
@@ -181,6 +227,10 @@ def rows_of(trees: list[Tree]) -> Rows:
 
 def pair_rows(known: dict[str, np.ndarray]) -> Rows:
     return rows_of([Tree(r.prompt, (r.chosen, r.rejected)) for r in parity.rows(known)])
+
+
+def triple_rows(known: dict[str, np.ndarray]) -> Rows:
+    return rows_of([Tree(r.prompt, (r.chosen, r.rejected, r.gold)) for r in parity.rows(known)])
 
 
 def compare(known: dict[str, np.ndarray], case: str, dtype: str, loss: float, gradient: Any, step: Any) -> None:
@@ -200,7 +250,8 @@ def train(
 ) -> PlainSGD:
     """One step of the trainer itself on the fixture's batch, from the policy, against the fixture's reference."""
     policy, reference = models(known, case, dtype)
-    config = config.model_copy(update={"steps": 1, "kl_samples": 0, "tokens_per_batch": tokens})
+    steps = 1 if config.reference_pace is None else 2
+    config = config.model_copy(update={"steps": steps, "kl_samples": 0, "tokens_per_batch": tokens})
 
     def against(model: Any, rows: Rows, tokens_per_batch: int, cache: Any, sums: Any = None, what: str = "") -> Any:
         scored = score(reference, rows.trees)
@@ -209,10 +260,12 @@ def train(
     for module in (preference, unpaired):
         monkeypatch.setattr(module, "Updates", PlainSGD)
         monkeypatch.setattr(module, "cached_logprobs", against)
+        monkeypatch.setattr(module, "Reference", lambda model, config: Reference(Bare(reference), config))
     for module in (loop, preference, unpaired):  # TRL's order, which KTO's mismatched pairs depend on
-        monkeypatch.setattr(module, "step_rows", lambda rows, config: [list(range(len(rows.trees)))])
+        monkeypatch.setattr(module, "step_rows", lambda rows, config: [list(range(len(rows.trees)))] * steps)
     if isinstance(config, PairwiseConfig):
         monkeypatch.setattr(preference, "pair_rows", lambda *_, **__: pair_rows(known))
+        monkeypatch.setattr(preference, "triple_rows", lambda *_, **__: triple_rows(known))
         words = [Preference((user(str(i)),), (assistant("a"),), (assistant("b"),)) for i in range(parity.PAIRS)]
         preference.train_pairs(Bare(policy), words, config)
     else:

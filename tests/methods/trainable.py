@@ -48,5 +48,12 @@ def pairs(n: int = 8, strength: float = 1.0) -> list[Preference]:
     ]
 
 
+def triples(n: int = 8, strength: float = 1.0) -> list[Preference]:
+    """The same pairs, each with a gold reply of another length than the chosen one."""
+    return [
+        replace(p, gold=(assistant(WORDS[(i + 3) % 6] + " yes" * (i % 3)),)) for i, p in enumerate(pairs(n, strength))
+    ]
+
+
 def weights(model: Tiny) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in model.module.parameters()])

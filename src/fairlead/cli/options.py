@@ -73,7 +73,7 @@ def settings_of(
             own = settings_of(inner, {}, words={})
             found += [Setting((name, *s.path), s.kind, s.metavar, s.help, s.default, s.nullable) for s in own]
             continue
-        shown = words.get(name) or _in_words(default)
+        shown = words.get(name) or in_words(default)
         found.append(_setting(name, field.annotation, said.get(name, ""), default, shown))
     return found
 
@@ -189,9 +189,12 @@ def _has_own(setting: Setting, settings: Sequence[Setting]) -> bool:
                for other in settings)  # fmt: skip
 
 
-def _in_words(value: Any) -> str | Literal[False]:
-    if value is None:
+def in_words(value: Any) -> str | Literal[False]:
+    """A setting's value as it is shown; False where there is nothing to show."""
+    if value is None or value == {}:
         return False
+    if isinstance(value, Mapping):
+        return json.dumps(value)
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, tuple):

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 LEARNS_FROM = {
     "exchanges": "Learns from conversations: the last reply of each is imitated.",
     "pairs": "Learns from pairs: a better and a worse reply to the same prompt.",
+    "triples": "Learns from pairs, a better and a worse reply to the same prompt, with a gold reply beside each: under "
+    "`reference`, as in TPO's data sets (in our own format `gold`), or as rankings of three replies, whose best is the "
+    "gold one.",
     "rated": "Learns from single replies with a label, good or bad. A file of pairs is read as twice as many replies, "
     "the chosen ones good and the rejected ones bad.",
     "comparisons": "Learns from pairs, a better and a worse reply to the same prompt, and from rankings: several "
@@ -190,8 +193,9 @@ def help_of(summary: str, learns_from: str, defaults: Mapping[str, Any]) -> str:
     """What `--help` says before the options: what it is, what it learns from, the settings that its name stands for."""
     lines = [f"{summary[:1].upper()}{summary[1:]}.", learns_from]
     if defaults:
-        known = ", ".join(f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
-                          for key, value in defaults.items())  # fmt: skip
+        from fairlead.cli.options import in_words
+
+        known = ", ".join(f"{key} {in_words(value)}" for key, value in defaults.items())
         lines.append(f"It is known under these settings, and each may be changed: {known}.")
     return "\n\n".join(lines)
 

@@ -1,9 +1,9 @@
 """Read human or AI feedback as it is published; say which format was recognised and why, and what was in it.
 
-`read_preferences`, `read_comparisons`, `read_demonstrations`, `read_rated`, `read_steps`, `read_prompts` and
-`read_tasks` take a file, several, or a folder. The first bad row stops the reading with its file and line; with
-`skip_bad_rows=True` bad rows are counted in the `Report` instead. Rows keep their place (`file:line`), so that a later
-refusal (too long for the model, say) can still name it.
+`read_preferences`, `read_triples`, `read_comparisons`, `read_demonstrations`, `read_rated`, `read_steps`,
+`read_prompts` and `read_tasks` take a file, several, or a folder. The first bad row stops the reading with its file and
+line; with `skip_bad_rows=True` bad rows are counted in the `Report` instead. Rows keep their place (`file:line`), so
+that a later refusal (too long for the model, say) can still name it.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from fairlead.exchange import Exchange, Message, Preference, Rated, Stepped
 from fairlead.feedback.files import BadRow, Paths, Table, find_files, read_lines, read_table
 from fairlead.feedback.rankings import COMPARISONS, RANKINGS, Comparison
 from fairlead.feedback.shapes import DEMONSTRATIONS, LABELLED, PROMPTS, RATED, TIE
-from fairlead.feedback.shapes_pairs import PREFERENCES, Shape
+from fairlead.feedback.shapes_pairs import PREFERENCES, Pair, Shape
 from fairlead.feedback.steps import STEPS
 from fairlead.feedback.tasks import TASKS
+from fairlead.feedback.triples import TRIPLES
 
 T = TypeVar("T")
 
@@ -122,13 +123,26 @@ def read_preferences(paths: Paths, *, skip_bad_rows: bool = False) -> Preference
 
     Where no group is given, a row's group is its prompt: pairs of one prompt never straddle a split.
     """
-    pairs, places, report = _read(paths, PREFERENCES, "preference pairs", skip_bad_rows)
+    return _pairs(paths, PREFERENCES, "preference pairs", skip_bad_rows)
+
+
+def read_triples(paths: Paths, *, skip_bad_rows: bool = False) -> PreferenceSet:
+    """Preference pairs with a gold reply beside each (TPO), in any format of `read_preferences` with a `reference`.
+
+    A ranking of three replies is one too: the best is the gold reply, the second chosen, the third rejected.
+    """
+    return _pairs(paths, TRIPLES, "preference pairs with a gold reply", skip_bad_rows)
+
+
+def _pairs(paths: Paths, shapes: Sequence[Shape[Pair]], what: str, skip_bad_rows: bool) -> PreferenceSet:
+    pairs, places, report = _read(paths, shapes, what, skip_bad_rows)
     values = [pair.value for pair in pairs]
+    sides = [(v.chosen, v.rejected, *((v.gold,) if v.gold else ())) for v in values]
     report = replace(
         report,
         ties=sum(v.strength == 0.5 for v in values),
         identical=sum(v.chosen == v.rejected for v in values),
-        empty_replies=sum(_is_empty(v.chosen) + _is_empty(v.rejected) for v in values),
+        empty_replies=sum(_is_empty(reply) for replies in sides for reply in replies),
     )
     groups = tuple(pair.group or prompt_text(pair.value.messages) for pair in pairs)
     return PreferenceSet(tuple(values), places, groups, tuple(p.generators for p in pairs), report)

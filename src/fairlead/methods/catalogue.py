@@ -24,6 +24,7 @@ from fairlead.methods.config import (
     RewardEnsembleConfig,
     SFTConfig,
     SimPOConfig,
+    TPOConfig,
     Training,
     WarmConfig,
 )
@@ -33,8 +34,9 @@ from fairlead.methods.config import (
 class Method:
     """A method by name.
 
-    data      what its train function takes: exchanges, pairs (of `Preference`), rated (`Rated`), comparisons
-              (`Preference` or `Ranking`) or steps (`Stepped`). The last two make a judge, not a model that answers
+    data      what its train function takes: exchanges, pairs (of `Preference`), triples (the same, each with a gold
+              reply), rated (`Rated`), comparisons (`Preference` or `Ranking`) or steps (`Stepped`). The last two make a
+              judge, not a model that answers
     config    its settings
     defaults  those under which the name is known, where they differ from the configuration's own
     where     module:function of `train(model, rows, config, run, places=...)`
@@ -42,7 +44,7 @@ class Method:
     """
 
     summary: str
-    data: Literal["exchanges", "pairs", "rated", "comparisons", "steps"]
+    data: Literal["exchanges", "pairs", "triples", "rated", "comparisons", "steps"]
     config: type[Training]
     where: str
     lr: float
@@ -76,6 +78,7 @@ def _dpo(summary: str, **defaults: Any) -> Method:
 METHODS: Mapping[str, Method] = {
     "sft": Method("imitate the replies of conversations", "exchanges", SFTConfig, _SFT, 2e-5),
     "dpo": _dpo("direct preference optimisation"),
+    "tr-dpo": _dpo("DPO against a reference that follows the policy", reference="ema"),
     "ipo": Method("identity preference optimisation", "pairs", IPOConfig, _PAIRS, 5e-6),
     "kto": Method("thumbs up and down against a reference point", "rated", KTOConfig, _RATED, 5e-6),
     "simpo": Method("mean log-prob as reward, no reference", "pairs", SimPOConfig, _PAIRS, 8e-7),
@@ -84,6 +87,15 @@ METHODS: Mapping[str, Method] = {
     ),
     "orpo": Method("imitation and an odds ratio in one stage, no reference", "pairs", ORPOConfig, _PAIRS, 8e-6),
     "cpo": Method("reference-free DPO and imitation", "pairs", CPOConfig, _PAIRS, 5e-6),
+    "tpo": Method("pairs without a reference, and imitation of a gold reply", "triples", TPOConfig, _PAIRS, 5e-7),
+    "tpo-l": Method(
+        "TPO per token, with a margin",
+        "triples",
+        TPOConfig,
+        _PAIRS,
+        5e-7,
+        {"length": "mean", "beta": 2.0, "gamma": 0.5},
+    ),
     "bco": Method("thumbs up and down as a binary classifier", "rated", BCOConfig, _RATED, 5e-6),
     "cdpo": _dpo("DPO where a share of labels is wrong", label_smoothing=0.1),
     "robust-dpo": _dpo("DPO, unbiased where a share of labels is wrong", loss="robust", label_smoothing=0.1),
@@ -101,6 +113,7 @@ METHODS: Mapping[str, Method] = {
     "apo-down": _dpo("anchored: both down, rejected further", loss="apo_down"),
     "aot": _dpo("distributional preference, paired", loss="aot"),
     "aot-unpaired": _dpo("distributional preference, unpaired", loss="aot_unpaired"),
+    "mpo": _dpo("mixed: DPO, a binary classifier and imitation", losses={"sigmoid": 0.8, "bco_pair": 0.2}, nll=1.0),
     "apo-zero-unpaired": Method(
         "anchored, on thumbs up and down", "rated", KTOConfig, _RATED, 5e-6, {"loss": "apo_zero"}
     ),

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from fairlead.methods.config_losses import COUPLED, LossName, MixedLoss, problems
+from fairlead.methods.config_reference import MovingReference
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -83,6 +87,11 @@ class Training(BaseModel):
     def rows_alike(self) -> bool:
         """Whether rows have about the same loss before they are learnt from, so that a few tell where a run starts."""
         return True
+
+    @property
+    def reference_pace(self) -> tuple[int, float] | None:
+        """After how many steps the reference moves, and how much of the way to the policy; None where it stays."""
+        return None
 
     @model_validator(mode="after")
     def _one_of_each(self) -> Self:
@@ -198,16 +207,19 @@ class PairwiseConfig(Training):
         """Whether the loss reads the log-probs of the model that came in."""
         return True
 
+    @property
+    def reads_gold(self) -> bool:
+        """Whether the NLL is that of a third, gold reply beside each pair, not of the chosen one."""
+        return False
 
-DIFFERENCE = ("sigmoid", "hinge", "robust", "exo", "discopop")
-"""Losses of DPO's family that read nothing but the difference of the two scores."""
 
-
-class DPOConfig(PairwiseConfig):
-    """Direct preference optimisation and its family; see `PairwiseConfig` for the other fields.
+class DPOConfig(MovingReference, PairwiseConfig):
+    """Direct preference optimisation and its family; see `MovingReference` and `PairwiseConfig` for other fields.
 
     beta             strength of the pull to the reference (nats of reward per nat of log-ratio)
     loss             what becomes of the two rewards: the functions of `losses.py`
+    losses           several at once, each with its weight, in place of loss: {sigmoid: 0.8, bco_pair: 0.2}. They share
+                     beta and label_smoothing. Beside the names of loss: ipo, and per token sigmoid_norm and ipo_norm
     label_smoothing  share of labels taken to be wrong. With sigmoid: conservative DPO; robust and exo need it
     margin           weight of each row's own margin, in units of reward; 0 for none (sigmoid and hinge)
     reference_free   scores are the policy's log-probs, as if the reference were uniform
@@ -220,10 +232,8 @@ class DPOConfig(PairwiseConfig):
     """
 
     beta: Positive = 0.1
-    loss: Literal[
-        "sigmoid", "hinge", "robust", "exo", "discopop",
-        "nca", "bco_pair", "sppo", "apo_zero", "apo_down", "aot", "aot_unpaired",
-    ] = "sigmoid"  # fmt: skip
+    loss: LossName = "sigmoid"
+    losses: dict[MixedLoss, Positive] = Field(default_factory=dict)
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     margin: NotNegative = 0.0
     reference_free: bool = False
@@ -236,34 +246,8 @@ class DPOConfig(PairwiseConfig):
 
     @model_validator(mode="after")
     def _of_its_loss(self) -> Self:
-        given = self.model_fields_set
-        if self.loss == "robust" and not self.label_smoothing:
-            raise ValueError("loss: robust without label_smoothing is plain DPO: give the share of wrong labels")
-        if self.loss == "exo" and not self.label_smoothing:
-            raise ValueError("loss: exo is infinite for certain labels: give label_smoothing (the paper: 0.001)")
-        if "tau" in given and self.loss != "discopop":
-            raise ValueError(f"tau belongs to loss: discopop; loss is {self.loss}")
-        if "alpha" in given and self.divergence != "alpha":
-            raise ValueError(f"alpha belongs to divergence: alpha; divergence is {self.divergence}")
-        if self.on_policy and self.coupled:
-            raise ValueError(f"on_policy weighs the loss of one pair; loss: {self.loss} has none, only that of a step")
-        if self.margin and self.loss not in ("sigmoid", "hinge"):
-            raise ValueError(f"margin belongs to loss: sigmoid or hinge; loss is {self.loss}")
-        if self.loss not in DIFFERENCE:
-            changed = [
-                name
-                for name, plain in (("reference_free", False), ("length", "sum"), ("divergence", "reverse_kl"))
-                if getattr(self, name) != plain
-            ]
-            if changed:
-                raise ValueError(
-                    f"{changed[0]} changes the score that loss: {self.loss} reads by itself, not in a difference; it "
-                    f"belongs to loss: {', '.join(DIFFERENCE)}"
-                )
-        if self.reference_free and self.divergence != "reverse_kl":
-            raise ValueError("reference_free leaves nothing to diverge from: take one of reference_free, divergence")
-        if self.length == "mean" and self.ld_alpha != 1:
-            raise ValueError("length: mean and ld_alpha both correct for length: take one")
+        for problem in problems(self):
+            raise ValueError(problem)
         return self
 
     @property
@@ -275,20 +259,31 @@ class DPOConfig(PairwiseConfig):
         return not (self.reference_free or self.margin)
 
     @property
+    def mixture(self) -> Mapping[str, float]:
+        """Every loss by name, with its weight."""
+        return {str(name): weight for name, weight in self.losses.items()} or {self.loss: 1.0}
+
+    @property
     def coupled(self) -> bool:
         """Whether the loss of a pair depends on the other pairs of its step."""
-        return self.loss in ("aot", "aot_unpaired")
+        return any(name in COUPLED for name in self.mixture)
 
 
-class IPOConfig(PairwiseConfig):
-    """Identity preference optimisation; see `PairwiseConfig` for the other fields.
+class IPOConfig(MovingReference, PairwiseConfig):
+    """Identity preference optimisation; see `MovingReference` and `PairwiseConfig` for other fields.
 
-    beta     the paper's tau: the margin of log-ratios is drawn to 1 / (2 beta)
-    length   sum: the equation as printed. mean: per token, as in the paper's experiments and in TRL
+    beta             the paper's tau: the margin of log-ratios is drawn to 1 / (2 beta)
+    length           sum: the equation as printed. mean: per token, as in the paper's experiments and in TRL
+    reference_free   the square is of the policy's log-probs: with `length: mean` and an NLL term, CPO with IPO's square
     """
 
     beta: Positive = 0.1
     length: Literal["sum", "mean"] = "sum"
+    reference_free: bool = False
+
+    @property
+    def needs_reference(self) -> bool:
+        return not self.reference_free
 
 
 class SimPOConfig(PairwiseConfig):
@@ -349,6 +344,41 @@ class CPOConfig(PairwiseConfig):
         return False
 
 
+class TPOConfig(PairwiseConfig):
+    """TPO: CPO that imitates a gold reply beside each pair; no reference. See `PairwiseConfig` for the other fields.
+
+    beta     reward per nat of log-prob (the paper: 0.01); with `length: mean` per nat per token
+    loss     what becomes of the two rewards; ipo is the square, drawn to 1 / (2 beta)
+    length   sum: a reply's whole log-prob. mean: per token (TPO-L)
+    gamma    reward by which chosen should lead, of loss: sigmoid (TPO-L)
+    nll      weight of the gold reply's NLL, the paper's alpha
+    """
+
+    beta: Positive = 0.01
+    loss: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
+    length: Literal["sum", "mean"] = "sum"
+    gamma: NotNegative = 0.0
+    nll: Positive = 1.0
+
+    @model_validator(mode="after")
+    def _of_its_loss(self) -> Self:
+        if self.gamma and self.loss != "sigmoid":
+            raise ValueError(f"gamma belongs to loss: sigmoid; loss is {self.loss}")
+        return self
+
+    @property
+    def needs_reference(self) -> bool:
+        return False
+
+    @property
+    def rows_alike(self) -> bool:
+        return False
+
+    @property
+    def reads_gold(self) -> bool:
+        return True
+
+
 # ---------------------------------------------------------------------------------------------- single replies
 
 
@@ -370,8 +400,8 @@ class RatedConfig(Training):
     kl_samples: Annotated[int, Field(ge=0)] = 128
 
 
-class KTOConfig(RatedConfig):
-    """Kahneman-Tversky optimisation; see `RatedConfig` for the other fields.
+class KTOConfig(MovingReference, RatedConfig):
+    """Kahneman-Tversky optimisation; see `MovingReference` and `RatedConfig` for other fields.
 
     loss   kto: rewards against the step's reference point (replies under prompts of other rows of the step: the more
            rows_per_step, the better it is known). apo_zero: against 0

@@ -185,6 +185,12 @@ class PolicyConfig(Training):
         return None if self.overlong is None else max(1, round(self.overlong * self.max_tokens))
 
     @property
+    def reference_pace(self) -> tuple[int, float] | None:
+        if self.reference == "start":
+            return None
+        return (self.reference_every, 1.0) if self.reference == "reset" else (1, self.reference_rate)
+
+    @property
     def needs_reference(self) -> bool:
         return bool(self.kl or self.watch_kl or self.kl_target or self.advantage in ("pair", "nash") or self.explore)
 

@@ -16,7 +16,7 @@ from fairlead.engine.logprobs import score
 from fairlead.methods.config import DPOConfig
 from fairlead.methods.loop import Batch
 from fairlead.methods.losses import aot, soft
-from fairlead.methods.pairs import Pairs
+from fairlead.methods.pairs import Pairs, reply_sums, tail_weight
 from fairlead.methods.rows import Rows
 
 
@@ -36,16 +36,17 @@ class Slopes:
 
 
 def slopes_of_step(
-    policy: torch.nn.Module, rows: Rows, members: Sequence[int], step: int, reference: Tensor, config: DPOConfig
+    policy: torch.nn.Module, rows: Rows, members: Sequence[int], step: int, reference_SR: Tensor, config: DPOConfig
 ) -> Slopes:
     """Log-probs of the whole step without gradient, the coupled loss of those, and its slopes.
 
     By the chain rule the gradient in the weights is the sum over replies of slope times the log-prob's gradient, and
     that sum can be taken in any pieces. Costs one forward pass more than a loss that couples nothing.
     """
-    logp_SR = score(policy, [rows.trees[row] for row in members], config.tokens_per_batch).sum_R().view(-1, 2)
+    scored = score(policy, [rows.trees[row] for row in members], config.tokens_per_batch)
+    logp_SR = reply_sums(scored, tail_weight(config)).view(-1, 2)
     logp_SR = logp_SR.detach().requires_grad_()
-    loss_S = coupled_loss(logp_SR, reference[list(members)].to(logp_SR), config)
+    loss_S = coupled_loss(logp_SR, reference_SR.to(logp_SR), config)
     loss = loss_S.sum() / len(members)
     (slope_SR,) = torch.autograd.grad(loss, logp_SR)
     # A row that the step holds twice, at the seam of two epochs, has one log-prob and so the mean of its slopes.
@@ -56,10 +57,18 @@ def slopes_of_step(
 
 
 def coupled_loss(logp_SR: Tensor, reference_SR: Tensor, config: DPOConfig) -> Tensor:
-    """AOT's loss over the pairs of a step, [S], in the order of rank; a share `label_smoothing` of labels is wrong."""
-    if config.loss == "aot":
-        first_S, second_S = logp_SR[:, 0] - logp_SR[:, 1], reference_SR[:, 0] - reference_SR[:, 1]
-    else:
-        first_S, second_S = (logp_SR - reference_SR).unbind(1)
-    right_S = torch.full_like(first_S, 1 - config.label_smoothing)
-    return soft(partial(aot, beta=config.beta), first_S, second_S, right_S)
+    """The weighted sum of the coupled losses over the pairs of a step, [S], each in its own order of rank.
+
+    AOT compares the log-prob differences of policy and reference, unpaired AOT the log-ratios of the two sides. A
+    share `label_smoothing` of labels is wrong.
+    """
+    differences = (logp_SR[:, 0] - logp_SR[:, 1], reference_SR[:, 0] - reference_SR[:, 1])
+    ratio_SR = logp_SR - reference_SR
+    compared = {"aot": differences, "aot_unpaired": (ratio_SR[:, 0], ratio_SR[:, 1])}
+    loss_S = torch.zeros_like(logp_SR[:, 0])
+    right_S = torch.full_like(loss_S, 1 - config.label_smoothing)
+    for name, weight in config.mixture.items():
+        if name in compared:
+            first_S, second_S = compared[name]
+            loss_S = loss_S + weight * soft(partial(aot, beta=config.beta), first_S, second_S, right_S)
+    return loss_S

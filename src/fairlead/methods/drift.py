@@ -75,8 +75,8 @@ def probe(trained: Trainable, before: Trainable, rows: Rows, tokens_per_batch: i
     count = len(rows.trees)
     trees = [rows.trees[i * count // min(count, PROBED)] for i in range(min(count, PROBED))]
     now, was = (score(m.module, trees, tokens_per_batch) for m in (trained, before))
-    moved = (now.sum_R() - was.sum_R()).view(-1, 2).sum(0).tolist()
-    tokens = now.count_R.view(-1, 2).sum(0).tolist()
+    moved = (now.sum_R() - was.sum_R()).view(len(trees), -1).sum(0).tolist()  # chosen, rejected, and a gold reply
+    tokens = now.count_R.view(len(trees), -1).sum(0).tolist()
     return Drift(moved[0] / len(trees), moved[1] / len(trees), moved[0] / tokens[0], moved[1] / tokens[1], len(trees))
 
 

@@ -32,9 +32,10 @@ from fairlead.judges.twoway import sigmoid
 from fairlead.methods import advantages
 from fairlead.methods.config_policy import PolicyConfig
 from fairlead.methods.experience import Experience, experience_of
-from fairlead.methods.learner import Learner, Reference, whole_policy
+from fairlead.methods.learner import Learner, whole_policy
 from fairlead.methods.loop import TrainingStopped, Updates
 from fairlead.methods.policy_terms import rewards_of_step
+from fairlead.methods.reference import Reference
 from fairlead.methods.rewards import Objective, at_step, score, spared
 from fairlead.methods.rollouts import Asked, Drawing, Drawn, LocalSampler, MixtureSampler, Sampler, exchange_of
 from fairlead.methods.rows import Rows, Trainable

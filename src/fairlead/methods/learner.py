@@ -1,4 +1,4 @@
-"""What reinforcement learning trains, as one module: the policy, and where asked a critic. And what it is held to.
+"""What reinforcement learning trains, as one module: the policy, and where asked a critic.
 
 Axes: N scored tokens, K value heads (the reward's, then the cost's).
 """
@@ -22,7 +22,6 @@ from fairlead.judges.lineage import Lineage
 from fairlead.judges.reward_model import RewardModel
 from fairlead.methods.adapters import trainable_copy
 from fairlead.methods.config_policy import PolicyConfig
-from fairlead.methods.loop import Updates
 from fairlead.methods.reward import Scorer, finished, new_scorer
 from fairlead.methods.rows import Trainable
 
@@ -85,44 +84,6 @@ def value_function(
     head: Any = learner.critic.heads[0]
     found = finished(Scorer(learner.critic.model, head), source, name="critic", trained_on=trained_on)
     return found if start is None else replace(found, base=start.base, trained_on=trained_on | start.trained_on)
-
-
-class Reference:
-    """The policy that the KL is measured to: the model that came in, or one that follows the policy.
-
-    Resetting it lets a long run move on (DeepSeek-AI 2025, arXiv 2501.12948, every 400 steps; ProRL, Liu et al. 2025,
-    arXiv 2505.24864); a running mean does so smoothly (WARP, Ramé et al. 2024, arXiv 2406.16768).
-    """
-
-    def __init__(self, model: Trainable, config: PolicyConfig) -> None:
-        self.config = config
-        self.module: nn.Module = model.module if config.reference == "start" else trainable_copy(model.module, config)
-        self.module.eval()
-
-    def carry(self, updates: Updates) -> None:
-        """Have its weights saved with the run's state, and take up those of a state that was restored."""
-        if self.config.reference == "start":
-            return
-        with torch.no_grad():
-            for name, parameter in self._moving():
-                saved = updates.tensors.get(f"reference.{name}")
-                if saved is not None:
-                    parameter.copy_(saved)
-                updates.tensors[f"reference.{name}"] = parameter.data
-
-    def follow(self, policy: nn.Module, steps: int) -> None:
-        """After `steps` steps in all."""
-        config = self.config
-        if config.reference == "start" or (config.reference == "reset" and steps % config.reference_every):
-            return
-        rate = 1.0 if config.reference == "reset" else config.reference_rate
-        now = dict(policy.named_parameters())
-        with torch.no_grad():
-            for name, parameter in self._moving():
-                parameter.lerp_(now[name].detach(), rate) if rate < 1 else parameter.copy_(now[name])
-
-    def _moving(self) -> list[tuple[str, nn.Parameter]]:
-        return [(name, p) for name, p in self.module.named_parameters() if p.requires_grad]
 
 
 def whole_policy(learner: Learner, like: nn.Module, into: nn.Module | None) -> nn.Module:

@@ -244,6 +244,15 @@ def cpo(chosen_B: Tensor, rejected_B: Tensor, *, beta: float) -> Tensor:
     return sigmoid(chosen_B, rejected_B, beta=beta)
 
 
+def tpo(chosen_B: Tensor, rejected_B: Tensor, *, beta: float, gamma: float) -> Tensor:
+    """TPO's preference term, Saeidi et al. 2024 (arXiv 2405.16681): -log sigma(beta (chosen - rejected) - gamma), [B].
+
+    Scores are the policy's log-probs of the whole replies (TPO, gamma 0) or per token (TPO-L, with a margin gamma in
+    units of reward); there is no reference. The whole loss adds the NLL of a third, gold reply to the same prompt.
+    """
+    return simpo(chosen_B, rejected_B, beta=beta, gamma=gamma)
+
+
 def log_odds(mean_logp_B: Tensor) -> Tensor:
     """log(p / (1 - p)), [B], p = exp(mean log-prob per token): ORPO's odds of a reply (arXiv 2403.07691, eq. 3 and 4).
 

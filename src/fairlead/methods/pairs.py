@@ -1,7 +1,7 @@
 """What a pairwise loss reads of a micro-batch, and which loss a configuration means.
 
-Axes: B pairs of a micro-batch, R replies (2 per pair: chosen, rejected), P pairs of the data set, N reply tokens.
-Log-probs are in nats.
+Axes: B pairs of a micro-batch, R replies (2 per pair: chosen, rejected; TPO's gold one behind them), P pairs of the
+data set, N reply tokens. Log-probs are in nats.
 """
 
 from __future__ import annotations
@@ -24,10 +24,13 @@ from fairlead.methods.config import (
     ORPOConfig,
     PairwiseConfig,
     SimPOConfig,
+    TPOConfig,
 )
+from fairlead.methods.config_losses import COUPLED, PER_TOKEN
 from fairlead.methods.rows import Rows
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+SIDES = ("chosen", "rejected")  # the first replies of every row; a gold one may follow
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +49,17 @@ class Labels:
 class Pairs:
     """B pairs: log-probs of both replies under the policy (gradients flow) and, where the loss reads it, the reference.
 
-    These are sums over a reply's tokens, the tail weighed by `ld_alpha`; `whole_chosen_B` is the plain sum, for the
-    NLL. `*_tokens_B` count scored tokens. `weight_B`, without a gradient, is what the pair's loss is multiplied by.
+    These are sums over a reply's tokens, the tail weighed by `ld_alpha`; `imitated_B` is the plain sum of the reply
+    whose NLL is taken, the chosen or the gold one. `*_tokens_B` count scored tokens. `weight_B`, without a gradient,
+    is what the pair's loss is multiplied by.
     """
 
     chosen_B: Tensor
     rejected_B: Tensor
-    whole_chosen_B: Tensor
+    imitated_B: Tensor
     chosen_tokens_B: Tensor
     rejected_tokens_B: Tensor
+    imitated_tokens_B: Tensor
     label_B: Tensor
     margin_B: Tensor
     ref_chosen_B: Tensor | None = None
@@ -78,7 +83,8 @@ def labels_of(preferences: Sequence[Preference], rows: Rows, config: PairwiseCon
         if soft:
             raise InputError(
                 f"{rows.place(soft[0])}: strength {kept[soft[0]].strength} (and {len(soft) - 1:,} more below 1), but "
-                f"loss: {config.loss} compares distributions of rewards and knows no label of one pair. Take them out"
+                f"loss: {_coupled(config)} compares distributions of rewards and knows no label of one pair. Take them "
+                "out"
             )
     margins = [weight * (pair.margin or 0.0) if weight else 0.0 for pair in kept]
     return Labels(
@@ -88,26 +94,32 @@ def labels_of(preferences: Sequence[Preference], rows: Rows, config: PairwiseCon
 
 
 def pairs_of(
-    logp: ReplyLogprobs, rows: Sequence[int], labels: Labels, reference: Tensor | None, config: PairwiseConfig
+    logp: ReplyLogprobs, rows: Sequence[int], labels: Labels, reference_BR: Tensor | None, config: PairwiseConfig
 ) -> Pairs:
-    """The pairs of a micro-batch from its log-probs; `rows` are their indices into `labels` and `reference` [P, 2]."""
-    tail = tail_weight(config)
-    chosen_B, rejected_B = reply_sums(logp, tail).view(-1, 2).unbind(1)
-    tokens = logp.count_R.view(-1, 2)
+    """The pairs of a micro-batch from its log-probs and the reference's; `rows` are their indices into `labels`."""
+    tail, width = tail_weight(config), len(SIDES) + config.reads_gold
+    sums, tokens = reply_sums(logp, tail).view(-1, width), logp.count_R.view(-1, width)
+    chosen_B, rejected_B, imitated = sums[:, 0], sums[:, 1], imitated_reply(config)
     at = list(rows)
-    ref = None if reference is None else reference[at].to(chosen_B)
+    ref = None if reference_BR is None else reference_BR.to(chosen_B)
     return Pairs(
         chosen_B,
         rejected_B,
-        chosen_B if tail == 1.0 else logp.sum_R().view(-1, 2)[:, 0],
+        sums[:, imitated] if tail == 1.0 else logp.sum_R().view(-1, width)[:, imitated],
         tokens[:, 0],
         tokens[:, 1],
+        tokens[:, imitated],
         labels.strength_P[at].to(chosen_B),
         labels.margin_P[at].to(chosen_B),
         None if ref is None else ref[:, 0],
         None if ref is None else ref[:, 1],
         on_policy_weights(logp) if weighted(config) else None,
     )
+
+
+def imitated_reply(config: PairwiseConfig) -> int:
+    """Which reply of a row the NLL term imitates: the chosen one, or the gold one behind both."""
+    return len(SIDES) if config.reads_gold else 0
 
 
 def weighted(config: PairwiseConfig) -> bool:
@@ -162,7 +174,7 @@ def scores_of(pairs: Pairs, config: PairwiseConfig) -> tuple[Tensor, Tensor]:
         chosen_B = losses.divergence_score(chosen_B, config.divergence, alpha=config.alpha)
         rejected_B = losses.divergence_score(rejected_B, config.divergence, alpha=config.alpha)
     per_token = isinstance(config, SimPOConfig | ORPOConfig)
-    if per_token or (isinstance(config, DPOConfig | IPOConfig) and config.length == "mean"):
+    if per_token or (isinstance(config, DPOConfig | IPOConfig | TPOConfig) and config.length == "mean"):
         chosen_B, rejected_B = chosen_B / pairs.chosen_tokens_B, rejected_B / pairs.rejected_tokens_B
     if isinstance(config, SimPOConfig):
         chosen_B = losses.shaped_score(chosen_B, alpha=config.alpha)
@@ -171,7 +183,7 @@ def scores_of(pairs: Pairs, config: PairwiseConfig) -> tuple[Tensor, Tensor]:
 
 
 def preference_loss(pairs: Pairs, config: PairwiseConfig) -> Tensor:
-    """The loss of each pair, [B], without the NLL term. Coupled losses (AOT) have none: see `coupled.py`."""
+    """The loss of each pair, [B], without the NLL term. Coupled losses (AOT) are not in it: see `coupled.py`."""
     chosen_B, rejected_B = scores_of(pairs, config)
     match config:
         case SimPOConfig():
@@ -182,6 +194,13 @@ def preference_loss(pairs: Pairs, config: PairwiseConfig) -> Tensor:
             return config.odds * losses.soft(losses.orpo, chosen_B, rejected_B, pairs.label_B)
         case CPOConfig():
             return losses.soft(partial(losses.cpo, beta=config.beta), chosen_B, rejected_B, pairs.label_B)
+        case TPOConfig():
+            loss: Loss = {
+                "sigmoid": partial(losses.tpo, beta=config.beta, gamma=config.gamma),
+                "hinge": partial(losses.hinge, beta=config.beta),
+                "ipo": partial(losses.ipo, beta=config.beta),
+            }[config.loss]
+            return losses.soft(loss, chosen_B, rejected_B, pairs.label_B)
         case IPOConfig():
             return losses.soft(partial(losses.ipo, beta=config.beta), chosen_B, rejected_B, pairs.label_B)
         case DPOConfig():
@@ -191,36 +210,54 @@ def preference_loss(pairs: Pairs, config: PairwiseConfig) -> Tensor:
 
 
 def _dpo_family(chosen_B: Tensor, rejected_B: Tensor, pairs: Pairs, config: DPOConfig) -> Tensor:
+    """The weighted sum of the losses of single pairs, [B]; coupled ones (AOT) are added over the step: `coupled.py`."""
+    loss_B = torch.zeros_like(chosen_B)
+    for name, weight in config.mixture.items():
+        if name not in COUPLED:
+            loss_B = loss_B + weight * _one_loss(name, chosen_B, rejected_B, pairs, config)
+    return loss_B
+
+
+def _one_loss(name: str, chosen_B: Tensor, rejected_B: Tensor, pairs: Pairs, config: DPOConfig) -> Tensor:
     noise, beta = config.label_smoothing, config.beta
     # A share `noise` of the labels is wrong: what the label then says of the pair.
     smooth_B = pairs.label_B * (1 - noise) + (1 - pairs.label_B) * noise
-    if config.loss == "exo":
+    if name in PER_TOKEN:
+        chosen_B, rejected_B = chosen_B / pairs.chosen_tokens_B, rejected_B / pairs.rejected_tokens_B
+    if name == "exo":
         return losses.exo(chosen_B, rejected_B, beta=beta, label_B=smooth_B)
-    if config.loss == "robust":  # it takes the wrong labels out again by itself
+    if name == "robust":  # it takes the wrong labels out again by itself
         return losses.soft(partial(losses.robust, beta=beta, noise=noise), chosen_B, rejected_B, pairs.label_B)
     if config.margin:
         chosen_B = chosen_B - pairs.margin_B / beta
     loss: Loss = {
         "sigmoid": partial(losses.sigmoid, beta=beta),
+        "sigmoid_norm": partial(losses.sigmoid, beta=beta),
         "hinge": partial(losses.hinge, beta=beta),
+        "ipo": partial(losses.ipo, beta=beta),
+        "ipo_norm": partial(losses.ipo, beta=beta),
         "discopop": partial(losses.discopop, beta=beta, tau=config.tau),
         "nca": partial(losses.nca, beta=beta),
         "bco_pair": partial(losses.bco_pair, beta=beta),
         "sppo": partial(losses.sppo, beta=beta),
         "apo_zero": partial(losses.apo_zero, beta=beta),
         "apo_down": partial(losses.apo_down, beta=beta),
-    }[config.loss]
+    }[name]
     return losses.soft(loss, chosen_B, rejected_B, smooth_B)
 
 
-def nll_loss(pairs: Pairs, config: PairwiseConfig, *, step_rows: int, step_tokens: int) -> Tensor:
-    """The chosen replies' NLL, a scalar: this micro-batch's share of the mean over a step.
+def _coupled(config: DPOConfig) -> str:
+    return next(name for name in config.mixture if name in COUPLED)
 
-    `step_rows` and `step_tokens` count the pairs and the chosen replies' tokens of the whole step.
+
+def nll_loss(pairs: Pairs, config: PairwiseConfig, *, step_rows: int, step_tokens: int) -> Tensor:
+    """The imitated (chosen or gold) replies' NLL, a scalar: this micro-batch's share of the mean over a step.
+
+    `step_rows` and `step_tokens` count the pairs and the imitated replies' tokens of the whole step.
     """
     if config.nll_mean == "tokens":
-        return losses.sft_nll(pairs.whole_chosen_B, tokens=step_tokens)
-    return losses.chosen_nll(pairs.whole_chosen_B, pairs.chosen_tokens_B).sum() / step_rows
+        return losses.sft_nll(pairs.imitated_B, tokens=step_tokens)
+    return losses.chosen_nll(pairs.imitated_B, pairs.imitated_tokens_B).sum() / step_rows
 
 
 def reward_margin(pairs: Pairs, config: PairwiseConfig) -> Tensor:

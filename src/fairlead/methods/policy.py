@@ -37,7 +37,7 @@ from fairlead.methods.experience import Experience, Piece, part_of, pieces_of
 from fairlead.methods.fitting import recomputes, require_fitting, require_still
 from fairlead.methods.gather import Source, place_of, prompts_as_read
 from fairlead.methods.journal import Journal
-from fairlead.methods.learner import Learner, Reference, new_learner, value_function
+from fairlead.methods.learner import Learner, new_learner, value_function
 from fairlead.methods.loop import Batch, Run, StepRecord, Updates
 from fairlead.methods.losses import sft_nll
 from fairlead.methods.multipliers import adapted_kl, ascended
@@ -49,6 +49,7 @@ from fairlead.methods.policy_terms import (
     policy_loss,
     rewards_of_step,
 )
+from fairlead.methods.reference import Reference
 from fairlead.methods.resume import resumable
 from fairlead.methods.rewards import Objective, at_step, checked, lineage_of, switch
 from fairlead.methods.rollouts import LocalSampler, Sampler

@@ -1,6 +1,6 @@
-"""Learning from pairs of replies: DPO and its kin, IPO, SimPO, ORPO, CPO, read top to bottom in `train_pairs`.
+"""Learning from pairs of replies: DPO and its kin, IPO, SimPO, ORPO, CPO, TPO, read top to bottom in `train_pairs`.
 
-Axes: B pairs of a micro-batch, S pairs of a step, P pairs of the data set, R replies (2 per pair: chosen, rejected).
+Axes: B pairs of a micro-batch, S pairs of a step, P pairs of the data set.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import partial
 from torch import Tensor
 
 from fairlead.engine.adapters import Adapter
-from fairlead.engine.logprobs import reply_logprobs
+from fairlead.engine.logprobs import reply_logprobs, score
 from fairlead.errors import InputError
 from fairlead.exchange import Preference
 from fairlead.methods.adapters import adapter_of, merged, starting_point, trainable_copy
@@ -33,6 +33,7 @@ from fairlead.methods.kl import KL, kl_to_reference
 from fairlead.methods.loop import Run, StepRecord, Updates, batches, step_rows
 from fairlead.methods.pairs import (
     Pairs,
+    imitated_reply,
     labels_of,
     nll_loss,
     pairs_of,
@@ -42,9 +43,9 @@ from fairlead.methods.pairs import (
     tail_weight,
     weighted,
 )
-from fairlead.methods.reference import cached_logprobs
+from fairlead.methods.reference import Reference, cached_logprobs
 from fairlead.methods.resume import resumable
-from fairlead.methods.rows import Rows, Trainable, folder_key, pair_rows, reply_tokens
+from fairlead.methods.rows import Rows, Trainable, folder_key, pair_rows, reply_tokens, triple_rows
 
 __all__ = ["Alarm", "Preferred", "chosen_drift_alarm", "train_dpo", "train_pairs"]
 
@@ -92,37 +93,43 @@ def train_pairs(
 ) -> Preferred:
     """Train a copy of the model on the pairs, by the loss that `config` means; the input model is left as it was.
 
-    Where the loss reads a reference, it is the model as it comes in. A tie (strength 0.5) is kept as a soft label: it
-    pulls the two replies' rewards together. Raises `InputError` naming the rows that do not fit, and
-    `TrainingStopped` where the loss or gradient is not a number.
+    Where the loss reads a reference, it is the model as it comes in, or follows the policy from there. A tie (strength
+    0.5) is kept as a soft label: it pulls the two replies' rewards together. Raises `InputError` naming the rows that
+    do not fit, and `TrainingStopped` where the loss or gradient is not a number.
     """
     run = run or Run()
     model = starting_point(model, config)
     preferences, places, identical = without_identical(preferences, places, config)
-    rows = pair_rows(model, preferences, too_long=config.too_long, places=places)  # refuses what does not fit, by row
+    of = triple_rows if config.reads_gold else pair_rows
+    rows = of(model, preferences, too_long=config.too_long, places=places)  # refuses what does not fit, by row
     labels = labels_of(preferences, rows, config)
-    reference = _reference(model, rows, config, run) if config.needs_reference else None
+    start_PR = _start(model, rows, config, run) if config.needs_reference else None
     policy = trainable_copy(model.module, config)
     updates = Updates(policy, rows, config, run)
+    reference = Reference(model, config)
+    updates.on_update = lambda: reference.follow(policy, updates.done)
     updates.watch = lambda records: drift_under_way(records, config.drift_alarm)
-    chosen_tokens = [reply_tokens(tree)[0] for tree in rows.trees]
+    imitated_tokens = [reply_tokens(tree)[imitated_reply(config)] for tree in rows.trees]
     steps = step_rows(rows, config)
     slopes: Slopes | None = None  # of the step under way, where its loss couples all its pairs
     facts = (rows.digest, labels.strength_P.tolist(), labels.margin_P.tolist(), config.model_dump_json())
     with resumable(updates, folder_key("pairs", type(config).__name__, model.lineage, *facts)) as start:
+        reference.carry(updates)
         for batch in batches(rows, config, start=start):
             logp = reply_logprobs(policy, batch.trees, collision=weighted(config))
-            pairs = pairs_of(logp, batch.rows, labels, reference, config)
-            if isinstance(config, DPOConfig) and config.coupled and reference is not None:
+            pairs = pairs_of(logp, batch.rows, labels, _held_to(reference, start_PR, batch.rows, rows, config), config)
+            loss = preference_loss(pairs, config).sum() / batch.step_rows
+            if isinstance(config, DPOConfig) and config.coupled:
                 if slopes is None or slopes.step != batch.step:
-                    slopes = slopes_of_step(policy, rows, steps[batch.step], batch.step, reference, config)
-                loss = slopes.share(batch, pairs)
-            else:
-                loss = preference_loss(pairs, config).sum() / batch.step_rows
+                    members = steps[batch.step]
+                    reference_SR = _held_to(reference, start_PR, members, rows, config)
+                    assert reference_SR is not None  # a coupled loss reads one
+                    slopes = slopes_of_step(policy, rows, members, batch.step, reference_SR, config)
+                loss = loss + slopes.share(batch, pairs)
             if config.nll:
-                step_tokens = sum(chosen_tokens[row] for row in steps[batch.step])
+                step_tokens = sum(imitated_tokens[row] for row in steps[batch.step])
                 loss = loss + config.nll * nll_loss(pairs, config, step_rows=batch.step_rows, step_tokens=step_tokens)
-            updates.step(loss, batch, _metrics(pairs, config))
+            updates.step(loss, batch, _metrics(pairs, None if start_PR is None else start_PR[list(batch.rows)], config))
     trained = model.with_weights(merged(policy))
     drift = None if config.needs_reference else probe(trained, model, rows, config.tokens_per_batch)
     return Preferred(
@@ -145,7 +152,17 @@ def train_pairs(
 train_dpo = train_pairs
 
 
-def _reference(model: Trainable, rows: Rows, config: PairwiseConfig, run: Run) -> Tensor:
+def _held_to(
+    reference: Reference, start_PR: Tensor | None, members: Sequence[int], rows: Rows, config: PairwiseConfig
+) -> Tensor | None:
+    """The reference's log-probs of the pairs of these rows: known from the start, or read anew where it moves."""
+    if start_PR is None or reference.pace is None:
+        return None if start_PR is None else start_PR[list(members)]
+    scored = score(reference.module, [rows.trees[row] for row in members], config.tokens_per_batch)
+    return reply_sums(scored, tail_weight(config)).view(len(members), -1)
+
+
+def _start(model: Trainable, rows: Rows, config: PairwiseConfig, run: Run) -> Tensor:
     """Reply log-probs [P, 2] of the model that comes in: once, before the first update."""
     tail = tail_weight(config)
     if tail == 1.0:
@@ -154,12 +171,14 @@ def _reference(model: Trainable, rows: Rows, config: PairwiseConfig, run: Run) -
     return cached_logprobs(model, rows, config.tokens_per_batch, run.cache, weighed, f"tail {tail}")
 
 
-def _metrics(pairs: Pairs, config: PairwiseConfig) -> dict[str, float]:
+def _metrics(pairs: Pairs, start_BR: Tensor | None, config: PairwiseConfig) -> dict[str, float]:
+    """Drifts are those from the start, also where the reference moves."""
+    start = None if start_BR is None else start_BR.to(pairs.chosen_B)
     return preference_metrics(
         pairs.chosen_B,
         pairs.rejected_B,
-        pairs.ref_chosen_B,
-        pairs.ref_rejected_B,
+        None if start is None else start[:, 0],
+        None if start is None else start[:, 1],
         margin_B=reward_margin(pairs, config),
         label_B=pairs.label_B,
         chosen_tokens_B=pairs.chosen_tokens_B,

@@ -1,4 +1,6 @@
-"""Summed log-probs of each row's replies under the reference: computed once, kept on disk.
+"""What a policy is held to: summed log-probs under the model that came in, or a reference that follows the policy.
+
+Log-probs of each row's replies under a reference that stays are computed once and kept on disk.
 
 The key is what determines them: the weights, and the token ids (which data, template and tokenizer went into). A file
 that is damaged or of another shape is computed again, and the log says so. Under torchrun every process computes its
@@ -18,6 +20,9 @@ import torch
 from fairlead.engine import parallel
 from fairlead.engine.checkpoint import atomic_write
 from fairlead.engine.logprobs import ReplyLogprobs
+from fairlead.methods.adapters import trainable_copy
+from fairlead.methods.config import Training
+from fairlead.methods.loop import Updates
 from fairlead.methods.rows import Rows, Trainable, beside, folder_key
 
 log = logging.getLogger(__name__)
@@ -55,6 +60,43 @@ def cached_logprobs(
         np.save(buffer, made.numpy(), allow_pickle=False)
         atomic_write(file, buffer.getvalue())
     return made
+
+
+class Reference:
+    """The policy that is held to: the model that came in, or one that follows the policy at `config.reference_pace`.
+
+    Resetting it lets a long run move on (DeepSeek-AI 2025, arXiv 2501.12948, every 400 steps; ProRL, Liu et al. 2025,
+    arXiv 2505.24864; TR-DPO, Gorbatovski et al. 2024, arXiv 2404.09656); a running mean does so smoothly (WARP, Ramé
+    et al. 2024, arXiv 2406.16768; TR-DPO's soft update, rate x policy + (1 - rate) x reference).
+    """
+
+    def __init__(self, model: Trainable, config: Training) -> None:
+        self.pace = config.reference_pace
+        self.module: torch.nn.Module = model.module if self.pace is None else trainable_copy(model.module, config)
+        self.module.eval()
+
+    def carry(self, updates: Updates) -> None:
+        """Have its weights saved with the run's state, and take up those of a state that was restored."""
+        if self.pace is None:
+            return
+        with torch.no_grad():
+            for name, parameter in self._moving():
+                saved = updates.tensors.get(f"reference.{name}")
+                if saved is not None:
+                    parameter.copy_(saved)
+                updates.tensors[f"reference.{name}"] = parameter.data
+
+    def follow(self, policy: torch.nn.Module, steps: int) -> None:
+        """After `steps` steps in all."""
+        if self.pace is None or steps % self.pace[0]:
+            return
+        rate, now = self.pace[1], dict(policy.named_parameters())
+        with torch.no_grad():
+            for name, parameter in self._moving():
+                parameter.lerp_(now[name].detach(), rate) if rate < 1 else parameter.copy_(now[name])
+
+    def _moving(self) -> list[tuple[str, torch.nn.Parameter]]:
+        return [(name, p) for name, p in self.module.named_parameters() if p.requires_grad]
 
 
 def _known(file: Path, shape: tuple[int, int]) -> torch.Tensor | None:

@@ -82,6 +82,20 @@ def pair_rows(
     return _rows(model, pairs, lambda p: (p.messages, (p.chosen, p.rejected)), too_long, places)
 
 
+def triple_rows(
+    model: Trainable, pairs: Sequence[Preference], *, too_long: TooLong = "refuse", places: Sequence[str] | None = None
+) -> Rows:
+    """The same with the gold reply as a third branch. Raises InputError naming the first pair without one."""
+    bare = [i for i, pair in enumerate(pairs) if not pair.gold]
+    if bare:
+        place = places[bare[0]] if places is not None else f"row {bare[0]}"
+        raise InputError(
+            f"{place}: the pair has no gold reply ({len(bare):,} rows have none), which this method imitates. Give "
+            "every row one, or learn from the pairs alone with cpo or simpo"
+        )
+    return _rows(model, pairs, lambda p: (p.messages, (p.chosen, p.rejected, p.gold)), too_long, places)
+
+
 def rated_rows(
     model: Trainable, rated: Sequence[Rated], *, too_long: TooLong = "refuse", places: Sequence[str] | None = None
 ) -> Rows:

@@ -25,7 +25,7 @@ from fairlead.methods.drift import drift_alarms, drift_under_way
 from fairlead.methods.kl import KL, kl_to_reference
 from fairlead.methods.loop import Run, StepRecord, Updates, batches, step_rows
 from fairlead.methods.losses_unpaired import apo_zero_unpaired, bco, kto, reference_point, reward_shift
-from fairlead.methods.reference import cached_logprobs
+from fairlead.methods.reference import Reference, cached_logprobs
 from fairlead.methods.resume import resumable
 from fairlead.methods.rows import Rows, Trainable, folder_key, rated_rows
 
@@ -81,7 +81,8 @@ def train_kto(
     *,
     places: Sequence[str] | None = None,
 ) -> Rewarded:
-    """Train a copy of the model on rated replies, by KTO or (with a `BCOConfig`) BCO; the reference is the input model.
+    """Train a copy of the model on rated replies, by KTO or (with a `BCOConfig`) BCO; the reference is the input
+    model, or follows the policy from there.
 
     What the loss needs to know of a whole step is computed before its micro-batches, without gradient. Raises
     `InputError` naming the rows that do not fit or where only one kind of thumb is given, and `TrainingStopped` where
@@ -102,15 +103,21 @@ def train_kto(
     policy = trainable_copy(model.module, config)
     updates = Updates(policy, rows, config, run)
     updates.watch = lambda records: drift_under_way(records, config.drift_alarm, CALLED)
+    reference = Reference(model, config)
+    updates.on_update = lambda: reference.follow(policy, updates.done)
     known, baseline = -1, 0.0  # the step whose statistics are known, and what rewards are held against in it
     facts = (rows.digest, good_P.tolist(), config.model_dump_json())
     with resumable(updates, folder_key("rated", type(config).__name__, model.lineage, *facts)) as start:
+        reference.carry(updates)
         for batch in batches(rows, config, start=start):
             at = list(batch.rows)
             if strangers is not None and known != batch.step:  # forward only, on the weights as the step finds them
-                baseline = strangers.reference_point(policy, batch.step, config)
+                baseline = strangers.reference_point(policy, reference, batch.step, config)
             logp = reply_logprobs(policy, batch.trees)
+            drift_B = logp.sum_R().detach() - reference_P[at].to(logp.logp_N)
             ratio_B = logp.sum_R() - reference_P[at].to(logp.logp_N)
+            if reference.pace is not None:
+                ratio_B = logp.sum_R() - score(reference.module, batch.trees, config.tokens_per_batch).sum_R()
             good_B = good_P[at].to(ratio_B.device)
             if isinstance(config, BCOConfig):
                 if known != batch.step:
@@ -134,7 +141,7 @@ def train_kto(
             else:
                 loss_B = apo_zero_unpaired(ratio_B, good_B, beta=config.beta, good=config.good, bad=config.bad)
             known = batch.step
-            sums = _metrics(logp.sum_R(), ratio_B, good_B, logp.count_R, config.beta, baseline)
+            sums = _metrics(logp.sum_R(), ratio_B, drift_B, good_B, logp.count_R, config.beta, baseline)
             updates.step(loss_B.sum() / batch.step_rows, batch, sums)
     trained = model.with_weights(merged(policy))
     prompts = [tree.prompt for tree in rows.trees]
@@ -167,11 +174,14 @@ class Mismatched:
     reference_M: Tensor
     left_out: int
 
-    def reference_point(self, policy: torch.nn.Module, step: int, config: RatedConfig) -> float:
-        """KTO's z of a step under the policy's present weights, nats."""
+    def reference_point(self, policy: torch.nn.Module, reference: Reference, step: int, config: RatedConfig) -> float:
+        """KTO's z of a step under the policy's and the reference's present weights, nats."""
         part = slice(self.first[step], self.first[step + 1])
         logp_M = score(policy, self.trees[part], config.tokens_per_batch).sum_R()
-        return reference_point(logp_M - self.reference_M[part].to(logp_M))
+        reference_M = self.reference_M[part]
+        if reference.pace is not None:
+            reference_M = score(reference.module, self.trees[part], config.tokens_per_batch).sum_R()
+        return reference_point(logp_M - reference_M.to(logp_M))
 
 
 def _mismatched(
@@ -238,16 +248,19 @@ def _running_shift(records: Sequence[StepRecord], reward_S: Tensor, good_S: Tens
 
 
 def _metrics(
-    logp_B: Tensor, ratio_B: Tensor, good_B: Tensor, count_B: Tensor, beta: float, baseline: float
+    logp_B: Tensor, ratio_B: Tensor, drift_B: Tensor, good_B: Tensor, count_B: Tensor, beta: float, baseline: float
 ) -> dict[str, float]:
-    """Sums over the replies of a micro-batch. For the alarms good replies stand as `chosen`, bad ones as `rejected`."""
+    """Sums over the replies of a micro-batch; drifts are those from the start.
+
+    For the alarms good replies stand as `chosen`, bad ones as `rejected`.
+    """
     sums = {"rows": float(len(good_B)), "baseline": baseline * len(good_B)}
     for kind, side, mine_B in (("good", "chosen", good_B), ("bad", "rejected", ~good_B)):
         sums |= {
             kind: float(mine_B.sum()),
             f"{kind}_reward": beta * float(ratio_B.detach()[mine_B].sum()),
             f"{side}_logp": float(logp_B.detach()[mine_B].sum()),
-            f"{side}_drift": float(ratio_B.detach()[mine_B].sum()),
+            f"{side}_drift": float(drift_B[mine_B].sum()),
             f"{side}_tokens": float(count_B[mine_B].sum()),
         }
     return sums

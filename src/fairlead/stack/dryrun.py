@@ -41,8 +41,10 @@ def estimate_stage(order: Order, voice: Voice) -> dict[str, Any]:
     members = getattr(job.config, "members", 1)
     at_once = min(job.config.tokens_per_batch, max(sum(rows.trees[row].tokens for row in step) for step in steps))
     memory = footprint(job.model.module, at_once, trained=adapted(job.model.module, job.config))
-    copies = sum(p.numel() * p.element_size() for p in job.model.module.parameters()) * (members - 1)
-    memory = dataclasses.replace(memory, weights=memory.weights + copies)  # finished members stay
+    # Finished members stay, and a reference that moves is weights of its own.
+    more = members - 1 + (job.config.reference_pace is not None and job.config.lora is None)
+    copies = sum(p.numel() * p.element_size() for p in job.model.module.parameters()) * more
+    memory = dataclasses.replace(memory, weights=memory.weights + copies)
     return {
         "method": order.name,
         "rows": len(rows.trees),
@@ -74,7 +76,7 @@ def _distinct(job: Job) -> tuple[Job, int]:
     """The job without pairs of identical replies, where its settings leave them out, and how many there are."""
     config: Any = job.config
     kept: Sequence[Any]
-    if job.method.data == "pairs":
+    if job.method.data in ("pairs", "triples"):
         from fairlead.methods.preference import without_identical
 
         kept, places, identical = without_identical(job.rows, job.places, config)
@@ -108,6 +110,7 @@ def _trees(job: Job) -> Rows:
     make: Any = {
         "exchanges": rows.exchange_rows,
         "pairs": rows.pair_rows,
+        "triples": rows.triple_rows,
         "rated": rows.rated_rows,
         "comparisons": rows.compared_rows,
     }[job.method.data]

@@ -13,6 +13,7 @@ from fairlead.feedback.formats import (
     read_preferences,
     read_rated,
     read_steps,
+    read_triples,
 )
 from fairlead.methods.catalogue import METHODS, Method
 from fairlead.methods.config import Training
@@ -25,6 +26,7 @@ from fairlead.stack.voice import Voice
 READERS: Mapping[str, Callable[..., Any]] = {
     "exchanges": read_demonstrations,
     "pairs": read_preferences,
+    "triples": read_triples,
     "rated": read_rated,
     "comparisons": read_comparisons,
     "steps": read_steps,
