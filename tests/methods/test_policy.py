@@ -316,6 +316,7 @@ def test_settings_and_objectives_must_belong_together(model: Tiny) -> None:
         ("grpo", {"minibatches": 9}, "never split"),
         ("grpo", {"too_long": "cut"}, "never cut"),
         ("nash-md", {"asynchronous": True}, "on the spot"),
+        ("grpo", {"reference": "ema", "lora": {}}, "would mix the adapters' factors"),
     ],
 )
 def test_settings_that_cannot_learn_are_refused(name: str, wrong: dict[str, Any], message: str) -> None:

@@ -246,6 +246,8 @@ def _problems(c: PolicyConfig) -> list[str]:
         c.asynchronous and (c.advantage == "nash" or c.explore)
         and "asynchronous: the opponent's weights would move while it draws; nash and explore draw on the spot",
         c.asynchronous and c.resample and "resample draws again on the spot: it has no place beside asynchronous",
+        c.lora is not None and c.reference == "ema"
+        and "reference: ema under lora would mix the adapters' factors, and that is no mix of weights: take reset",
         c.shard and c.reference != "start" and "shard leaves the reference whole: only reference: start goes with it",
         c.shard and c.lora is not None and "shard splits weights that train, and lora trains few: take one of the two",
         c.cost_start > c.cost_highest and f"cost_start {c.cost_start} lies above cost_highest {c.cost_highest}",
