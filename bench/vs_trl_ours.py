@@ -17,7 +17,8 @@ from fairlead.engine.heads import ScalarHead
 from fairlead.exchange import Exchange, Message, Preference
 from fairlead.methods import preference as preferences
 from fairlead.methods import reward as rewards
-from fairlead.methods.config import DPOConfig, RewardConfig, SFTConfig
+from fairlead.methods.config import DPOConfig, SFTConfig
+from fairlead.methods.config_reward import RewardConfig
 from fairlead.methods.loop import Run, StepRecord, step_rows
 from fairlead.methods.rows import exchange_rows, pair_rows
 from fairlead.methods.sft import train_sft

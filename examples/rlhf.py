@@ -36,8 +36,9 @@ from fairlead.exchange import Case, Exchange, Preference, Ranking, Verdict, assi
 from fairlead.judges.gold import gold
 from fairlead.judges.lineage import Lineage, leaf
 from fairlead.judges.reward_model import RewardModel
-from fairlead.methods.config import DPOConfig, RewardConfig, SFTConfig
+from fairlead.methods.config import DPOConfig, SFTConfig
 from fairlead.methods.config_policy import ALGORITHMS
+from fairlead.methods.config_reward import RewardConfig
 from fairlead.methods.kl import kl_to_reference
 from fairlead.methods.loop import Run, StepRecord
 from fairlead.methods.policy import train_policy

@@ -77,7 +77,7 @@ def test_a_reward_model_from_rankings(model: Path, capsys: pytest.CaptureFixture
 
 def test_it_is_what_the_method_makes(model: Path) -> None:
     from fairlead.feedback.formats import read_comparisons
-    from fairlead.methods.config import RewardConfig
+    from fairlead.methods.config_reward import RewardConfig
     from fairlead.methods.reward import train_reward
     from fairlead.models.local import open_local
 

@@ -24,17 +24,8 @@ from fairlead.engine.checkpoint import save_model, weights_hash
 from fairlead.engine.logprobs import reply_logprobs
 from fairlead.errors import InputError
 from fairlead.exchange import Preference, Ranking, Rated, Stepped, assistant, user
-from fairlead.methods.config import (
-    BCOConfig,
-    DPOConfig,
-    IPOConfig,
-    KTOConfig,
-    Lora,
-    ORPOConfig,
-    ProcessConfig,
-    RewardConfig,
-    SFTConfig,
-)
+from fairlead.methods.config import BCOConfig, DPOConfig, IPOConfig, KTOConfig, Lora, ORPOConfig, SFTConfig
+from fairlead.methods.config_reward import ProcessConfig, RewardConfig
 from fairlead.methods.loggers import JsonLines
 from fairlead.methods.loop import Run, StepRecord, TrainingStopped, Updates, batches
 from fairlead.methods.losses import sft_nll

@@ -22,7 +22,8 @@ from fairlead.errors import InputError, MissingResource  # noqa: E402
 from fairlead.judges.reward_model import open_reward  # noqa: E402
 from fairlead.methods import preference  # noqa: E402
 from fairlead.methods.adapters import merged, starting_point, trainable_copy  # noqa: E402
-from fairlead.methods.config import DPOConfig, Lora, ProcessConfig, RewardConfig, SFTConfig, Training  # noqa: E402
+from fairlead.methods.config import DPOConfig, Lora, SFTConfig, Training  # noqa: E402
+from fairlead.methods.config_reward import ProcessConfig, RewardConfig  # noqa: E402
 from fairlead.methods.loop import Run, StepRecord  # noqa: E402
 from fairlead.methods.preference import train_dpo  # noqa: E402
 from fairlead.methods.process import train_process_reward  # noqa: E402

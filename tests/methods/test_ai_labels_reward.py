@@ -14,7 +14,7 @@ from tests.methods.trainable import tiny_model  # noqa: E402
 from fairlead.exchange import exchange  # noqa: E402
 from fairlead.methods.ai_labels import LabelConfig, Pair, label_pairs  # noqa: E402
 from fairlead.methods.ai_preferences import labelled  # noqa: E402
-from fairlead.methods.config import RewardConfig  # noqa: E402
+from fairlead.methods.config_reward import RewardConfig  # noqa: E402
 from fairlead.methods.loop import Batch  # noqa: E402
 from fairlead.methods.reward import comparison_loss, new_scorer, pairs_of, train_reward  # noqa: E402
 from fairlead.methods.rows import compared_rows  # noqa: E402

@@ -15,7 +15,8 @@ from transformers import MixtralConfig, MixtralForCausalLM  # noqa: E402
 from engine.helpers import SIZES, all_in_float64, keep_float64  # noqa: E402
 from fairlead.engine.logprobs import batch_of, reply_logprobs  # noqa: E402
 from fairlead.errors import InputError  # noqa: E402
-from fairlead.methods.config import DPOConfig, RewardConfig, SFTConfig  # noqa: E402
+from fairlead.methods.config import DPOConfig, SFTConfig  # noqa: E402
+from fairlead.methods.config_reward import RewardConfig  # noqa: E402
 from fairlead.methods.loop import Run, Updates, batches  # noqa: E402
 from fairlead.methods.losses import sft_nll  # noqa: E402
 from fairlead.methods.preference import train_dpo  # noqa: E402

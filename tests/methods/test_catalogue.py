@@ -12,16 +12,8 @@ from pydantic import ValidationError
 
 from fairlead.methods import config as configs
 from fairlead.methods.catalogue import METHODS
-from fairlead.methods.config import (
-    DPOConfig,
-    PairwiseConfig,
-    ProcessConfig,
-    RatedConfig,
-    RewardConfig,
-    RewardEnsembleConfig,
-    SFTConfig,
-    TPOConfig,
-)
+from fairlead.methods.config import DPOConfig, PairwiseConfig, RatedConfig, SFTConfig, TPOConfig
+from fairlead.methods.config_reward import ProcessConfig, RewardConfig, RewardEnsembleConfig
 
 DATA = {
     "exchanges": SFTConfig,

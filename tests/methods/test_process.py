@@ -14,7 +14,7 @@ from tests.methods.trainable import tiny_model  # noqa: E402
 from engine.helpers import keep_float64  # noqa: E402
 from fairlead.errors import InputError  # noqa: E402
 from fairlead.exchange import Stepped, user  # noqa: E402
-from fairlead.methods.config import ProcessConfig  # noqa: E402
+from fairlead.methods.config_reward import ProcessConfig  # noqa: E402
 from fairlead.methods.loop import Batch  # noqa: E402
 from fairlead.methods.process import step_accuracy, step_loss, stepped_rows, train_process_reward  # noqa: E402
 from fairlead.methods.reward import new_scorer  # noqa: E402

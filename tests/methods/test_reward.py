@@ -24,7 +24,7 @@ from fairlead.engine.layout import Tree  # noqa: E402
 from fairlead.errors import InputError  # noqa: E402
 from fairlead.exchange import Exchange, Preference, Ranking, assistant, user  # noqa: E402
 from fairlead.judges.lineage import leaf  # noqa: E402
-from fairlead.methods.config import RewardConfig  # noqa: E402
+from fairlead.methods.config_reward import RewardConfig  # noqa: E402
 from fairlead.methods.loop import Batch, Run, StepRecord, batches  # noqa: E402
 from fairlead.methods.losses_reward import length_correlation  # noqa: E402
 from fairlead.methods.reward import (  # noqa: E402

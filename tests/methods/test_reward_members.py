@@ -16,7 +16,7 @@ from tests.methods.parallel_jobs import Spy  # noqa: E402
 from fairlead.errors import InputError  # noqa: E402
 from fairlead.exchange import Exchange, Preference, Ranking, assistant, user  # noqa: E402
 from fairlead.methods import reward_members  # noqa: E402
-from fairlead.methods.config import RewardConfig, RewardEnsembleConfig, WarmConfig  # noqa: E402
+from fairlead.methods.config_reward import RewardConfig, RewardEnsembleConfig, WarmConfig  # noqa: E402
 from fairlead.methods.loop import Run, StepRecord  # noqa: E402
 from fairlead.methods.reward import train_reward  # noqa: E402
 from fairlead.methods.reward_members import member_configs, train_ensemble, train_warm  # noqa: E402

@@ -19,15 +19,12 @@ from fairlead.methods.config import (
     IPOConfig,
     KTOConfig,
     ORPOConfig,
-    ProcessConfig,
-    RewardConfig,
-    RewardEnsembleConfig,
     SFTConfig,
     SimPOConfig,
     TPOConfig,
     Training,
-    WarmConfig,
 )
+from fairlead.methods.config_reward import ProcessConfig, RewardConfig, RewardEnsembleConfig, WarmConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from fairlead.judges.lineage import Lineage, rows_learnt
 from fairlead.judges.protocol import Judge
 from fairlead.judges.reward_model import RewardModel
 from fairlead.methods.adapters import starting_point
-from fairlead.methods.config import ProcessConfig
+from fairlead.methods.config_reward import ProcessConfig
 from fairlead.methods.loop import Batch, Run, StepRecord, Updates, batches
 from fairlead.methods.losses_reward import step_bce
 from fairlead.methods.resume import resumable

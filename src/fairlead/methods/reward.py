@@ -28,7 +28,8 @@ from fairlead.feedback.rankings import Comparison
 from fairlead.judges.lineage import Lineage, rows_learnt
 from fairlead.judges.reward_model import RewardModel, calibrate
 from fairlead.methods.adapters import adapter_of, merged, starting_point, trainable_copy
-from fairlead.methods.config import RewardConfig, Training
+from fairlead.methods.config import Training
+from fairlead.methods.config_reward import RewardConfig
 from fairlead.methods.loop import Batch, Run, StepRecord, Updates, batches, step_rows
 from fairlead.methods.losses_reward import bradley_terry, centring, length_pull
 from fairlead.methods.resume import resumable

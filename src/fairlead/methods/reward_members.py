@@ -25,7 +25,7 @@ from fairlead.judges.lineage import Lineage
 from fairlead.judges.protocol import Judge
 from fairlead.judges.reward_ensemble import RewardEnsemble
 from fairlead.judges.reward_model import RewardModel, open_reward
-from fairlead.methods.config import RewardConfig, RewardEnsembleConfig, WarmConfig
+from fairlead.methods.config_reward import RewardConfig, RewardEnsembleConfig, WarmConfig
 from fairlead.methods.evaluate import decided
 from fairlead.methods.loggers import Logger
 from fairlead.methods.loop import Run, StepRecord

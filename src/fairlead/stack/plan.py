@@ -15,7 +15,8 @@ from fairlead.guard.checks.rules import fault
 from fairlead.methods.ai_labels import REASONED
 from fairlead.methods.ai_preferences import PreferenceConfig
 from fairlead.methods.catalogue import METHODS
-from fairlead.methods.config import DPOConfig, RewardConfig, SFTConfig
+from fairlead.methods.config import DPOConfig, SFTConfig
+from fairlead.methods.config_reward import RewardConfig
 from fairlead.methods.constitutional import ReviseConfig
 from fairlead.stack.plan_base import Frozen, Layer, Positive, without_seed
 from fairlead.stack.plan_data import Demonstrations, Rater, Rejection
