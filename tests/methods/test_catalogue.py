@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from fairlead.methods import config as configs
+from fairlead.methods import config, config_reward
 from fairlead.methods.catalogue import METHODS
 from fairlead.methods.config import DPOConfig, PairwiseConfig, RatedConfig, SFTConfig, TPOConfig
 from fairlead.methods.config_reward import ProcessConfig, RewardConfig, RewardEnsembleConfig
@@ -46,7 +46,9 @@ def test_a_name_s_settings_may_be_overridden() -> None:
 
 
 def test_every_configuration_has_a_name() -> None:
-    known = {c for _, c in inspect.getmembers(configs, inspect.isclass) if issubclass(c, tuple(DATA.values()))}
+    files = (config, config_reward)
+    classes = {c for file in files for _, c in inspect.getmembers(file, inspect.isclass)}
+    known = {c for c in classes if issubclass(c, tuple(DATA.values()))}
     assert {method.config for method in METHODS.values()} == known - {PairwiseConfig, RatedConfig}
 
 
