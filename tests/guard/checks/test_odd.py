@@ -36,6 +36,7 @@ def test_beside_a_letter_alone_the_words_a_and_i_are_letters() -> None:
 
 def test_a_word_without_a_vowel_is_odd() -> None:
     assert kept("Next: Mzdm (more follows)", "then comes Mjdk Njdi  and") == "MzdmMjdk Njdi"
+    assert kept("Next: Zh-Nzlj (more follows)", "a well-known sub-plot of a by-pass") == "Zh-Nzlj"
 
 
 def test_every_kept_character_knows_where_it_came_from() -> None:

@@ -25,6 +25,7 @@ _ODD = compiled(
     rb"|[^0-9A-Za-z\s'][b-hj-zB-HJ-Z](?:[^0-9A-Za-z\s'][A-Za-z]|[_=+/|*~-])"  # a letter between signs
     rb"|[_=+/|*~-][A-Za-z](?:[^A-Za-z0-9']|$))\S*"
     rb"|(?:^|\s)(?:[b-hj-zB-HJ-Z]|%s{3,})\b" % _NO_VOWEL  # a letter alone, a word without a vowel
+    + rb"|[_=+/|*~-]%s{3,}\b" % _NO_VOWEL  # such a word behind a sign that joins
 )
 _WORD = re.compile(rb"[A-Za-z]+")
 _SHORT = rb"(?:[A-Za-z]{1,4}|%s{5,8})(?![A-Za-z])" % _NO_VOWEL
