@@ -39,6 +39,17 @@ def test_a_word_without_a_vowel_is_odd() -> None:
     assert kept("Next: Zh-Nzlj (more follows)", "a well-known sub-plot of a by-pass") == "Zh-Nzlj"
 
 
+def test_an_odd_word_that_comes_in_pieces_is_odd_to_its_end() -> None:
+    odd = Odd()
+    for start, text in ((0, "it is eH.kl."), (12, "Mz.Ul."), (18, "Nj and a by.pass")):
+        odd.add(HERE, start, text, always=True)
+    assert [c for c in odd.trail.text if c.isalnum()] == list("eHklMzUlNj")
+
+
+def test_capitals_behind_a_sign_that_joins_begin_no_word() -> None:
+    assert Odd().add(HERE, 0, "Sure, it is eH.kl.Mz.Ul.Mz.cl") and not Odd().add(HERE, 0, "Mr. Lund. Ann (Bo) eH")
+
+
 def test_every_kept_character_knows_where_it_came_from() -> None:
     odd = Odd()
     odd.add(HERE, 100, "It is \uff21\uff22YTZkN1 , as you asked.", always=True)

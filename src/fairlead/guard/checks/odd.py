@@ -24,9 +24,11 @@ _ODD = compiled(
     rb"\S*(?:[0-9]|[a-z][A-Z]|[A-Z][A-Z]|[^A-Za-z\s'\".,:;!?()-]{2}"  # figures, capitals within, two signs
     rb"|[^0-9A-Za-z\s'][b-hj-zB-HJ-Z](?:[^0-9A-Za-z\s'][A-Za-z]|[_=+/|*~-])"  # a letter between signs
     rb"|[_=+/|*~-][A-Za-z](?:[^A-Za-z0-9']|$))\S*"
-    rb"|(?:^|\s)(?:[b-hj-zB-HJ-Z]|%s{3,})\b" % _NO_VOWEL  # a letter alone, a word without a vowel
+    rb"|(?:^|\s)(?:[b-hj-zB-HJ-Z]|%s{3,})\b"
+    % _NO_VOWEL  # a letter alone, a word without a vowel
     + rb"|[_=+/|*~-]%s{3,}\b" % _NO_VOWEL  # such a word behind a sign that joins
 )
+_REST = re.compile(rb"\S+")
 _WORD = re.compile(rb"[A-Za-z]+")
 _SHORT = rb"(?:[A-Za-z]{1,4}|%s{5,8})(?![A-Za-z])" % _NO_VOWEL
 _WORD_BEFORE = re.compile(rb"(?:^|\s)[^A-Za-z0-9\s]*%s[^A-Za-z0-9]*$" % _SHORT)
@@ -60,6 +62,7 @@ def _kind(c: int) -> str:
 
 
 _KINDS = bytes(ord(_kind(c)) for c in range(256))
+_JOINED = bytes(ord("." if chr(c) in "._=+/|*~-" else chr(kind)) for c, kind in enumerate(_KINDS))
 
 
 @dataclass(slots=True)
@@ -69,13 +72,15 @@ class Odd:
     trail: Trail = field(default_factory=Trail)
     _waiting: list[tuple[Channel | None, int, str]] = field(default_factory=list)
     _signs: int = 0
+    _open: tuple[Channel | None, int] | None = None  # an odd word that the text gathered last broke off in ends here
 
     def add(self, channel: Channel | None, start: int, text: str, *, always: bool = False) -> bool:
         """Take a text, characters from `start` on of `channel`; whether there is something new to be read in `trail`.
         `always`: also where there are too few signs."""
         self._waiting.append((channel, start, text))
-        look = plain(text).translate(_KINDS)
-        within = look.count(b"A") - look.count(b" A")  # capitals that begin no word
+        read = plain(text)
+        look = read.translate(_KINDS)
+        within = look.count(b"A") - read.translate(_JOINED).count(b" A")  # capitals that begin no word
         self._signs += within + look.count(b"0") + look.count(b" b ") + look.count(b" A ")
         if self._signs < ENOUGH and not always:
             return False
@@ -84,8 +89,14 @@ class Odd:
 
     def _gather(self, channel: Channel | None, start: int, text: str) -> bool:
         folded = None if text.isascii() else normalise(text)
-        new = False
-        for i, j in _regions(plain(text)):
+        read, new = plain(text), False
+        regions = _regions(read)
+        if self._open == (channel, start) and (rest := _REST.match(read)):  # it goes on here
+            inside = [j for i, j in regions if i < rest.end()]
+            regions = [(0, max([rest.end(), *inside])), *((i, j) for i, j in regions if i >= rest.end())]
+        broken_off = bool(regions) and regions[-1][1] == len(read) and not read[-1:].isspace()
+        self._open = (channel, start + len(text)) if broken_off else None
+        for i, j in regions:
             a, b = (i, j) if folded is None else folded.locate(i, j)
             odd = text[a:b]
             kept = odd.strip(_ENDS)
