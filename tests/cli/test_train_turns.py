@@ -102,6 +102,7 @@ def test_a_model_plays_the_user(elsewhere: Path, monkeypatch: pytest.MonkeyPatch
         (["--turns", "2", "--partner", "shop.py"], "write user:MODEL, or FILE.py:NAME"),
         (["--turns", "2", "--partner", "none.py:TOOLS"], "there is no file none.py"),
         (["--turns", "2", "--partner", "broken.py:TOOLS"], "broken.py cannot be loaded: SyntaxError"),
+        (["--turns", "2", "--partner", "user:openai/gpt-6-sol"], "has no budget that could stop it"),
         (["--turns", "0"], "--turns"),
     ],
 )

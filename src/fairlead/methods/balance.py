@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -20,6 +21,10 @@ from fairlead.engine import parallel, routing
 from fairlead.engine.forward import evaluating, hidden_states
 from fairlead.engine.layout import Tree, lay_out
 from fairlead.errors import InputError
+from fairlead.methods.rows import Rows
+
+if TYPE_CHECKING:
+    from fairlead.methods.loop import Batch
 
 log = logging.getLogger(__name__)
 
@@ -57,23 +62,27 @@ class Balance:
                 "router_loss out"
             )
         self._steps: list[_Step] = []
+        self._lot: tuple[int, Rows, tuple[int, ...]] | None = None
 
     def __bool__(self) -> bool:
         return bool(self._heard)
 
-    def loss(self, own: Sequence[Tree], step: Sequence[Tree], token_budget: int, *, first: bool) -> torch.Tensor | None:
+    def loss(self, batch: Batch, rows: Rows, token_budget: int) -> torch.Tensor | None:
         """This micro-batch's part of the step's loss: over all micro-batches, and processes, the parts add up to it.
 
-        own     the micro-batch's trees
-        step    the whole step's
-        first   whether this is the step's first micro-batch here; all processes have to say so together
+        rows    what `batch.members` counts in; a step may have two lots of rows, and each is balanced by itself
         None where no router was heard.
         """
         heard = [routers.take() for routers, _, _ in self._heard]
-        if first:
-            alone = parallel.world().size == 1 and len(own) == len(step)
+        lot = (batch.step, rows, batch.members)
+        if lot != self._lot:  # the lot's first micro-batch here, and so on all processes
+            self._lot = lot
+            step = [rows.trees[row] for row in batch.members]
+            alone = parallel.world().size == 1 and len(batch.trees) == len(step)
             self._steps = [
-                _Step(h.count_E / h.tokens, h.tokens) if alone else _counted(routers, model, h, own, step, token_budget)
+                _Step(h.count_E / h.tokens, h.tokens)
+                if alone
+                else _counted(routers, model, h, batch.trees, step, token_budget)
                 for (routers, model, _), h in zip(self._heard, heard, strict=True)
                 if h is not None
             ]

@@ -239,7 +239,6 @@ class Updates:
         self._loss = 0.0
         self._sums: dict[str, float] = {}
         self._count = 0
-        self._lot: tuple[Rows, tuple[int, ...]] | None = None
         self._bad = 0  # number of the first micro-batch of this step whose loss was not a number, from 1
         self._began = time.perf_counter()
 
@@ -256,7 +255,7 @@ class Updates:
         batch saved in the checkpoint folder.
         """
         self._count += 1
-        routers = self._balanced(batch) if self.balance else None
+        routers = self.balance.loss(batch, self.rows, self.config.tokens_per_batch) if self.balance else None
         if routers is not None:
             loss = loss + routers
             sums = {**(sums or {}), "router_loss": float(routers.detach()) * batch.step_rows}  # metrics are per row
@@ -271,13 +270,6 @@ class Updates:
             self._sums[name] = self._sums.get(name, 0.0) + amount * batch.weight
         if batch.last:
             self._update(batch)
-
-    def _balanced(self, batch: Batch) -> torch.Tensor | None:
-        """What the routers of a mixture of experts add to this micro-batch's loss. A step may have two lots of rows."""
-        lot = (self.rows, batch.members)
-        first, self._lot = lot != self._lot, lot
-        step = [self.rows.trees[row] for row in batch.members]
-        return self.balance.loss(batch.trees, step, self.config.tokens_per_batch, first=first)
 
     def remember(self) -> None:
         """Keep the weights as they are now, to go back to: a copy on the CPU."""

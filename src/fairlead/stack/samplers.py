@@ -116,9 +116,16 @@ def _opened(spec: str, seed: int) -> tuple[Partner, bool]:
     from fairlead.methods.partners import SimulatedUser, tools
 
     if spec.startswith(USER):
-        from fairlead.models import Sampling, open_model
+        from fairlead.models import Sampling, is_remote, open_model
 
-        model = open_model(spec.removeprefix(USER))
+        name = spec.removeprefix(USER)
+        if is_remote(name) and not name.lower().startswith("vllm/"):
+            raise InputError(
+                f"--partner {spec}: would be asked between all turns of every reply, and this command has no budget "
+                "that could stop it; name a model that runs here or on a server of yours (vllm/NAME@URL), or give "
+                "`SimulatedUser` one with a budget from Python"
+            )
+        model = open_model(name)
         seeded = seed if "seed" in model.capabilities else None
         return SimulatedUser(model, sampling=Sampling(max_tokens=256, seed=seeded)), False
     found = _from_file(spec)
@@ -149,7 +156,7 @@ def _from_file(spec: str) -> Any:
     module = importlib.util.module_from_spec(loader)
     try:
         loader.loader.exec_module(module)
-    except Exception as error:
+    except Exception as error:  # whatever the user's file raises is theirs to mend
         raise InputError(f"--partner {spec}: {file} cannot be loaded: {type(error).__name__}: {error}") from error
     if not hasattr(module, name):
         raise InputError(f"--partner {spec}: {file} defines no {name}")
