@@ -24,6 +24,7 @@ from fairlead.guard.wire.events import (
     Open,
     Told,
     Unknown,
+    with_ends,
 )
 from guard.helpers import ScriptedCheck
 from guard.streams import (
@@ -60,6 +61,32 @@ def test_a_reply_that_every_watch_lets_go_leaves_piece_by_piece() -> None:
     assert release.feed(Close(C0)) == [Close(C0)]
     assert release.feed(Finish(0, "stop")) == [Finish(0, "stop")] and release.over
     assert release.feed(End()) == [End()] and release.ended and release.tally.replies == {"allow": 1}
+
+
+def test_a_text_that_its_close_follows_is_read_once_and_leaves_the_same() -> None:
+    events = [
+        About("r1", "m"),
+        Open(C0, "reply"),
+        Delta(C0, "not "),
+        Delta(C0, "bad"),
+        Close(C0),
+        Finish(0, "stop"),
+        End(),
+    ]
+    told: list[Seen] = []
+
+    class Keeping(Words):
+        def feed(self, seen: Seen) -> Any:
+            told.append(seen)
+            return super().feed(seen)
+
+    outs = []
+    for pairs in ([(event, False) for event in events], list(with_ends(events))):
+        release = Release(planned(check(lambda: Keeping("bad", "redact"))), ASKED)
+        outs.append([out for event, last in pairs for out in release.feed(event, last)])
+    assert said(outs[0]) == said(outs[1]) == "not [redacted]" and outs[0][-2:] == outs[1][-2:]
+    assert [(seen.text, seen.last) for seen in told[3:]] == [("not ", False), ("bad", True)]
+    assert list(with_ends([])) == [] and list(with_ends([Close(C0)])) == [(Close(C0), False)]
 
 
 def test_the_least_of_all_watches_is_what_leaves() -> None:

@@ -26,6 +26,7 @@ from fairlead.guard.wire.events import (
     Opaque,
     Open,
     Unknown,
+    with_ends,
 )
 from guard.streams import ASKED, SOME, check, planned
 
@@ -135,9 +136,10 @@ rare = st.one_of(st.just(("let go", 0, 0)), st.just(("let go", 0, 0)), acts)
     ),
     st.sampled_from(["drop", "pass"]),
     st.sampled_from(["stop", "drop"]),
+    st.booleans(),
 )
 def test_whatever_comes_and_whatever_checks_say_what_leaves_is_well_formed_and_covered(
-    events: list[Any], drawn: list[Any], opaque: Any, unknown: Any
+    events: list[Any], drawn: list[Any], opaque: Any, unknown: Any, together: bool
 ) -> None:
     policies = {
         f"p{k}": Policy("be kind", "no .", on_error, stream, shadow=shadow)
@@ -150,8 +152,8 @@ def test_whatever_comes_and_whatever_checks_say_what_leaves_is_well_formed_and_c
     n = 1 + max((e.channel.choice for e in events if isinstance(e, Open)), default=0)
     release = Release(planned(*checks, policies=policies, opaque=opaque, unknown=unknown), ASKED, n=n)
     out: list[Any] = []
-    for event in events:
-        out += release.feed(event)
+    for event, last in with_ends(events) if together else ((event, False) for event in events):
+        out += release.feed(event, last)
         for held in release.texts.values():
             assert held.out <= held.seen and (release.choices[held.channel.choice].ended or held.out <= min(held.let))
     assert release.ended and not release.pending

@@ -170,8 +170,8 @@ class Best:
     def tally(self) -> Tally:
         return self.inner.tally
 
-    def feed(self, event: Event) -> list[Out]:
-        return self._sort(self.inner.feed(event))
+    def feed(self, event: Event, last: bool = False) -> list[Out]:
+        return self._sort(self.inner.feed(event, last))
 
     async def settle(self) -> list[Out]:
         if self._judging:

@@ -107,9 +107,14 @@ class Release:
 
     # ------------------------------------------------------------------------------------ in, and out
 
-    def feed(self, event: Event) -> list[Out]:
-        """One event from the provider; what may leave now."""
-        if not self.ended:
+    def feed(self, event: Event, last: bool = False) -> list[Out]:
+        """One event from the provider; what may leave now. `last`: a `Delta` that ends its text, whose `Close` is not
+        fed then, so that every check reads it once."""
+        if self.ended:
+            return self.take()
+        if last and isinstance(event, Delta):
+            self._delta(event, True)
+        else:
             _ACTS[type(event)](self, event)
         return self.take()
 
@@ -178,13 +183,15 @@ class Release:
             choice.texts.append(text)
         return text
 
-    def _delta(self, event: Delta) -> None:
+    def _delta(self, event: Delta, last: bool = False) -> None:
         text = self.texts[event.channel]
         choice = self.choices[event.channel.choice]
         if choice.ended or text.whole:
             self.tally.withheld["text after the end"] += 1
             return
         if not event.text:
+            if last:
+                self._complete(choice, text)
             return
         body = writable(event.text)
         if not event.logprobs:
@@ -197,7 +204,9 @@ class Release:
                 counts["log-prob alternatives"] += hidden
             if not log:
                 self.tally.withheld["log-probs of another text"] += 1
-        if text.place != "tool_call":
+        if last:
+            self._complete(choice, text, body)
+        elif text.place != "tool_call":
             self._tell(choice, text, Seen(event.channel, text.place, body))
 
     def _closed(self, event: Close) -> None:
@@ -205,10 +214,11 @@ class Release:
         if not choice.ended and not text.whole:
             self._complete(choice, text)
 
-    def _complete(self, choice: Alternative, text: Held) -> None:
+    def _complete(self, choice: Alternative, text: Held, new: str = "") -> None:
+        """A text is whole, with what is `new` at its end."""
         text.whole = True
         if text.place != "tool_call":
-            self._tell(choice, text, Seen(text.channel, text.place, "", True))
+            self._tell(choice, text, Seen(text.channel, text.place, new, True))
             return
         arguments = called(self, choice, text)
         if arguments is None:

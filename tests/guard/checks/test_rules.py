@@ -92,6 +92,19 @@ def test_streams_cut_what_whole_replies_cut_however_it_is_written(bits: list[str
             assert set(left[start:end]) == {"█"}
 
 
+RULES = (r"(?i)arsenic", r"^a", r"\bnic\b", r"(?P<who>ada)@", r"(?P<who>open) ,$", r"word\s", "\u0438")
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.sampled_from(BITS), min_size=1, max_size=12), st.lists(st.sampled_from(RULES), min_size=2, unique=True)
+)
+def test_many_rules_find_what_each_of_them_finds_alone(bits: list[str], patterns: list[str]) -> None:
+    text = "".join(bits)
+    alone = [found for pattern in patterns for found in RulesCheck((pattern,), "p").matches(text)]
+    assert sorted(RulesCheck(tuple(patterns), "p").matches(text)) == sorted(alone)
+
+
 LINKS = (
     "![x](https://evil.example/p.png?d=", "hello", ")", "![", "!", "[a]", "(", "<img src=", "'//evil.example/", "x", "'>",
     "https://evil.example/?q=", "ada%40example.com", "aGVsbG8gdGhlcmUgdGhpcyBpcyBhIHNlY3JldA1", " ", "\n", "ht", "tp", "s:", "//",

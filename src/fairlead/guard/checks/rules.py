@@ -66,12 +66,30 @@ def _compiled(pattern: str) -> Any:
     return re2.compile(pattern, options)
 
 
+@lru_cache(maxsize=256)
+def _any(patterns: tuple[str, ...]) -> Any:
+    """All patterns as one, which says in one pass whether any of them matches. None where RE2 does not take them
+    together, as where they are too many."""
+    if re2 is None or len(patterns) < 2:
+        return None
+    try:
+        return _compiled("|".join(f"(?:{pattern})" for pattern in patterns))
+    except _ERRORS:
+        return None
+
+
 # What has no three letters standing alone has no word spelled out: seen at once by RE2, which has no look-around.
 _ALONE = r"(?:^|[^\pL\pN])[\pL\pN](?:[^\pL\pN]{1,3}[\pL\pN]){2}(?:[^\pL\pN]|$)"
 
 
 def _spells(text: str) -> bool:
     return re2 is None or _compiled(_ALONE).search(text) is not None
+
+
+def _matched(patterns: tuple[str, ...], readings: Sequence[Folded]) -> list[Folded]:
+    """The readings in which any of the patterns matches, as far as that is seen in one pass."""
+    some = _any(patterns)
+    return list(readings) if some is None else [read for read in readings if some.search(read.text) is not None]
 
 
 def _found(pattern: str, readings: Sequence[Folded]) -> dict[tuple[str, int, int], None]:
@@ -120,7 +138,8 @@ class RulesCheck:
         read = normalise(text)
         folded = [Folded(text), *(() if read.same else (read,)), *(spelled(read) if _spells(read.text) else ())]
         if read.same or all(pattern.isascii() for pattern in self.patterns):
-            return [found for pattern in self.patterns for found in _found(pattern, folded)]
+            folded = _matched(self.patterns, folded)
+            return [found for pattern in self.patterns for found in _found(pattern, folded)] if folded else []
         shown = visible(text)  # for letters that would fold to others
         written = [Folded(text), *(() if shown.same else (shown,)), *spelled(shown)]
         return [

@@ -28,7 +28,7 @@ from fairlead.guard.released import Noted, Out, Stop
 from fairlead.guard.tally import Tally
 from fairlead.guard.wire.asked import Asked, callable_tools, with_messages
 from fairlead.guard.wire.beside import beside, with_beside
-from fairlead.guard.wire.events import About, Channel, Close, Delta, End, Event, Finish, Open, Told, Unknown
+from fairlead.guard.wire.events import About, Channel, Close, Delta, End, Event, Finish, Open, Told, Unknown, with_ends
 
 if TYPE_CHECKING:
     from fairlead.guard.audit import AuditLog
@@ -155,11 +155,13 @@ class Guarding:
         release, last = self.release, False
         assert release is not None
         out: list[Out] = []
-        for event in events:
+        for event, ends in with_ends(events):
             if isinstance(event, Delta) and len(event.text) > SLICE and not event.logprobs:
-                for start in range(0, len(event.text), SLICE):
+                *ahead, end = range(0, len(event.text), SLICE)
+                for start in ahead:
                     out += release.feed(Delta(event.channel, event.text[start : start + SLICE]))
                     await asyncio.sleep(0)
+                out += release.feed(Delta(event.channel, event.text[end:]), ends)
                 continue
             if isinstance(event, End):
                 last = True
@@ -168,7 +170,7 @@ class Guarding:
                 continue
             elif isinstance(event, Finish):
                 self.whole += 1
-            out += release.feed(event)
+            out += release.feed(event, ends)
         if release.over:
             last = self._enough(out) or last
         if last and release.pending:

@@ -7,7 +7,7 @@ An answer that is not streamed is the same sequence, read from one body and writ
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -124,3 +124,17 @@ class Told:
     decision: str
     principle: str
     verdict: str
+
+
+def with_ends(events: Sequence[Event]) -> Iterator[tuple[Event, bool]]:
+    """Each event, and whether it is the last text of its channel, which its `Close` follows at once: that `Close` is
+    left out then, so that a reply in one body is read once."""
+    ended = False
+    for n, event in enumerate(events):
+        if ended:
+            ended = False
+            continue
+        if isinstance(event, Delta) and n + 1 < len(events):
+            following = events[n + 1]
+            ended = isinstance(following, Close) and following.channel == event.channel
+        yield event, ended
