@@ -20,6 +20,8 @@ pytest.importorskip("aiohttp", reason="aiohttp is missing: pip install 'fairlead
 import openai
 import orjson
 
+from fairlead.guard.proxy.guarding import Guarding
+from fairlead.guard.release import Release
 from support.guard_proxy import NOTHING, POLICY, RULES, WINDOWED, Proxy
 from support.mock_upstream import (
     Mock,
@@ -243,6 +245,28 @@ def test_the_list_of_models_ends_with_its_client_its_server_and_its_errors(
 
 def _failures(proxy: Proxy) -> float:
     return sum(n for key, n in list(proxy.worker.app.metrics.counts.items()) if key[0] == "upstream_failures")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_a_request_held_is_free_when_it_ends_without_the_collector(tmp_path: Path, stream: bool) -> None:
+    """With an audit log, where the release can hand an exchange to people: the two know each other."""
+    audit = POLICY + f"audit: {{file: {tmp_path}/audit.db}}\n"
+    script: Script = lambda _: sse_reply(*chat_stream("hello")) if stream else json_reply(chat("hello"))  # noqa: E731
+    with Mock(script) as mock, Proxy(tmp_path, mock.url, constitution=WINDOWED, policy=audit) as proxy:
+        gc.collect()
+        gc.disable()
+        try:
+            assert all(ask(proxy, stream=stream)[0] == 200 for _ in range(3))
+            until = time.monotonic() + 5
+            while (left := _alive()) and time.monotonic() < until:
+                time.sleep(0.01)
+            assert not left
+        finally:
+            gc.enable()
+
+
+def _alive() -> int:
+    return sum(type(one) in (Guarding, Release) for one in gc.get_objects())
 
 
 def test_a_client_that_does_not_read_is_cut_off(tmp_path: Path) -> None:

@@ -258,6 +258,7 @@ class Guarding:
                 release.feed(End())
             else:
                 release.close()
+        self.release = None  # it knows us (`_escalate`): nothing of a request has to wait for the collector
         self.ledger.forget()  # something broke in between: what was let go stays here
         merge(one.tally, self.tally)
         for kind, n in self.usage.items():
