@@ -66,36 +66,22 @@ _JOINED = bytes(ord("." if chr(c) in "._=+/|*~-" else chr(kind)) for c, kind in 
 
 
 @dataclass(slots=True)
-class Odd:
-    """The odd words of one conversation, in `trail`. Nothing is gone over before there are signs `ENOUGH` of it."""
+class _Reading:
+    """The odd words put together in one way: `letters` takes the words "a" and "I" beside an odd one for letters."""
 
+    letters: bool = False
     trail: Trail = field(default_factory=Trail)
-    _waiting: list[tuple[Channel | None, int, str]] = field(default_factory=list)
-    _signs: int = 0
-    _open: tuple[Channel | None, int] | None = None  # an odd word that the text gathered last broke off in ends here
+    open: tuple[Channel | None, int] | None = None  # an odd word that the text gathered last broke off in ends here
 
-    def add(self, channel: Channel | None, start: int, text: str, *, always: bool = False) -> bool:
-        """Take a text, characters from `start` on of `channel`; whether there is something new to be read in `trail`.
-        `always`: also where there are too few signs."""
-        self._waiting.append((channel, start, text))
-        read = plain(text)
-        look = read.translate(_KINDS)
-        within = look.count(b"A") - read.translate(_JOINED).count(b" A")  # capitals that begin no word
-        self._signs += within + look.count(b"0") + look.count(b" b ") + look.count(b" A ")
-        if self._signs < ENOUGH and not always:
-            return False
-        waiting, self._waiting = self._waiting, []
-        return sum([self._gather(*item) for item in waiting]) > 0 and len(self.trail.text) >= LEAST  # all of them
-
-    def _gather(self, channel: Channel | None, start: int, text: str) -> bool:
+    def gather(self, channel: Channel | None, start: int, text: str) -> bool:
         folded = None if text.isascii() else normalise(text)
         read, new = plain(text), False
-        regions = _regions(read)
-        if self._open == (channel, start) and (rest := _REST.match(read)):  # it goes on here
+        regions = _regions(read, self.letters)
+        if self.open == (channel, start) and (rest := _REST.match(read)):  # it goes on here
             inside = [j for i, j in regions if i < rest.end()]
             regions = [(0, max([rest.end(), *inside])), *((i, j) for i, j in regions if i >= rest.end())]
         broken_off = bool(regions) and regions[-1][1] == len(read) and not read[-1:].isspace()
-        self._open = (channel, start + len(text)) if broken_off else None
+        self.open = (channel, start + len(text)) if broken_off else None
         for i, j in regions:
             a, b = (i, j) if folded is None else folded.locate(i, j)
             odd = text[a:b]
@@ -106,8 +92,45 @@ class Odd:
         return new
 
 
-def _regions(read: bytes) -> list[tuple[int, int]]:
-    """Odd words, joined where what stands between may belong to them, with their neighbours."""
+@dataclass(slots=True)
+class Odd:
+    """The odd words of one conversation. Nothing is gone over before there are signs `ENOUGH` of it. From the first "A"
+    on that may be an article or a letter ("Next: A jDni gIxl"), they are put together in both ways."""
+
+    _readings: list[_Reading] = field(default_factory=lambda: [_Reading()])
+    _waiting: list[tuple[Channel | None, int, str]] = field(default_factory=list)
+    _signs: int = 0
+
+    @property
+    def trails(self) -> list[Trail]:
+        return [reading.trail for reading in self._readings]
+
+    def add(self, channel: Channel | None, start: int, text: str, *, always: bool = False) -> bool:
+        """Take a text, characters from `start` on of `channel`; whether there is something new to be read in `trails`.
+        `always`: also where there are too few signs."""
+        self._waiting.append((channel, start, text))
+        read = plain(text)
+        look = read.translate(_KINDS)
+        within = look.count(b"A") - read.translate(_JOINED).count(b" A")  # capitals that begin no word
+        self._signs += within + look.count(b"0") + look.count(b" b ") + look.count(b" A ")
+        if self._signs < ENOUGH and not always:
+            return False
+        waiting, self._waiting = self._waiting, []
+        return sum([self._gather(*item) for item in waiting]) > 0 and any(len(t.text) >= LEAST for t in self.trails)
+
+    def _gather(self, channel: Channel | None, start: int, text: str) -> bool:
+        first = self._readings[0]
+        if len(self._readings) == 1 and _ARTICLE.search(read := plain(text)) and _regions(read) != _regions(read, True):
+            self._readings.append(_Reading(True, first.trail.copy(), first.open))
+        return sum([reading.gather(channel, start, text) for reading in self._readings]) > 0
+
+
+_ARTICLE = re.compile(rb"(?<![A-Za-z0-9])[AaIi](?![A-Za-z0-9])")
+
+
+def _regions(read: bytes, letters: bool = False) -> list[tuple[int, int]]:
+    """Odd words, joined where what stands between may belong to them, with their neighbours. `letters`: the words "a"
+    and "I" among those are letters."""
     joined: list[tuple[int, int]] = []
     for match in _ODD.finditer(read):
         i, j = match.span()
@@ -119,10 +142,10 @@ def _regions(read: bytes) -> list[tuple[int, int]]:
     for n, (i, j) in enumerate(joined):
         left = max(out[-1][1] if out else 0, i - NEAR)
         right = min(joined[n + 1][0] if n + 1 < len(joined) else len(read), j + NEAR)
-        spelled = _FIRST_ALONE.match(read, i, j) is not None
+        spelled = letters or _FIRST_ALONE.match(read, i, j) is not None
         while (before := _WORD_BEFORE.search(read, left, i)) and not _common(before[0], spelled):
             i = before.start()
-        spelled = _LAST_ALONE.search(read, max(i, j - NEAR), j) is not None
+        spelled = letters or _LAST_ALONE.search(read, max(i, j - NEAR), j) is not None
         while (after := _WORD_AFTER.match(read, j)) and after.end() <= right and not _common(after[0], spelled):
             j = after.end()
         while i > left and not read[i - 1 : i].isalnum():

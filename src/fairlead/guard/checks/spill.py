@@ -140,16 +140,17 @@ class Spill:
             for place in self._places(pieces)
         ]
         if self._odd.add(channel, start, text, always=self._drip.strict):
-            odd, few = self._odd.trail, needles(self.needles.values, few=True)
-            found += [
-                Leak(*place, hit.canary, f"{hit.how}, in pieces")
-                for hit in few.scan(odd.text)
-                if hit.decoded or hit.last - hit.first >= self.needles.least
-                for place in self._places(odd.around(hit.start, hit.end))
-            ]
-            if self._drip.strict:
-                found += self._more(odd)
-            odd.forget(4)
+            few = needles(self.needles.values, few=True)
+            for odd in self._odd.trails:
+                found += [
+                    Leak(*place, hit.canary, f"{hit.how}, in pieces")
+                    for hit in few.scan(odd.text)
+                    if hit.decoded or hit.last - hit.first >= self.needles.least
+                    for place in self._places(odd.around(hit.start, hit.end))
+                ]
+                if self._drip.strict:
+                    found += self._more(odd)
+                odd.forget(4)
         return found
 
     def _more(self, trail: Trail) -> list[Leak]:
