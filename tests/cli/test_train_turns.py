@@ -102,7 +102,11 @@ def test_a_model_plays_the_user(elsewhere: Path, monkeypatch: pytest.MonkeyPatch
         (["--turns", "2", "--partner", "shop.py"], "write user:MODEL, or FILE.py:NAME"),
         (["--turns", "2", "--partner", "none.py:TOOLS"], "there is no file none.py"),
         (["--turns", "2", "--partner", "broken.py:TOOLS"], "broken.py cannot be loaded: SyntaxError"),
-        (["--turns", "2", "--partner", "user:openai/gpt-6-sol"], "has no budget that could stop it"),
+        (
+            ["--turns", "2", "--partner", "user:openai/gpt-6-sol"],
+            "nothing bounds what that costs; say the most with --budget",
+        ),
+        (["--budget", "5 USD"], "--budget: nobody at a provider is asked here"),
         (["--turns", "0"], "--turns"),
     ],
 )

@@ -189,6 +189,25 @@ def _common() -> Mapping[str, tuple[Any, Any]]:
             ],
             "",
         ),
+        "budget": (
+            Annotated[
+                str | None,
+                typer.Option(
+                    "--budget",
+                    metavar="AMOUNT",
+                    help="Of --reader and --partner user: at a provider: most they may cost together: '5 USD' or '2M "
+                    "tokens'. What is not answered then has no reward.",
+                ),
+            ],
+            None,
+        ),
+        "prices": (
+            Annotated[
+                Path | None,
+                typer.Option("--prices", metavar="FILE", help="Of --budget: your prices of a million tokens, JSON."),
+            ],
+            None,
+        ),
         "oracle": (
             Annotated[
                 bool,
@@ -272,6 +291,8 @@ def _train(
     n: int | None,
     constitution: str,
     reader: str,
+    budget: str | None,
+    prices: Path | None,
     oracle: bool,
     seed: int,
     skip_bad_rows: bool,
@@ -281,12 +302,15 @@ def _train(
 ) -> None:
     from fairlead.cli.terminal import Terminal, print_json
     from fairlead.errors import InputError
+    from fairlead.models import Budget
     from fairlead.stack.reinforce import PolicyOrder, reinforce_stage
+    from fairlead.stack.within import Within
 
     terminal = Terminal(quiet_out=as_json)
+    within = Within(Budget.parse(budget) if budget else None, prices)
     order = PolicyOrder(
         name, model, prompts, reward, cost, settings, n, rollouts, critic, pretraining, oracle, seed, skip_bad_rows,
-        threads, constitution, reader, weights, turns, tuple(partner), calls,
+        threads, constitution, reader, weights, turns, tuple(partner), calls, within,
     )  # fmt: skip
     if dry_run:
         from fairlead.stack.dryrun_policy import estimate_policy

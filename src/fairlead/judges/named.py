@@ -15,6 +15,7 @@ from pathlib import Path
 from fairlead.errors import InputError
 from fairlead.judges import code, formats, rules, verifiers
 from fairlead.judges.protocol import Judge
+from fairlead.models.protocol import Model
 
 _NAMED = re.compile(r"^([A-Za-z_][\w-]*)=(.+)$", re.DOTALL)
 _WEIGHTED = re.compile(r"^([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\*(.+)$", re.DOTALL)
@@ -44,10 +45,12 @@ def parsed(spec: str) -> Named:
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """What a critic by name needs: the constitution that holds its principle, and the model that reads it."""
+    """What a critic by name needs: the constitution that holds its principle, and the model that reads it, as `open`
+    opens it."""
 
     constitution: str
     model: str
+    open: Callable[[str], Model] | None = None
 
 
 def open_judge(spec: str, *, oracle: bool = False, reader: Reader | None = None) -> Judge:
@@ -174,7 +177,7 @@ def _critic(spec: str, principle: str, reader: Reader | None) -> Judge:
         raise InputError(
             f"{spec}: constitution {constitution.name!r} has no principle {principle!r}; it has {', '.join(found)}"
         )
-    return critic(found[principle], open_model(reader.model))
+    return critic(found[principle], (reader.open or open_model)(reader.model))
 
 
 def _is_path(spec: str) -> bool:

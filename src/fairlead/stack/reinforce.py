@@ -6,6 +6,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,13 +21,15 @@ from fairlead.judges.protocol import Judge
 from fairlead.judges.verifiers import references
 from fairlead.methods.config_policy import ALGORITHMS, PolicyConfig
 from fairlead.methods.loggers import Logger
+from fairlead.models import is_remote
 from fairlead.stack.alone import followed, left_in, loggers_of, make_way, opened_to_train, settled, trainable
 from fairlead.stack.read import validated_settings
 from fairlead.stack.reinforce_told import means_of, telling
-from fairlead.stack.samplers import sampler_of
+from fairlead.stack.samplers import USER, sampler_of
 from fairlead.stack.source import Source
 from fairlead.stack.stages.train import STATES_EVERY, USUAL_POLICY_LR
 from fairlead.stack.voice import Voice
+from fairlead.stack.within import NOTHING, Within
 
 if TYPE_CHECKING:
     from fairlead.judges.reward_model import RewardModel
@@ -53,6 +56,7 @@ class PolicyOrder:
     pretraining      a file of demonstrations that are imitated beside
     oracle           whether the truth of the apprentice's world may be a judge
     turns            of a reply at most; between them `partners` speak, and `calls` is how the policy writes one
+    within           what `reader` and `partners` at a provider may cost together
     """
 
     name: str
@@ -75,12 +79,20 @@ class PolicyOrder:
     turns: int = 1
     partners: Sequence[str] = ()
     calls: str = "none"
+    within: Within = NOTHING
 
     @property
     def critics(self) -> Reader:
         """Who reads principles as a reward: the model as it starts, by its own constitution, where nothing is said."""
         usual_one = usual(world=self.spec == "apprentice")
-        return Reader(self.constitution or usual_one, self.reader or self.spec)
+        opened = partial(self.within.open, option="--reader ")
+        return Reader(self.constitution or usual_one, self.reader or self.spec, opened)
+
+    @property
+    def asked(self) -> list[str]:
+        """Models that are asked while it trains."""
+        users = [spec.removeprefix(USER) for spec in self.partners if spec.startswith(USER)]
+        return [self.reader, *users] if self.reader else users
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +216,7 @@ def open_policy_job(order: PolicyOrder, voice: Voice) -> PolicyJob:
             calls=order.calls,
             seed=order.seed,
             still=config.asynchronous,
+            within=order.within,
         ),
         critic=critic_of(order.critic, judges, model, prompts, config) if order.critic is not None else None,
         pretraining=pretraining,
@@ -224,6 +237,9 @@ def _belonging(order: PolicyOrder, config: PolicyConfig) -> None:
             "--pretraining: give its weight in the loss with --ptx" if order.pretraining is not None
             else "--ptx: give the rows that are imitated with --pretraining"
         )  # fmt: skip
+    if order.within != NOTHING and not any(map(is_remote, order.asked)):
+        option = "--prices" if order.within.budget is None else "--budget"
+        raise InputError(f"{option}: nobody at a provider is asked here (--reader, --partner user:MODEL)")
     if order.critic is not None and config.advantage != "gae":
         raise InputError(
             f"--critic: {order.name} has no value function (advantage: {config.advantage}); ppo and safe-ppo have one"

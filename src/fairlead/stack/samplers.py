@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fairlead.errors import InputError, MissingResource
+from fairlead.stack.within import NOTHING, Within
 
 if TYPE_CHECKING:
     from fairlead.exchange import Exchange, Message
@@ -32,6 +33,7 @@ def sampler_of(
     calls: str,
     seed: int,
     still: bool,
+    within: Within = NOTHING,
 ) -> Sampler | None:
     """The sampler that the options mean; None for the loop's own decoder.
 
@@ -39,6 +41,7 @@ def sampler_of(
                speaks that has something to say
     calls      how the policy writes a call (`methods.partners.CALLS`), or none
     still      it draws while the weights move
+    within     what models at a provider among `partners` may cost
     Raises InputError naming the option that does not fit.
     """
     from fairlead.methods.episodes import Episodes
@@ -55,7 +58,7 @@ def sampler_of(
         raise InputError(f"--turns {turns}: who speaks between them? Give --partner user:MODEL or FILE.py:NAME")
     if calls not in ("none", *CALLS):
         raise InputError(f"--calls {calls}: there are none, {', '.join(CALLS)}")
-    opened = [_opened(spec, seed) for spec in partners]
+    opened = [_opened(spec, seed, within) for spec in partners]
     running = [spec for spec, (_, is_tools) in zip(partners, opened, strict=True) if is_tools]
     if running and calls == "none":
         raise InputError(f"--partner {running[0]}: runs tool calls; name the form they are written in with --calls")
@@ -111,21 +114,14 @@ def _hash(spec: str) -> str:
     return hashlib.sha256(Path(spec.rpartition(":")[0]).expanduser().read_bytes()).hexdigest()[:16]
 
 
-def _opened(spec: str, seed: int) -> tuple[Partner, bool]:
+def _opened(spec: str, seed: int, within: Within) -> tuple[Partner, bool]:
     """The partner, and whether it is a set of tools."""
     from fairlead.methods.partners import SimulatedUser, tools
 
     if spec.startswith(USER):
-        from fairlead.models import Sampling, is_remote, open_model
+        from fairlead.models import Sampling
 
-        name = spec.removeprefix(USER)
-        if is_remote(name) and not name.lower().startswith("vllm/"):
-            raise InputError(
-                f"--partner {spec}: would be asked between all turns of every reply, and this command has no budget "
-                "that could stop it; name a model that runs here or on a server of yours (vllm/NAME@URL), or give "
-                "`SimulatedUser` one with a budget from Python"
-            )
-        model = open_model(name)
+        model = within.open(spec.removeprefix(USER), f"--partner {USER}")
         seeded = seed if "seed" in model.capabilities else None
         return SimulatedUser(model, sampling=Sampling(max_tokens=256, seed=seeded)), False
     found = _from_file(spec)
