@@ -46,8 +46,15 @@ def test_the_apprentice_replies_and_reads(capsys: pytest.CaptureFixture[str]) ->
         (["  "], "the prompt is empty"),
         (["hello", "-c", "hhhh"], "unknown constitution pack 'hhhh'"),
         (["hello", "--reply", "x", "--critic", "openai/x@http://127.0.0.1:9/v1"], "set a limit with --budget"),
+        (
+            ["hello", "-c", "harbour", "--reply", "x", "--critic", "openai/x@https://critic.example"],
+            "`vendors: [critic.example]`",
+        ),
     ],
 )
-def test_mistakes_are_told(capsys: pytest.CaptureFixture[str], args: list[str], words: str) -> None:
+def test_mistakes_are_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], args: list[str], words: str
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-none")
     assert main(["constitution", "try", *args]) == 2
     assert words in capsys.readouterr().err

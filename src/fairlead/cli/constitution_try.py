@@ -46,7 +46,7 @@ def try_(
     from fairlead.constitution import load, usual
     from fairlead.constitution.voice import with_samples
     from fairlead.errors import InputError
-    from fairlead.stack.trying import try_prompt
+    from fairlead.stack.trying import refuse_vendors, try_prompt
 
     if not prompt.strip():
         raise InputError("the prompt is empty; give what the user says, in quotes")
@@ -54,6 +54,7 @@ def try_(
     reader = None if critic == "none" else critic or model
     (writes, reads), limit = opened([model, reader], budget, prices)
     written = with_samples(load(constitution or usual(world="apprentice" in (model, reader))))
+    refuse_vendors(written, writes, reads)  # before anybody is asked about what it costs
     agree(_cost(written, prompt, system, reply, writes, reads), limit, terminal)
     tried = try_prompt(written, prompt, told=system, reply=reply, model=writes, critic_model=reads)
     if as_json:

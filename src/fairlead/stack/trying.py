@@ -108,6 +108,12 @@ class Tried:
         return tuple(row.principle.id for row in self.rows if row.untold)
 
 
+def refuse_vendors(constitution: Constitution, model: Model | None, critic_model: Model | None) -> None:
+    """Raises InputError for a critic at a vendor that neither serves `model` nor is among the constitution's."""
+    hosts = vendors(checks_from(constitution, critic_model), critic_model)
+    refuse_others(hosts, constitution, constitution.name, vendor(model))
+
+
 def try_prompt(
     constitution: Constitution,
     prompt: str,
@@ -127,7 +133,7 @@ def try_prompt(
     """
     messages = ((system(told),) if told else ()) + (user(prompt),)
     checked = checks_from(constitution, critic_model)
-    refuse_others(vendors(checked, critic_model), constitution, constitution.name, vendor(model))
+    refuse_vendors(constitution, model, critic_model)
     checks = {check.principle: check for check in checked}
     if reply is None and model is not None:
         reply = written_by(model, messages)
