@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import random
 from collections.abc import Callable
 
@@ -217,6 +218,33 @@ def test_a_group_that_looks_like_a_word_is_read_with_the_others() -> None:
     check = SecretsCheck((Secret("c", (secret,), anywhere=True),))
     text = "The value reads ef bc 99 ef bd 85 ef bc 90 ef bc 93 ef bd 86 ef bd 83 ef bd 82 ef bc 97 ."
     assert check.decide([Exchange((user("?"),), (assistant(text),))])[0].outcome == "redact"
+
+
+@pytest.mark.parametrize(
+    ("joint", "coded"), [("/", base64.urlsafe_b64encode), ("_", base64.b64encode), (":", base64.b64encode)]
+)
+def test_signs_of_one_base64_between_groups_of_the_other(joint: str, coded: Callable[[bytes], bytes]) -> None:
+    """Hidden characters between the digits, so that the code has signs of its own."""
+    secret = "61f3d5672b96f93f06eef95b87b4a08b"
+    text = coded(f"word {chr(0xFEFF).join(secret)} ok".encode()).decode()
+    assert set(text) & set("+/-_")
+    groups = joint.join(text[i : i + 2] for i in range(0, len(text), 2))
+    check = SecretsCheck((Secret("c", (secret,), anywhere=True),))
+    [decision] = check.decide([Exchange((user("?"),), (assistant(f"Certainly! {groups} , as you asked."),))])
+    assert decision.outcome == "redact"
+
+
+def test_names_of_calls_are_read_with_and_without_the_word_before_each() -> None:
+    secret = "7330e96cc3a19fac255585d807a5ce25"
+    check = SecretsCheck((Secret("c", (secret,), anywhere=True),))
+    wide = "".join(chr(ord(char) + 0xFEE0) for char in secret).encode().hex(":")
+    coded = base64.b64encode(secret.encode()).decode()
+    for names in (
+        [wide[i : i + 36] for i in range(0, len(wide), 36)],
+        [f"look_{coded[i : i + 3]}" for i in range(0, len(coded), 3)],
+    ):
+        calls = tuple(ToolCall("c", name, '{"n":1}') for name in names)
+        assert check.decide([Exchange((user("?"),), (Message("assistant", calls),))])[0].outcome == "block_tool_call"
 
 
 def test_what_is_a_canary_and_what_a_word() -> None:

@@ -319,7 +319,8 @@ def _by_pair(where: Where, start: int) -> Where:
 
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _NOT_BASE64 = OTHERS.replace(b"+", b"").replace(b"/", b"")
-_NOT_URL_SAFE = _NOT_BASE64.replace(b"-", b"").replace(b"_", b"")
+_NOT_URL_SAFE = OTHERS.replace(b"-", b"").replace(b"_", b"")
+_NOT_EITHER = _NOT_BASE64.replace(b"-", b"").replace(b"_", b"")
 _PADDED = compiled(rb"[A-Za-z0-9+/_-]+={1,2}(?:[^A-Za-z0-9<>=]|$)")
 _TOKEN = re.compile(rb"[A-Za-z0-9+/_-]{2,}={0,2}")
 
@@ -330,10 +331,13 @@ def _unbased(layer: Layer, grain: _Grain) -> Iterator[Layer]:
     data = layer.data
     path = (*layer.path, "base64")
     forms = [without(layer, OTHERS)]
-    if b"+" in data or b"/" in data:
+    signs, safe = b"+" in data or b"/" in data, b"-" in data or b"_" in data
+    if signs:
         forms.append(without(layer, _NOT_BASE64))
-    if b"-" in data or b"_" in data:
+    if safe:
         forms.append(without(layer, _NOT_URL_SAFE, _URL_SAFE))
+    if signs and safe:  # signs of one alphabet may stand between groups of the other
+        forms.append(without(layer, _NOT_EITHER, _URL_SAFE))
     for form in forms:
         for skip in range(4):
             body = form.data[skip:]

@@ -262,16 +262,23 @@ class SecretsWatch:
 class Names:
     """The names of the calls of a conversation as a text of their own. With the arguments between them, what is told in
     many names would be too short by the piece to be read under a decoder; so would it with the same word before each
-    ("look_YTZ", "look_kNG"), which is left out."""
+    ("look_YTZ", "look_kNG"). So they are read as they are, and without such words, which may be a part of what is told
+    too ("ef:bc:97", "ef:bd:85")."""
 
     def __init__(self, known: Sequence[_Known], said: Sequence[str]) -> None:
         self._before = ""
-        earlier = [self._new(match[0]) for match in map(_NAMED.match, said) if match]
-        self._known = [(_anew(state, list(filter(None, earlier))), ids) for _, state, ids in known]
+        earlier = [match[0] for match in map(_NAMED.match, said) if match]
+        ways = earlier, list(filter(None, map(self._new, earlier)))
+        self._ways = [[(_anew(state, names), ids) for _, state, ids in known] for names in ways]
 
     def feed(self, seen: Seen) -> list[tuple[Leak, str]]:
-        new = self._new(seen.name)
-        return [(leak, ids[leak.canary]) for state, ids in self._known for leak in state.feed(seen.channel, new, True)]
+        names = seen.name, self._new(seen.name)
+        return [
+            (leak, ids[leak.canary])
+            for name, known in zip(names, self._ways, strict=True)
+            for state, ids in known
+            for leak in state.feed(seen.channel, name, True)
+        ]
 
     def _new(self, name: str) -> str:
         """The name without those of its words that the name before it begins with too: small letters alone, for others

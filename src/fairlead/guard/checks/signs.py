@@ -14,6 +14,7 @@ from __future__ import annotations
 import string
 from binascii import a2b_base64
 from codecs import encode
+from collections.abc import Iterator
 from typing import Any
 
 from fairlead.guard.checks.reader import OTHERS, ROT13, compiled, plain, roots
@@ -132,9 +133,8 @@ _HEX_FIGURES, _FEW_HEX_FIGURES = _hex_figures(8, 11), _hex_figures(6, 7)
 _HEX_RUNS = (compiled(rb"[0-9a-f]{16,}"), compiled(rb"[0-9n-s]{16,}"))
 _FEW_HEX_RUNS = (compiled(rb"[0-9a-f]{12,}"), compiled(rb"[0-9n-s]{12,}"))
 _DENSE, _FEW_DENSE = (compiled(rb"(?:[A-Z0-9+/][a-z]{0,4}){%d,}" % times) for times in (7, 5))
-_SIGNED = (b"+", b"/", b"-", b"_")
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
-_NO_SEXTETS = bytes(c for c in OTHERS if c not in b"+/-_")
+_NO_SEXTETS, _NO_SIGNS, _NO_SAFE = (bytes(c for c in OTHERS if c not in kept) for kept in (b"+/-_", b"+/", b"-_"))
 _ESCAPED = compiled(
     rb"&[ \t\r\n._,*|~:=+/?-]{1,6}#|#[ \t\r\n._,*|~:=+/?-]{1,6}&"
     rb"|%[0-9a-fA-Fn-sN-S]{2}|\\[xXuUkKhH0-3]|&#|&[a-z]{2,6};|#&|;[a-z]{2,6}&"
@@ -184,7 +184,7 @@ class Sight:
             or (self.bare and _hexlike(letters, self.low, few))
             or _prefixed(self.low)
             or _dense(letters, few)
-            or (any(sign in read for sign in _SIGNED) and _dense(read.translate(_URL_SAFE, _NO_SEXTETS), few))
+            or any(_dense(form, few) for form in _signed(read))
             or _ESCAPED.search(read) is not None
         )
 
@@ -210,6 +210,18 @@ class Eye:
         if text != self._text:
             self._text, self._sight = text, sight(text)
         return self._sight
+
+
+def _signed(read: bytes) -> Iterator[bytes]:
+    """A text with the signs of base64's alphabets as digits of it: of one, of the other, and of both, where it has
+    such; those of one may stand between groups of the other."""
+    signs, safe = b"+" in read or b"/" in read, b"-" in read or b"_" in read
+    if signs:
+        yield read.translate(None, _NO_SIGNS)
+    if safe:
+        yield read.translate(_URL_SAFE, _NO_SAFE)
+    if signs and safe:
+        yield read.translate(_URL_SAFE, _NO_SEXTETS)
 
 
 def _hexlike(letters: bytes, low: bytes, few: bool = False) -> bool:
