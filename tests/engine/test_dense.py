@@ -110,16 +110,24 @@ def test_linear_has_the_gradients_of_the_plain_one(bias: bool, frozen: tuple[int
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("large", [0, 1000, 10**9])
+@pytest.mark.parametrize("large", [0, 1000, 10**9, -1])
 @pytest.mark.parametrize(("bias", "add"), [(False, False), (True, False), (False, True), (True, True)])
 def test_a_prepared_map_gives_what_the_plain_one_gives(
     bias: bool, add: bool, large: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dense, "WORTH", large)
+    """`large` of -1: by MKL."""
+    monkeypatch.setattr(dense, "WORTH", max(0, large))
+    if large < 0:
+        monkeypatch.setattr(dense, "_onednn", lambda: None)
+        monkeypatch.setattr(dense, "_packs", lambda: False)
     torch.manual_seed(0)
     weight, bias_N = torch.randn(24, 17).to(dtype), torch.randn(24).to(dtype) if bias else None
     product = prepare(weight, bias_N, rows=5)
     assert product.packed == (large < 10**9 and dtype == torch.float32 and dense._packs())
+    by_columns = dtype == torch.float32 and large < 0
+    assert product.packed or (product.weight_NK.data_ptr() != weight.data_ptr()) == by_columns
+    assert product.packed or product.weight_NK.t().is_contiguous() == by_columns
+    assert prepare(weight, bias_N, rows=1).weight_NK is weight
     for rows in (1, 2, 5, 300):
         x, add_MN = torch.randn(rows, 17).to(dtype), torch.randn(rows, 24).to(dtype)
         right = F.linear(x.double(), weight.double(), None if bias_N is None else bias_N.double())
