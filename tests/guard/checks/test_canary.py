@@ -241,6 +241,7 @@ def test_names_of_calls_are_read_with_and_without_the_word_before_each() -> None
     coded = base64.b64encode(secret.encode()).decode()
     for names in (
         [wide[i : i + 36] for i in range(0, len(wide), 36)],
+        [f"t.{wide[i : i + 36]}" for i in range(0, len(wide), 36)],
         [f"look_{coded[i : i + 3]}" for i in range(0, len(coded), 3)],
     ):
         calls = tuple(ToolCall("c", name, '{"n":1}') for name in names)

@@ -261,38 +261,42 @@ class SecretsWatch:
 
 class Names:
     """The names of the calls of a conversation as a text of their own. With the arguments between them, what is told in
-    many names would be too short by the piece to be read under a decoder; so would it with the same word before each
-    ("look_YTZ", "look_kNG"). So they are read as they are, and without such words, which may be a part of what is told
-    too ("ef:bc:97", "ef:bd:85")."""
+    many names would be too short by the piece to be read under a decoder; so would it with the same words before each
+    ("look_YTZ", "look_kNG"). So they are read as they are, and without such words; and without those that are no hex
+    digits, which may be a part of what is told ("t.ef-bc-97", "t.ef-bd-85")."""
 
     def __init__(self, known: Sequence[_Known], said: Sequence[str]) -> None:
         self._before = ""
-        earlier = [match[0] for match in map(_NAMED.match, said) if match]
-        ways = earlier, list(filter(None, map(self._new, earlier)))
-        self._ways = [[(_anew(state, names), ids) for _, state, ids in known] for names in ways]
+        earlier = [self._read(match[0]) for match in map(_NAMED.match, said) if match]
+        self._ways = [
+            [(_anew(state, [names[way] for names in earlier if names[way]]), ids) for _, state, ids in known]
+            for way in range(3)
+        ]
 
     def feed(self, seen: Seen) -> list[tuple[Leak, str]]:
-        names = seen.name, self._new(seen.name)
         return [
             (leak, ids[leak.canary])
-            for name, known in zip(names, self._ways, strict=True)
+            for name, known in zip(self._read(seen.name), self._ways, strict=True)
             for state, ids in known
             for leak in state.feed(seen.channel, name, True)
         ]
 
-    def _new(self, name: str) -> str:
-        """The name without those of its words that the name before it begins with too: small letters alone, for others
-        may be a part of what is told."""
-        start = 0
+    def _read(self, name: str) -> tuple[str, str, str]:
+        """The name; without those of its words that the name before it begins with too (small letters alone, for others
+        may be a part of what is told); and without those of them before the first that may be hex digits."""
+        start, hexed = 0, -1
         for word in _WORDS.finditer(name):
             if word.start() != start or not self._before.startswith(name[: word.end()]):
                 break
+            if hexed < 0 and _HEX_WORD.fullmatch(word[0][:-1]):
+                hexed = start
             start = word.end()
         self._before = name
-        return name[start:]
+        return name, name[start:], name[hexed if hexed >= 0 else start :]
 
 
 _WORDS = re.compile(r"[a-z]+[_.:/@+-]")
+_HEX_WORD = re.compile(r"[a-f]{1,2}|[n-s]{1,2}")
 _NAMED = re.compile(r"[^\s{}]{1,256}(?=\n)")  # a call as it is read begins so; of a text, one word does no harm
 
 
