@@ -317,7 +317,7 @@ def _by_pair(where: Where, start: int) -> Where:
     return lambda i, j: where(start + 2 * i, start + 2 * j)
 
 
-_URL_SAFE = bytes.maketrans(b"-_", b"+/")
+URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _NOT_BASE64 = OTHERS.replace(b"+", b"").replace(b"/", b"")
 _NOT_URL_SAFE = OTHERS.replace(b"-", b"").replace(b"_", b"")
 _NOT_EITHER = _NOT_BASE64.replace(b"-", b"").replace(b"_", b"")
@@ -335,9 +335,9 @@ def _unbased(layer: Layer, grain: _Grain) -> Iterator[Layer]:
     if signs:
         forms.append(without(layer, _NOT_BASE64))
     if safe:
-        forms.append(without(layer, _NOT_URL_SAFE, _URL_SAFE))
+        forms.append(without(layer, _NOT_URL_SAFE, URL_SAFE))
     if signs and safe:  # signs of one alphabet may stand between groups of the other
-        forms.append(without(layer, _NOT_EITHER, _URL_SAFE))
+        forms.append(without(layer, _NOT_EITHER, URL_SAFE))
     for form in forms:
         for skip in range(4):
             body = form.data[skip:]
@@ -357,7 +357,7 @@ def _tokens_unbased(layer: Layer, path: tuple[str, ...], grain: _Grain) -> Itera
     out: list[bytes] = []
     spans: list[tuple[int, int]] = []
     for match in _TOKEN.finditer(layer.data):
-        body = match[0].rstrip(b"=").translate(_URL_SAFE)
+        body = match[0].rstrip(b"=").translate(URL_SAFE)
         size = len(body) * 6 // 8
         if size:
             out.append(a2b_base64(body + b"A" * (-len(body) % 4))[:size])

@@ -17,7 +17,7 @@ from codecs import encode
 from collections.abc import Iterator
 from typing import Any
 
-from fairlead.guard.checks.reader import OTHERS, ROT13, compiled, plain, roots
+from fairlead.guard.checks.reader import OTHERS, ROT13, URL_SAFE, compiled, plain, roots
 
 _BASE64 = string.ascii_uppercase + string.ascii_lowercase + string.digits + "+/"
 _HEX = b"0123456789abcdefABCDEF"
@@ -133,7 +133,6 @@ _HEX_FIGURES, _FEW_HEX_FIGURES = _hex_figures(8, 11), _hex_figures(6, 7)
 _HEX_RUNS = (compiled(rb"[0-9a-f]{16,}"), compiled(rb"[0-9n-s]{16,}"))
 _FEW_HEX_RUNS = (compiled(rb"[0-9a-f]{12,}"), compiled(rb"[0-9n-s]{12,}"))
 _DENSE, _FEW_DENSE = (compiled(rb"(?:[A-Z0-9+/][a-z]{0,4}){%d,}" % times) for times in (7, 5))
-_URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _NO_SEXTETS, _NO_SIGNS, _NO_SAFE = (bytes(c for c in OTHERS if c not in kept) for kept in (b"+/-_", b"+/", b"-_"))
 _ESCAPED = compiled(
     rb"&[ \t\r\n._,*|~:=+/?-]{1,6}#|#[ \t\r\n._,*|~:=+/?-]{1,6}&"
@@ -219,9 +218,9 @@ def _signed(read: bytes) -> Iterator[bytes]:
     if signs:
         yield read.translate(None, _NO_SIGNS)
     if safe:
-        yield read.translate(_URL_SAFE, _NO_SAFE)
+        yield read.translate(URL_SAFE, _NO_SAFE)
     if signs and safe:
-        yield read.translate(_URL_SAFE, _NO_SEXTETS)
+        yield read.translate(URL_SAFE, _NO_SEXTETS)
 
 
 def _hexlike(letters: bytes, low: bytes, few: bool = False) -> bool:
