@@ -77,6 +77,20 @@ def test_what_large_sizes_take_is_as_exact_and_says_the_same(name: str, monkeypa
     assert far_from_recompute(model, large, 1.0) < 1e-5
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", ["llama-untied", "qwen2-tied"])
+def test_a_model_too_large_to_copy_its_weights_says_the_same(
+    name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rotated by a roll, where small ones have queries and keys laid out as pairs."""
+    how: dict[str, Any] = {"n": 3, "max_tokens": 12, "eos_ids": EOS, "rows": 8, "tight": True}
+    small = generate(make(name, dtype), PROMPTS, **how)
+    monkeypatch.setattr(llama, "FUSE_BELOW", 0)
+    large = generate(model := make(name, dtype), PROMPTS, **how)
+    assert tokens(large) == tokens(small)
+    assert far_from_recompute(model, large, 1.0) < (1e-9 if dtype == torch.float64 else 1e-5)
+
+
 def test_the_cache_is_as_long_as_its_rows_need(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make("llama-tied")
     generate(model, PROMPTS[:1], max_tokens=1)

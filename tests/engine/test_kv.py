@@ -59,7 +59,7 @@ def test_rows_at_are_where_keys_and_values_stand() -> None:
     new = torch.randn(B, 2, K, H)
     for length in (16, 32):
         made.resize(length)
-        made.views[1][0].index_copy_(0, made.rows_at(position_B), new.view(-1, H))
+        made.write(made.views[1][0], made.rows_at(position_B), new.view(-1, H))
         for row, position in enumerate(position_B.tolist()):
             assert torch.equal(made.layers[1][:, row, :, position], new[row])
 

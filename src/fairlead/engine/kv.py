@@ -26,7 +26,8 @@ def room(needed: int) -> int:
 class Cache:
     """Keys and values of every layer, (2, B, K, M, h) each: `layers`. What no row has written is zero.
 
-    `views` shows each layer as a step uses it: its rows (2 B K M, h), its keys (B K, h, M), its values (B K, M, h).
+    `views` shows each layer as a step uses it: its rows (2 B K M, h), which `write` writes, its keys (B K, h, M), its
+    values (B K, M, h).
     """
 
     def __init__(
@@ -50,7 +51,11 @@ class Cache:
         """What is the same for all layers and steps while the sizes are."""
         (_, B, K), M, like = self.sizes, self.length, self.layers[0]
         self.views = [
-            (layer.view(-1, self.width), layer[0].view(B * K, M, -1).transpose(1, 2), layer[1].view(B * K, M, -1))
+            (
+                _wide(layer.view(-1, self.width)),
+                layer[0].view(B * K, M, -1).transpose(1, 2),
+                layer[1].view(B * K, M, -1),
+            )
             for layer in self.layers
         ]
         # Each row's K keys, then its K values: where they begin, as rows of a layer.
@@ -66,6 +71,10 @@ class Cache:
         """Where the keys and values (B, 2K) of these positions stand among a layer's rows."""
         return (self._begin_BK + position_B[:, None]).view(-1)
 
+    def write(self, rows: torch.Tensor, place: torch.Tensor, new: torch.Tensor) -> None:
+        """Write these keys and values (B 2K, h), as in `rows_at`, to the rows that `views` shows."""
+        rows.index_copy_(0, place, new.view(rows.dtype))
+
     def mixed(self, weights_BHM: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """The values that `views` shows, summed for each query head with its weights: (B, H h).
 
@@ -78,7 +87,7 @@ class Cache:
             mixed = torch.embedding_bag(table, *self._bags, False, _SUM, False, weights)[0]
         else:
             mixed = torch.bmm(weights_BHM.view(count, -1, M), values)
-        return mixed.view(len(weights_BHM), -1)
+        return mixed.view(self.sizes[1], -1)
 
     def _view(self, memory: torch.Tensor, length: int) -> torch.Tensor:
         rows = 2 * self.sizes[1] * self.sizes[2] * length
@@ -105,6 +114,12 @@ class Cache:
         for layer, prompt in zip(self.layers, prompts, strict=True):
             kept = min(layer.shape[3], prompt.shape[3])  # a prompt may be padded beyond the cache's length
             layer[:, :, :, :kept].index_copy_(1, rows_N, prompt[:, :, :, :kept].index_select(1, source_N))
+
+
+def _wide(rows: torch.Tensor) -> torch.Tensor:
+    """The same bytes in units of 16 where they divide so: torch copies rows unit by unit."""
+    whole = rows.device.type == "cpu" and rows.shape[1] * rows.element_size() % 16 == 0
+    return rows.view(torch.complex128) if whole else rows
 
 
 def _memory(size: int, like: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,13 @@ from fairlead.engine.kv import Cache
 
 CLASSES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
 FUSE_BELOW = 100_000_000  # parameters; fusing copies the weights, which a large model should not pay for
+
+
+class Linear(NamedTuple):
+    """The weight and the bias of a linear map."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +58,10 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Llama:
-    """Weights and sizes. cos, sin: (positions, h); the first half of sin is negated, so that rotation is a roll."""
+    """Weights and sizes.
+
+    turn    the rotations of the positions (see `_turns`)
+    """
 
     embedding: torch.Tensor
     layers: tuple[Layer, ...]
@@ -60,8 +70,7 @@ class Llama:
     heads: int
     key_heads: int
     width: int
-    cos: torch.Tensor
-    sin: torch.Tensor
+    turn: tuple[torch.Tensor, ...]
 
     def cache(self, rows: int, length: int, most: int) -> Cache:
         """An empty cache of so many positions at first, and at most."""
@@ -94,15 +103,21 @@ def read(model: nn.Module, positions: int, rows: int) -> Llama | str:
     fuse = sum(p.numel() for p in model.parameters()) <= FUSE_BELOW
     position = torch.arange(positions, device=body.embed_tokens.weight.device)[None]
     cos, sin = body.rotary_emb(body.embed_tokens.weight[:1], position)
-    half = cos.shape[-1] // 2
+    width, pairs = cos.shape[-1], fuse and cos.dtype in (torch.float32, torch.float64)
+    rows = rows if fuse else 0
     layers = tuple(
         Layer(
             layer.input_layernorm.weight,
-            _join(rows if fuse else 0, layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj),
-            _join(rows if fuse else 0, layer.self_attn.o_proj),
+            _join(
+                rows,
+                _read(layer.self_attn.q_proj, width if pairs else 0),
+                _read(layer.self_attn.k_proj, width if pairs else 0),
+                _read(layer.self_attn.v_proj),
+            ),
+            _join(rows, _read(layer.self_attn.o_proj)),
             layer.post_attention_layernorm.weight,
-            _join(rows if fuse else 0, layer.mlp.gate_proj, layer.mlp.up_proj),
-            _join(rows if fuse else 0, layer.mlp.down_proj),
+            _join(rows, _read(layer.mlp.gate_proj), _read(layer.mlp.up_proj)),
+            _join(rows, _read(layer.mlp.down_proj)),
         )
         for layer in body.layers
     )
@@ -113,21 +128,42 @@ def read(model: nn.Module, positions: int, rows: int) -> Llama | str:
         epsilon=config.rms_norm_eps,
         heads=config.num_attention_heads,
         key_heads=config.num_key_value_heads,
-        width=cos.shape[-1],
-        cos=cos[0],
-        sin=torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1),
+        width=width,
+        turn=_turns(cos[0], sin[0], pairs),
     )
 
 
-def _join(rows: int, *linears: nn.Linear) -> Projection:
+def _turns(cos: torch.Tensor, sin: torch.Tensor, pairs: bool) -> tuple[torch.Tensor, ...]:
+    """What `_rotate` takes: one complex factor (positions, h / 2), where queries and keys come as pairs that stand next
+    to each other; else cos and sin (positions, h), the first half of sin negated, so that rotation is a roll.
+    """
+    half = cos.shape[-1] // 2
+    if pairs:
+        return (torch.complex(cos[:, :half], sin[:, :half]),)
+    return cos, torch.cat([-sin[:, :half], sin[:, half:]], dim=-1)
+
+
+def _read(module: nn.Linear, pairs: int = 0) -> Linear:
+    """The module's map. `pairs` is the width of a head: its outputs then come in another order in every head, the two
+    numbers that are rotated together side by side. Of queries and keys alike, so that their products stay the same.
+    """
+    bias: torch.Tensor | None = module.bias
+    if not pairs:
+        return Linear(module.weight, bias)
+    order = torch.arange(module.out_features).view(-1, 2, pairs // 2).transpose(1, 2).reshape(-1)
+    order = order.to(module.weight.device)
+    return Linear(module.weight[order], None if bias is None else bias[order])
+
+
+def _join(rows: int, *linears: Linear) -> Projection:
     """The linear maps as one, laid out for so many rows; 0: as they are."""
     if not rows:
         return Projection(tuple(Prepared(linear.weight, linear.bias) for linear in linears))
-    biases: list[torch.Tensor] = [linear.bias for linear in linears if linear.bias is not None]  # type: ignore[redundant-expr]
+    biases = [linear.bias for linear in linears if linear.bias is not None]
     if len(linears) == 1 or len(biases) not in (0, len(linears)):
         return Projection(tuple(prepare(linear.weight, linear.bias, rows=rows) for linear in linears))
-    weights: list[torch.Tensor] = [linear.weight for linear in linears]
-    return Projection((prepare(torch.cat(weights), torch.cat(biases) if biases else None, rows=rows),))
+    weights = torch.cat([linear.weight for linear in linears])
+    return Projection((prepare(weights, torch.cat(biases) if biases else None, rows=rows),))
 
 
 @torch.inference_mode()
@@ -141,11 +177,11 @@ def prefill(w: Llama, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, t
         ids[row, : len(prompt)] = torch.tensor(prompt)
     x = F.embedding(ids.to(device), w.embedding).view(B * P, -1)
     kv = x.new_empty(len(w.layers), 2, B, w.key_heads, P, w.width)
-    cos, sin, rotated = w.cos[:P, None], w.sin[:P, None], w.heads + w.key_heads
+    turn, rotated = tuple(part[:P, None] for part in w.turn), w.heads + w.key_heads
     end_B = (torch.arange(B) * P + lengths - 1).to(device)
     for number, (layer, cache) in enumerate(zip(w.layers, kv, strict=True)):
         qkv = layer.qkv(_norm(x, layer.norm_in, w.epsilon)).view(B, P, -1, w.width)
-        _rotate(qkv[:, :, :rotated], cos, sin)
+        _rotate(qkv[:, :, :rotated], turn)
         q = qkv[:, :, : w.heads].transpose(1, 2)
         cache.copy_(qkv[:, :, w.heads :].view(B, P, 2, -1, w.width).permute(2, 0, 3, 1, 4))
         # Padding stands after every real token, so causal attention never reads it.
@@ -166,17 +202,17 @@ def step(w: Llama, ids_B: torch.Tensor, position_B: torch.Tensor, kv: Cache) -> 
     """
     B, K, M = len(ids_B), w.key_heads, kv.length
     rotated = w.heads + K
-    cos, sin = w.cos[position_B][:, None], w.sin[position_B][:, None]
+    turn = tuple(part[position_B][:, None] for part in w.turn)
     place = kv.rows_at(position_B)
-    mask = later(position_B, M, w.embedding.dtype)[:, None]
+    mask = later(position_B, M, w.embedding.dtype).repeat_interleave(K, 0)[:, None]
     scale = w.width**-0.5
     x = F.embedding(ids_B, w.embedding)
     for layer, (rows, keys, values) in zip(w.layers, kv.views, strict=True):
         qkv = layer.qkv(_norm(x, layer.norm_in, w.epsilon)).view(B, -1, w.width)
-        _rotate(qkv[:, :rotated], cos, sin)
-        rows.index_copy_(0, place, qkv[:, w.heads :].reshape(-1, w.width))
+        _rotate(qkv[:, :rotated], turn)
+        kv.write(rows, place, qkv[:, w.heads :].reshape(-1, w.width))
         q = qkv[:, : w.heads].reshape(B * K, -1, w.width)
-        scores = torch.add(mask, torch.bmm(q, keys).view(B, w.heads, M), alpha=scale)
+        scores = torch.baddbmm(mask, q, keys, alpha=scale)
         weights = torch.softmax(scores, -1, dtype=torch.promote_types(x.dtype, torch.float32)).to(x.dtype)
         x = layer.out(kv.mixed(weights, values), x)
         x = _mlp(w, layer, x)
@@ -198,6 +234,11 @@ def _norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor
     return F.rms_norm(x, (x.shape[-1],), weight, epsilon)
 
 
-def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
-    turned = x.roll(x.shape[-1] // 2, -1)
-    x.mul_(cos).addcmul_(turned, sin)
+def _rotate(x: torch.Tensor, turn: tuple[torch.Tensor, ...]) -> None:
+    """Rotate queries and keys (.., h) in place, by what `_turns` gives for their positions."""
+    if len(turn) == 1:
+        torch.view_as_complex(x.view(*x.shape[:-1], -1, 2)).mul_(turn[0])
+    else:
+        cos, sin = turn
+        turned = x.roll(x.shape[-1] // 2, -1)
+        x.mul_(cos).addcmul_(turned, sin)
