@@ -12,6 +12,7 @@ import json
 import random
 import re
 import sys
+import sysconfig
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from fairlead.guard.wire.events import Channel  # noqa: E402
 from fairlead.stats import wilson  # noqa: E402
 from support.leaks import Case, Tracked, bits_released, case, cut_out, said  # noqa: E402
 
+PARTS = ["whole", "streamed", "names", "harmless", "harmless-names", "not-listed", "cpu"]
 DATA = ROOT.parent / "shared" / "data"
 
 
@@ -155,6 +157,42 @@ def false_alarms(n: int, seed: int) -> dict[str, Any]:
     }
 
 
+def names_of_calls() -> list[str]:
+    """Names as programs have them: every function, method and class of Python's own library that parses."""
+    found: set[str] = set()
+    for path in Path(sysconfig.get_paths()["stdlib"]).rglob("*.py"):
+        if "site-packages" not in path.parts:
+            found.update(
+                re.findall(r"^\s*(?:async def|def|class) ([A-Za-z]\w{2,63})", path.read_text("utf-8", "replace"), re.M)
+            )
+    return sorted(found)
+
+
+def false_names(n: int, seed: int) -> dict[str, Any]:
+    """Conversations of 1 to 40 harmless calls, of 1 to 12 tools, some with a name of a server before ("files.read")."""
+    rng, names = random.Random(seed), names_of_calls()
+    check = SecretsCheck(tuple(Secret(f"c{i}", (f"{rng.getrandbits(128):032x}",), anywhere=True) for i in range(4)))
+    calls = gone = conversations = 0
+    while conversations < n:
+        before = rng.choice(("", "", f"{rng.choice(names).lower()}.", f"{rng.choice(names).lower()}_", "mcp__x__"))
+        tools = [before + name for name in rng.sample(names, rng.randint(1, 12))]
+        messages, taken = [system("be kind"), user("do it")], 0
+        for _ in range(rng.randint(1, 10)):
+            turn = [rng.choice(tools) for _ in range(rng.randint(1, 4))]
+            reply = Message("assistant", tuple(ToolCall("c", name, '{"n":1}') for name in turn))
+            [decision] = check.decide([Exchange(tuple(messages), (reply,))])
+            calls, taken = calls + len(turn), taken + len({span.at[1] for span in decision.spans})
+            messages += [reply, user("go on")]
+        conversations, gone = conversations + 1, gone + (taken > 0)
+    return {
+        "names": len(names),
+        "conversations": n,
+        "calls": calls,
+        "with_an_alarm": gone,
+        "high_95": wilson(gone, n).high,
+    }
+
+
 def not_listed(n: int, most: int, seed: int) -> dict[str, Any]:
     """Encodings that are not listed and secrets that are words: what is seen, and what is painted over for it."""
     from guard_unlisted import markdown, of_canaries, of_words, on_harmless
@@ -196,10 +234,10 @@ def cpu(n: int, seed: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=20_000)
-    parser.add_argument("--harmless", type=int, default=50_000)
+    parser.add_argument("--harmless", type=int, default=50_000, help="texts; a tenth as many conversations of calls")
     parser.add_argument("--split", help="cases split in this way alone (turns, sentences, …); by default any")
     parser.add_argument("--seed", type=int, default=2026)
-    parser.add_argument("--only", nargs="*", default=["whole", "streamed", "names", "harmless", "not-listed", "cpu"])
+    parser.add_argument("--only", nargs="*", default=PARTS)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     result: dict[str, Any] = {"seed": given.seed}
@@ -207,6 +245,8 @@ def main() -> None:
         result["cpu_us"] = cpu(300, given.seed)
     if "harmless" in given.only:
         result["harmless"] = false_alarms(given.harmless, given.seed)
+    if "harmless-names" in given.only:
+        result["harmless_names"] = false_names(given.harmless // 10, given.seed)
     if "not-listed" in given.only:
         result["not_listed"] = not_listed(200, 5_000, given.seed)
         print(result["not_listed"].pop("markdown"), file=sys.stderr)

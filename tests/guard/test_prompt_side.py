@@ -50,7 +50,7 @@ def run(*checks: Asks, **more: Any) -> tuple[Prompted, Ledger, Tally]:
 
 def test_what_nobody_minds_goes_on_unchanged() -> None:
     prompted, ledger, _ = run(says("allow"))
-    assert prompted == Prompted(ASKED, Told("allow", "", "")) and prompted.goes_on
+    assert prompted == Prompted(ASKED, Told("allow", "", ""), dear=16) and prompted.goes_on
     assert [verdict.outcome for verdict in ledger.verdicts] == ["allow"]
     assert run()[0].goes_on
 
@@ -83,6 +83,25 @@ def test_the_most_severe_decision_wins_and_dear_checks_are_spared() -> None:
     prompted, _, _ = run(dear, says("redact", Span((0, 0), 0, 2)), says("refuse", principle="open"))
     assert prompted.told.decision == "refuse" and prompted.say == "no ." and asked == []
     assert run(says("revise"))[0].told.decision == "refuse" == run(says("block_tool_call"))[0].told.decision
+
+
+def test_dear_questions_are_bounded_and_what_is_left_is_told() -> None:
+    asked: list[str] = []
+
+    def critic(name: str, principle: str = "p") -> Asks:
+        return Asks(lambda messages: asked.append(name) or Decision("allow"), name, cost=2, principle=principle)
+
+    three = [critic("a"), critic("b"), critic("c", "open")]
+    prompted, _, tally = run(*three, dear=3)
+    assert asked == ["a", "b", "c"] and (prompted.told.decision, prompted.dear) == ("allow", 0)
+    prompted, _, tally = run(critic("a"), critic("c", "open"), dear=1)
+    assert prompted.goes_on and prompted.dear == 0 and tally.failed == {("c", "open"): 1}
+    asked.clear()
+    prompted, ledger, tally = run(*three, dear=1)
+    assert asked == ["a"] and prompted.told.decision == "failed" and prompted.check == "b"
+    assert tally.failed == {("b", "closed"): 1}  # so `c` need not be asked
+    assert tally.cost == {("a", "asked"): 1, ("b", "refused by a cap"): 1}
+    assert "has had its 1 dear calls" in ledger.verdicts[1].evidence
 
 
 def test_escalation_hands_over_what_was_asked() -> None:

@@ -35,9 +35,8 @@ __all__ = ["Asker", "Questions"]
 class Questions:
     """What one request asks of models, and what becomes of the answers."""
 
-    def __init__(self, release: Release, asker: Asker) -> None:
-        self.release, self.asker, self.plan = release, asker, release.plan
-        self.dear = self.plan.dear
+    def __init__(self, release: Release, asker: Asker, dear: int) -> None:
+        self.release, self.asker, self.plan, self.dear = release, asker, release.plan, dear
         self.left = self.plan.budget
         self._asking = 0
         self._since = 0.0

@@ -93,13 +93,13 @@ def _text(answer: Any) -> str:
 
 
 def _again(release: Release, choice: Alternative) -> Release:
+    assert release.questions is not None
     again = type(release)(
         release.plan, release.messages, asker=release.asker, tenant=release.tenant, tally=Tally(),
-        ledger=release.ledger, escalate=release.escalate, rounds=release.rounds - 1,
+        ledger=release.ledger, escalate=release.escalate, rounds=release.rounds - 1, dear=release.questions.dear,
     )  # fmt: skip
     again.sent = release.sent
-    assert again.questions is not None and release.questions is not None
-    again.questions.dear = release.questions.dear
+    assert again.questions is not None
     again.questions.left = release.questions.time_left(release.questions.left)
     for other in release.choices.values():
         if other is not choice:

@@ -21,6 +21,7 @@ WIRE: Mapping[str, frozenset[str]] = {  # places of a constitution as places of 
     "tool_call": frozenset({"tool_call"}),
 }
 DEADLINES: Mapping[int, float] = {0: 5.0, 1: 0.5, 2: 20.0}
+DEAR = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,8 @@ class Plan:
 
     rounds    how often one alternative is revised and looked at again
     budget    seconds that one request may wait upon models all together; what is late then has failed
-    dear      questions to models of cost 2 (critics) and revisions that one request may ask
+    dear      questions to models of cost 2 (critics) and revisions that one request may ask, on what is asked and on
+              the reply together
     opaque    what no check can read: dropped, or passed and counted as not scanned
     top_logprobs  what the model might have said instead, which no check reads: dropped, or passed and counted
     unknown   an event without a name ends the stream, or is dropped; it never leaves
@@ -94,7 +96,7 @@ class Plan:
     best: BestOf | None = None
     rounds: int = ROUNDS
     budget: float = 60.0
-    dear: int = 16
+    dear: int = DEAR
     opaque: Literal["drop", "pass"] = "drop"
     unknown: Literal["stop", "drop"] = "stop"
     sha256: str = ""
@@ -129,7 +131,7 @@ def plan(
     best: BestOf | None = None,
     rounds: int = ROUNDS,
     budget: float = 60.0,
-    dear: int = 16,
+    dear: int = DEAR,
     opaque: Literal["drop", "pass"] = "drop",
     unknown: Literal["stop", "drop"] = "stop",
     sha256: str = "",

@@ -13,7 +13,7 @@ from fairlead.guard.arguments import painted
 from fairlead.guard.decision import SEVERITY, Decision, Span, most_severe
 from fairlead.guard.ledger import Ledger
 from fairlead.guard.pieces import pieces, redact
-from fairlead.guard.plan import DEADLINES
+from fairlead.guard.plan import DEADLINES, DEAR
 from fairlead.guard.policy import Policy
 from fairlead.guard.pool import NoAnswer, Pool
 from fairlead.guard.release import Escalate
@@ -31,12 +31,14 @@ class Prompted:
     messages  as the model may read them, painted over where that is what was decided
     told      what was decided; `allow` and `redact` go on to the model, everything else is answered by `say`
     check     name of the check that failed closed ("" for none): an error of the guard, not an answer
+    dear      questions to critics that are left for the reply
     """
 
     messages: tuple[Message, ...]
     told: Told
     say: str = ""
     check: str = ""
+    dear: int = 0
 
     @property
     def goes_on(self) -> bool:
@@ -53,6 +55,7 @@ async def ask(
     pool: Pool | None = None,
     deadlines: Mapping[int, float] = DEADLINES,
     on_error: Mapping[int, str] = NONE,
+    dear: int = DEAR,
     long: bool = False,
     escalate: Escalate | None = None,
 ) -> Prompted:
@@ -61,23 +64,29 @@ async def ask(
 
     A model (cost 1 or 2) is asked in the pool, within its deadline; so is code where what is asked is `long`, else it
     runs at once and has failed where it took longer. A check that fails is what the policy of its principle says, or
-    `on_error` by its cost. A prompt can be painted over, refused or escalated; what would revise it or block a call
-    refuses.
+    `on_error` by its cost; so has one of cost 2 beyond the `dear` questions that the request may ask. A prompt can be
+    painted over, refused or escalated; what would revise it or block a call refuses.
     """
     asked = tuple(messages)
     said: list[tuple[Decision, str]] = []
     settled: set[str] = set()
+    left = dear
     for check in sorted(checks, key=lambda check: getattr(check, "cost", 0)):
         cost = getattr(check, "cost", 0)
         if cost and any(SEVERITY[decision.outcome] >= SEVERITY["escalate"] for decision, _ in said):
             break
         principle = getattr(check, "principle", "")
+        if cost == 2 and principle in settled:
+            tally.cost[check.name, "spared"] += 1
+            continue
         if cost == 2:
-            tally.cost[check.name, "spared" if principle in settled else "asked"] += 1
-            if principle in settled:
-                continue
-        deadline = getattr(check, "deadline", 0.0) or deadlines.get(cost, 20.0)
-        decision = await _asked(check, asked, pool if cost or long else None, deadline)
+            tally.cost[check.name, "asked" if left else "refused by a cap"] += 1
+        if cost == 2 and not left:
+            decision = Decision("failed", principle, f"the request has had its {dear} dear calls", (), check.name)
+        else:
+            left -= cost == 2
+            deadline = getattr(check, "deadline", 0.0) or deadlines.get(cost, 20.0)
+            decision = await _asked(check, asked, pool if cost or long else None, deadline)
         if settles(check, decision):
             settled.add(principle)
         one = _resolved(check, decision, policies, on_error.get(cost, ""), ledger, tally)
@@ -85,7 +94,7 @@ async def ask(
             said.append(one)
     worst = most_severe(decision for decision, _ in said)
     if worst.outcome == "allow":
-        return Prompted(asked, Told("allow", "", ""))
+        return Prompted(asked, Told("allow", "", ""), dear=left)
     verdict = next(verdict for decision, verdict in said if decision is worst)
     policy = policies.get(worst.principle) or Policy()
     told = Told(worst.outcome, worst.principle, verdict)
@@ -93,7 +102,7 @@ async def ask(
         spans = [span for decision, _ in said for span in decision.spans if decision.outcome == "redact"]
         changed = without(asked, spans)
         if changed is not None:
-            return Prompted(changed, told)
+            return Prompted(changed, told, dear=left)
         told = Told("refuse", worst.principle, verdict)  # what cannot be painted over does not go on
     if worst.outcome == "escalate":
         _escalate(escalate, asked, worst, verdict, tally)

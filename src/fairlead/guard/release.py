@@ -56,6 +56,7 @@ class Release:
     messages  what was asked, as the checks read it
     tools     names of the tools that may be called; None where nobody here can tell
     asker     asks models; needed where the plan has some, or revises
+    dear      how many dear questions it may still ask them; None for what the plan says
     pending   how many answers of models are outstanding: `settle` waits for the next
     over      everything that can leave has left: the upstream is not needed any more, `feed(End())` ends it
     """
@@ -72,6 +73,7 @@ class Release:
         n: int = 1,
         escalate: Escalate | None = None,
         rounds: int | None = None,
+        dear: int | None = None,
         tools: Collection[str] | None = None,
     ) -> None:
         self.plan, self.messages, self.tenant, self.n = plan, tuple(messages), tenant, n
@@ -85,7 +87,7 @@ class Release:
         if plan.models or plan.revise is not None:
             if asker is None:
                 raise InputError("these checks ask models: give the release an asker (cascade.Asker)")
-            self.questions = Questions(self, asker)
+            self.questions = Questions(self, asker, plan.dear if dear is None else dear)
         self.shadowed = plan.shadowed
         self._keep = self.questions is not None or escalate is not None
         self.texts: dict[Channel, Held] = {}

@@ -324,6 +324,23 @@ def test_a_request_has_its_own_cap_of_critics_and_revisions(tmp_path: Path, monk
     assert any("has had its 0 dear calls" in v[5] for v in entry["verdicts"]) and entry["status"] == 503
 
 
+@pytest.mark.parametrize(("dear", "asked"), [(1, 1), (2, 2)])
+def test_the_cap_counts_what_is_asked_and_the_reply_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dear: int, asked: int
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    both = ONE.replace("stream: window", "stream: window, at: [prompt, reply]")
+    with Mock(_yes) as judge, Mock(lambda _: json_reply(chat("good morning"))) as mock:
+        policy, critic = f"checks: {{dear: {dear}}}\n", CRITIC.format(url=judge.url)
+        with Proxy(tmp_path, mock.url, constitution=both, policy=policy, critic=critic) as proxy:
+            if asked < 2:
+                _used_up(proxy, "k")
+            else:
+                assert _say(proxy)[0] == "good morning"
+        answers = sum(request.path.endswith("/chat/completions") for request in judge.seen)
+        assert answers == 5 * asked and len(mock.seen) == 1  # five answers to a question
+
+
 def test_a_budget_for_a_critic_that_costs_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="costs nothing"):
         Proxy(tmp_path, "http://127.0.0.1:9", constitution=ONE, policy="checks: {spend: 5 USD}\n", critic="apprentice")

@@ -92,13 +92,15 @@ class Guarding:
             one.metrics.counts["dropped", what] += 1
         self.tally.passed.update(asked.policy.passed)
         escalate = self._escalate if one.log is not None else None
+        left = book.plan.dear
         if book.prompts:
             more = beside(asked)
             said = await prompt_side.ask(
                 book.prompts, (*asked.messages, *more.messages), book.policies, ledger=self.ledger, tally=self.tally,
-                pool=book.pool, deadlines=book.deadlines, on_error=book.on_error, long=len(one.raw) > LONG,
-                escalate=escalate,
+                pool=book.pool, deadlines=book.deadlines, on_error=book.on_error, dear=left,
+                long=len(one.raw) > LONG, escalate=escalate,
             )  # fmt: skip
+            left = said.dear
             if said.told.decision != "allow":
                 self.told = said.told
             if said.check:
@@ -118,7 +120,7 @@ class Guarding:
             plan = replace(plan, best=replace(plan.best, n=1))  # no format to ask for more in: it has to be good enough
         begin = partial(
             release_for, plan, asked.messages, n=asked.n, asker=book.asker, tenant=one.account.name, tally=self.tally,
-            ledger=self.ledger, escalate=escalate, tools=callable_tools(asked),
+            ledger=self.ledger, escalate=escalate, dear=left, tools=callable_tools(asked),
         )  # fmt: skip
         self.release = await self._aside(begin) if len(one.raw) > LONG else begin()
         if plan.best is not None and plan.best.n > 1:
