@@ -20,7 +20,8 @@ pytest.importorskip("torch")
 from tests.judges.rewards import local, reward
 
 from fairlead.cli.main import main
-from fairlead.cli.train_policy import NOT_OFFERED, told, told_ahead
+from fairlead.cli.policy_told import told, told_ahead
+from fairlead.cli.train_policy import NOT_OFFERED
 from fairlead.methods import rollouts
 from fairlead.methods.config_policy import ALGORITHMS, PolicyConfig
 from support import tiny
@@ -572,12 +573,17 @@ def test_without_torch(model: Path, elsewhere: Path) -> None:
 # ------------------------------------------------------------------------------------------------ in words
 
 
+SPENT = {
+    "calls": 1200, "prompt_tokens": 500, "completion_tokens": 100, "usd": 0.5, "unsure": 0, "budget": "$2.00"
+}  # fmt: skip
+
+
 def test_words() -> None:
     first = {"reward": 0.125, "reward_error": 0.0213, "kl": 0.0, "length": 40.4, "reward.a": 0.1, "cost.b": 2.0}
     last = {"reward": 0.5, "reward_error": 0.03, "kl": 2.9, "length": 51.0, "reward.a": 0.6, "cost.b": 1.0}
     report = {
         "replies": 25600, "asked": 500, "steps": 40, "updates": 160, "skipped_too_long": 2, "averaged": 4,
-        "start": first, "metrics": last, "missing": {"a": 1200, "b": 0}, "stopped": "",
+        "start": first, "metrics": last, "missing": {"a": 1200, "b": 0}, "stopped": "", "spent": None,
         "closing": {"kl": 3.14159, "kl_token": 0.06, "kl_error": 0.2, "replies": 64.0},
         "rewards": [{"name": "a", "role": "reward"}, {"name": "b", "role": "cost"}],
     }  # fmt: skip
@@ -588,6 +594,12 @@ def test_words() -> None:
         "scores missing: 1,200 of a",
     ]
     assert told(report | {"steps": 0, "stopped": "KL burst"})[-1] == "STOPPED EARLY: KL burst"
+    assert told(report | {"spent": SPENT})[-1] == "asked at a provider: 1,200 calls, $0.5000 of the budget of $2.00"
+    unpriced = {**SPENT, "calls": 1, "usd": None, "budget": "2,000 tokens"}
+    assert (
+        told(report | {"spent": unpriced})[-1]
+        == "asked at a provider: 1 call, 600 tokens of the budget of 2,000 tokens"
+    )
 
 
 def test_words_ahead() -> None:
@@ -597,8 +609,12 @@ def test_words_ahead() -> None:
         "about_seconds": 2000.0, "peak_bytes": 2e9, "missing": {"a": 3}, "config": {"lr": 1e-6},
         "memory": {"weights": 10**9, "gradients": 0, "critic": 5 * 10**8, "keys_values": 10**8, "total": 1.6e9,
                    "activations": 0, "logits": 0, "moments": 0, "tokens": 8192},
-        "start": {"reward": 0.25, "reward_error": 0.05, "length": 40.0, "replies": 64.0},
+        "start": {"reward": 0.25, "reward_error": 0.05, "length": 40.0, "replies": 64.0}, "tried": 2, "spent": None,
     }  # fmt: skip
+    assert told_ahead(report | {"spent": SPENT})[4] == (
+        "asked at a provider in the 2 tried steps: 1,200 calls, $0.5000 of the budget of $2.00; so about $250.0000 for all "
+        "1,000 steps"
+    )
     assert told_ahead(report) == [
         "500 prompts, the longest of 31 tokens; 1 too long, left out",
         "each step draws 64 replies, at most 8,192 tokens; learning rate 1e-06",

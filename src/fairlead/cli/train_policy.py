@@ -196,7 +196,8 @@ def _common() -> Mapping[str, tuple[Any, Any]]:
                     "--budget",
                     metavar="AMOUNT",
                     help="Of --reader and --partner user: at a provider: most they may cost together: '5 USD' or '2M "
-                    "tokens'. What is not answered then has no reward.",
+                    "tokens'. What is not answered then has no reward; with more of it the same command goes on. "
+                    "--dry-run asks for two steps.",
                 ),
             ],
             None,
@@ -300,6 +301,7 @@ def _train(
     log: Sequence[str],
     as_json: bool,
 ) -> None:
+    from fairlead.cli import policy_told
     from fairlead.cli.terminal import Terminal, print_json
     from fairlead.errors import InputError
     from fairlead.models import Budget
@@ -323,90 +325,9 @@ def _train(
     if as_json:
         print_json(found)
     else:
-        for line in told_ahead(found) if dry_run else told(found):
+        for line in policy_told.told_ahead(found) if dry_run else policy_told.told(found):
             terminal.say(line)
         if not dry_run:
             typer.echo(f"{out}")
     if found["stopped"] and not dry_run:
         raise typer.Exit(1)
-
-
-# ------------------------------------------------------------------------------------------------ in words
-
-
-def told(found: Mapping[str, Any]) -> list[str]:
-    """What came of it: what was learnt from, how the rewards moved, what is missing, and why it stopped early."""
-    head = (
-        f"{found['replies']:,} replies to {found['asked']:,} prompts, {found['steps']:,} steps "
-        f"({found['updates']:,} updates)"
-    )
-    if found["skipped_too_long"]:
-        head += f"; {found['skipped_too_long']:,} prompts too long, left out"
-    lines = [head]
-    if found["steps"]:
-        lines.append(_moved(found))
-    missing = [f"{count:,} of {name}" for name, count in found["missing"].items() if count]
-    lines.append(f"scores missing: {', '.join(missing)}" if missing else "no score is missing")
-    if found["stopped"]:
-        lines.append(f"STOPPED EARLY: {found['stopped']}")
-    return lines
-
-
-def _moved(found: Mapping[str, Any]) -> str:
-    """From the first tenth of the steps to the last, with standard errors."""
-    from fairlead.stack.reinforce_told import nats
-
-    first, last, averaged = found["start"], found["metrics"], found["averaged"]
-    steps = f"{averaged:,} steps" if averaged > 1 else "step"
-    parts = [f"reward {_with_error(first)} in the first {steps}, {_with_error(last)} in the last"]
-    several = len(found["rewards"]) > 1
-    for one in found["rewards"] if several else ():
-        column = f"{one['role']}.{one['name']}"
-        parts.append(f"{one['name']} {first[column]:.3g} to {last[column]:.3g}")
-    if found["closing"]:
-        parts.append(f"KL to the reference {nats(found['closing']['kl'])} nats per reply")
-    parts.append(f"replies of {first['length']:.0f} tokens, then {last['length']:.0f}")
-    return "; ".join(parts)
-
-
-def _with_error(told: Mapping[str, Any]) -> str:
-    return f"{told['reward']:.3g} ± {told['reward_error']:.2g}"
-
-
-def told_ahead(found: Mapping[str, Any]) -> list[str]:
-    """What a training would take, in words."""
-    from fairlead.cli.terminal import duration
-    from fairlead.cli.train import in_bytes
-
-    config, start = found["config"], found["start"]
-    lines = [
-        f"{found['prompts']:,} prompts, the longest of {found['longest_prompt']:,} tokens"
-        + (f"; {found['skipped_too_long']:,} too long, left out" if found["skipped_too_long"] else ""),
-        f"each step draws {found['replies_per_step']:,} replies, at most {found['tokens_per_step_at_most']:,} tokens; "
-        f"learning rate {config['lr']:g}",
-    ]
-    if start:
-        lines.append(
-            f"the model as it is: reward {_with_error(start)}, {start['length']:.0f} tokens per reply, so about "
-            f"{found['tokens_per_step']:,.0f} a step ({start['replies']:,.0f} replies)"
-        )
-    lines += [f"scores missing in the tried steps: {count:,} of {name}" for name, count in found["missing"].items()
-              if count]  # fmt: skip
-    memory = found["memory"]
-    parts = ("weights", "gradients", "moments", "activations", "logits", "critic", "keys_values")
-    shown = [f"{key.replace('_', ' and ')} {in_bytes(memory[key])}" for key in parts if memory.get(key)]
-    lines.append(
-        f"memory, an estimate: {in_bytes(memory['total'])} beside the program itself and its judges "
-        f"({', '.join(shown)}; up to {memory['tokens']:,} tokens at once)"
-    )
-    if memory["activations"] is None:
-        lines.append("the sizes of this model's layers are not known, so activations are not in that sum")
-    if found["peak_bytes"] is not None:
-        lines.append(
-            f"memory, measured: {in_bytes(found['peak_bytes'])} at the peak of the tried steps, program and all"
-        )
-    lines.append(
-        f"{found['steps']:,} steps ({found['updates']:,} updates); one step took {found['seconds_per_step']:.2f} s "
-        f"here, so about {duration(found['about_seconds'])} in all, at replies as long as now"
-    )
-    return lines

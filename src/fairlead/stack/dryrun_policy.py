@@ -52,6 +52,8 @@ def estimate_policy(order: PolicyOrder, voice: Voice) -> dict[str, Any]:
         "seconds_per_step": min(took, default=math.nan),
         "about_seconds": min(took, default=math.nan) * steps + max(0.0, total - sum(took)),
         "start": start,
+        "tried": len(made.steps),
+        "spent": order.within.spent,
         "missing": made.missing,
         "stopped": made.stopped,
         "memory": _memory(job, max(len(tree.prompt) for tree in asked.trees), replies),

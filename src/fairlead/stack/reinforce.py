@@ -389,6 +389,7 @@ def report_of(job: PolicyJob, made: Reinforced) -> dict[str, Any]:
         "metrics": means_of(told[-tenth:]),
         "closing": dict(made.closing),
         "missing": made.missing,
+        "spent": order.within.spent,
         "stopped": made.stopped,
     }
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from fairlead.errors import InputError
 from fairlead.models.budget import Budget
@@ -31,6 +32,11 @@ class Within:
                 "(vllm/NAME@URL)"
             )
         return open_model(spec, budget=self.budget, prices=read_prices(self.prices) if self.prices else None)
+
+    @property
+    def spent(self) -> dict[str, Any] | None:
+        """What they have cost since the program started, and the budget; None where nothing was allowed."""
+        return None if self.budget is None else {**asdict(self.budget.spent), "budget": str(self.budget)}
 
 
 NOTHING = Within()

@@ -49,7 +49,7 @@ def policy(layer: PolicyLayer, below: Built, ctx: Context) -> Built:
     def train(model: Any, run: Any) -> Any:
         job = _job(layer, model, prompts, judges, imitated, config, ctx)
         made = run_policy_job(job, ctx.voice, replace(run, every=STATES_EVERY * config.updates), layer.name)
-        told = {name: value for name, value in report_of(job, made).items() if name not in ("config", "model")}
+        told = {name: value for name, value in report_of(job, made).items() if name not in ("config", "model", "spent")}
         alarms = (f"{layer.name} stopped early: {made.stopped}",) if made.stopped else ()
         return made.model, told, made.records, alarms
 
