@@ -74,6 +74,24 @@ def test_the_reference_stands_where_the_formula_says(
     assert np.array_equal(kept[0].seen[-1][0], weights(got.model).numpy())  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_mean_corrected_for_its_lag_stands_where_the_formula_says(
+    model: Tiny, monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
+    kept: list[Watched] = []
+    monkeypatch.setattr(preference, "Reference", lambda *args: kept.append(Watched(*args)) or kept[-1])
+    bias: Any = {"reference_lag": 3, "reference_mean_power": 0.4, "reference_bias_power": 0.7}
+    train_pairs(model, pairs(), DPOConfig(**SHORT, reference="bema", reference_every=every, **bias))
+    start = mean = stands = weights(model).numpy()
+    assert len(kept[0].seen) == 6
+    for step, (policy, reference) in enumerate(kept[0].seen, start=1):
+        if step % every == 0:
+            beta, alpha = (3 + step) ** -0.4, (3 + step) ** -0.7
+            mean = (1 - beta) * mean + beta * policy
+            stands = mean + alpha * (policy - start)
+        assert np.abs(reference - stands).max() < 1e-12
+
+
 def test_the_loss_reads_the_reference_as_it_stands(model: Tiny) -> None:
     """Reset after every step, policy and reference are one at the start of each, and a sigmoid of nothing is log 2."""
     config = DPOConfig(**SHORT, reference="reset", reference_every=1)
@@ -100,13 +118,16 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.parametrize("how", ["ema", "bema"])
 @pytest.mark.parametrize("at", [0, 1, 2, 4])
-def test_a_run_killed_between_two_moves_goes_on_to_the_same_bits(model: Tiny, tmp_path: Path, at: int) -> None:
+def test_a_run_killed_between_two_moves_goes_on_to_the_same_bits(
+    model: Tiny, tmp_path: Path, at: int, how: Any
+) -> None:
     def die(r: StepRecord) -> None:
         if r.step == at:
             raise Killed
 
-    config = DPOConfig(**SHORT, reference="ema", reference_every=2)
+    config = DPOConfig(**SHORT, reference=how, reference_every=2)
     whole = train_pairs(model, pairs(), config)
     with pytest.raises(Killed):
         train_pairs(model, pairs(), config, Run(checkpoint=tmp_path, every=1, progress=die))
@@ -130,6 +151,9 @@ def test_adapters_have_a_reference_that_is_reset(model: Tiny) -> None:
         ({"reference_rate": 0.5}, "belongs to reference: ema; reference is start"),
         ({"reference": "reset", "reference_rate": 0.5}, "belongs to reference: ema; reference is reset"),
         ({"reference": "ema", "reference_rate": 1.0}, "less than 1"),
+        ({"reference": "ema", "reference_lag": 5.0}, "reference_lag belongs to reference: bema; reference is ema"),
+        ({"reference": "bema", "reference_rate": 0.5}, "belongs to reference: ema; reference is bema"),
+        ({"reference": "bema", "lora": Lora(rank=4)}, "bema under lora would mix"),
         ({"reference": "reset", "reference_every": 0}, "greater than or equal to 1"),
         ({"reference": "ema", "shard": True}, "shard leaves the reference whole"),
         ({"reference": "ema", "lora": {}}, "is no mix of weights"),

@@ -100,6 +100,14 @@ PAIRWISE: dict[str, PairwiseConfig] = {
     "alphapo_below_0": SimPOConfig(beta=2.0, gamma=0.7, alpha=-0.5),
     "tr_dpo": DPOConfig(beta=BETA, reference="ema", reference_rate=0.6),
     "tr_dpo_reset": DPOConfig(beta=BETA, reference="reset", reference_every=1),
+    "bema_dpo": DPOConfig(
+        beta=BETA,
+        reference="bema",
+        reference_every=1,
+        reference_lag=3,
+        reference_mean_power=0.4,
+        reference_bias_power=0.7,
+    ),
     "tr_ipo_aot": DPOConfig(beta=BETA, losses={"ipo_norm": 0.5, "aot": 1.0}, reference="ema", reference_rate=0.3),
     "tpo": TPOConfig(beta=BETA, nll=0.7, nll_mean="tokens"),
     "tpo_hinge": TPOConfig(beta=BETA, loss="hinge", nll_mean="tokens"),
@@ -141,7 +149,7 @@ def stored_pairs(known: dict[str, np.ndarray], config: PairwiseConfig) -> Pairs:
     )
 
 
-ON_TOKENS = {"tr_dpo", "tr_dpo_reset", "tr_ipo_aot", "ld", "ld_aot", "wpo", "wpo_norm", "mpo_weighted"}
+ON_TOKENS = {"bema_dpo", "tr_dpo", "tr_dpo_reset", "tr_ipo_aot", "ld", "ld_aot", "wpo", "wpo_norm", "mpo_weighted"}
 
 
 @pytest.mark.parametrize("name", sorted(set(PAIRWISE) - ON_TOKENS - {"alpha"}))  # alpha is float32
@@ -260,7 +268,7 @@ def train(
     for module in (preference, unpaired):
         monkeypatch.setattr(module, "Updates", PlainSGD)
         monkeypatch.setattr(module, "cached_logprobs", against)
-        monkeypatch.setattr(module, "Reference", lambda model, config: Reference(Bare(reference), config))
+        monkeypatch.setattr(module, "Reference", lambda model, config: standing(reference, model, config))
     for module in (loop, preference, unpaired):  # TRL's order, which KTO's mismatched pairs depend on
         monkeypatch.setattr(module, "step_rows", lambda rows, config: [list(range(len(rows.trees)))] * steps)
     if isinstance(config, PairwiseConfig):
@@ -275,6 +283,15 @@ def train(
         unpaired.train_kto(Bare(policy), thumbs, config)
     assert (PlainSGD.last.batches > 1) == (tokens == SEVERAL)
     return PlainSGD.last
+
+
+def standing(where: Any, policy: Any, config: Any) -> Reference:
+    """The reference that follows the policy from the policy's start, and stands somewhere else until it moves."""
+    if config.reference_pace is None:
+        return Reference(Bare(where), config)
+    made = Reference(policy, config)
+    made.module.load_state_dict(where.state_dict())
+    return made
 
 
 @pytest.mark.parametrize("dtype", parity.DTYPES)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fairlead.methods.config_losses import COUPLED, LossName, MixedLoss, problems
-from fairlead.methods.config_reference import MovingReference
+from fairlead.methods.config_reference import MovingReference, Pace
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -89,8 +89,8 @@ class Training(BaseModel):
         return True
 
     @property
-    def reference_pace(self) -> tuple[int, float] | None:
-        """After how many steps the reference moves, and how much of the way to the policy; None where it stays."""
+    def reference_pace(self) -> Pace | None:
+        """How the reference moves; None where it stays."""
         return None
 
     @model_validator(mode="after")

@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from fairlead.methods.config import NotNegative, Positive, Training
+from fairlead.methods.config_reference import Pace
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -185,10 +186,10 @@ class PolicyConfig(Training):
         return None if self.overlong is None else max(1, round(self.overlong * self.max_tokens))
 
     @property
-    def reference_pace(self) -> tuple[int, float] | None:
+    def reference_pace(self) -> Pace | None:
         if self.reference == "start":
             return None
-        return (self.reference_every, 1.0) if self.reference == "reset" else (1, self.reference_rate)
+        return Pace(self.reference_every) if self.reference == "reset" else Pace(1, self.reference_rate)
 
     @property
     def needs_reference(self) -> bool:

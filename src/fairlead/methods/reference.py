@@ -67,33 +67,41 @@ class Reference:
 
     Resetting it lets a long run move on (DeepSeek-AI 2025, arXiv 2501.12948, every 400 steps; ProRL, Liu et al. 2025,
     arXiv 2505.24864; TR-DPO, Gorbatovski et al. 2024, arXiv 2404.09656); a running mean does so smoothly (WARP, Ramé
-    et al. 2024, arXiv 2406.16768; TR-DPO's soft update, rate x policy + (1 - rate) x reference).
+    et al. 2024, arXiv 2406.16768; TR-DPO's soft update, rate x policy + (1 - rate) x reference). A mean lags behind;
+    BEMA adds to it a share of the way from the start (Block and Zhang 2025, arXiv 2508.00180, algorithm 1).
     """
 
     def __init__(self, model: Trainable, config: Training) -> None:
         self.pace = config.reference_pace
         self.module: torch.nn.Module = model.module if self.pace is None else trainable_copy(model.module, config)
         self.module.eval()
+        self.start, self.mean = dict(model.module.named_parameters()), dict[str, torch.Tensor]()
+        if self.pace is not None and self.pace.bias is not None:
+            self.mean = {name: p.detach().clone() for name, p in self._moving()}
 
     def carry(self, updates: Updates) -> None:
         """Have its weights saved with the run's state, and take up those of a state that was restored."""
         if self.pace is None:
             return
         with torch.no_grad():
-            for name, parameter in self._moving():
-                saved = updates.tensors.get(f"reference.{name}")
-                if saved is not None:
-                    parameter.copy_(saved)
-                updates.tensors[f"reference.{name}"] = parameter.data
+            for what, held in (("reference", dict(self._moving())), ("reference_mean", self.mean)):
+                for name, tensor in held.items():
+                    saved = updates.tensors.get(f"{what}.{name}")
+                    if saved is not None:
+                        tensor.copy_(saved)
+                    updates.tensors[f"{what}.{name}"] = tensor.data
 
     def follow(self, policy: torch.nn.Module, steps: int) -> None:
         """After `steps` steps in all."""
-        if self.pace is None or steps % self.pace[0]:
+        if self.pace is None or steps % self.pace.every:
             return
-        rate, now = self.pace[1], dict(policy.named_parameters())
+        (rate, ahead), now = self.pace.at(steps), dict(policy.named_parameters())
         with torch.no_grad():
             for name, parameter in self._moving():
-                parameter.lerp_(now[name].detach(), rate) if rate < 1 else parameter.copy_(now[name])
+                mean = self.mean.get(name, parameter)
+                mean.lerp_(now[name].detach(), rate) if rate < 1 else mean.copy_(now[name])
+                if self.mean:
+                    parameter.copy_(mean + ahead * (now[name] - self.start[name]))
 
     def _moving(self) -> list[tuple[str, torch.nn.Parameter]]:
         return [(name, p) for name, p in self.module.named_parameters() if p.requires_grad]
