@@ -113,7 +113,8 @@ def _litellm(python: str, mock: int) -> Iterator[tuple[int, str]]:
     environment = {
         **os.environ, "MOCK_URL": f"http://127.0.0.1:{mock}/v1", "LITELLM_MODE": "PRODUCTION", "LITELLM_LOG": "ERROR",
         "LITELLM_TELEMETRY": "False", "LITELLM_LOCAL_MODEL_COST_MAP": "True",
-        "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",  # no key to look up: the faster way for it
+        "LITELLM_MASTER_KEY": "sk-unused",  # what load.py sends
+        "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",
     }  # fmt: skip
     command = [str(Path(python).with_name("litellm")), "--config", str(CONFIG), "--host", "127.0.0.1"]
     process = subprocess.Popen(

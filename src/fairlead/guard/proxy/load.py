@@ -59,7 +59,7 @@ def request(work: Work, port: int) -> bytes:
     body = orjson.dumps({"model": "mock", "messages": messages, "stream": work.chunks > 0})
     head = (
         f"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\ncontent-type: application/json\r\n"
-        f"authorization: Bearer unused\r\ncontent-length: {len(body)}\r\n\r\n"
+        f"authorization: Bearer sk-unused\r\ncontent-length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body
 
