@@ -342,6 +342,15 @@ def test_a_dry_run_reads_no_more_rows_than_it_tries(model: Path, monkeypatch: py
     assert seen == [6]
 
 
+@pytest.mark.parametrize(("reference", "copies"), [("start", 2), ("reset", 3), ("ema", 3), ("bema", 4)])
+def test_a_dry_run_counts_the_weights_of_a_reference_that_moves(
+    reference: str, copies: int, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(train("dpo", model, "--reference", reference, "--dry-run", "--json", out=None)) == 0
+    weight = 4 * sum(w.numel() for w in weights(model).values())
+    assert json.loads(capsys.readouterr().out)["memory"]["weights"] == copies * weight
+
+
 def test_a_dry_run_of_thumbs_tries_both_kinds(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write("thumbs.jsonl", *(thumb(f"poison {i}", "yes", i > 0) for i in range(40)))
     assert main(train("kto", model, "--rows-per-step", "2", "--dry-run", out=None)) == 0

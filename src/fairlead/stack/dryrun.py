@@ -41,8 +41,10 @@ def estimate_stage(order: Order, voice: Voice) -> dict[str, Any]:
     members = getattr(job.config, "members", 1)
     at_once = min(job.config.tokens_per_batch, max(sum(rows.trees[row].tokens for row in step) for step in steps))
     memory = footprint(job.model.module, at_once, trained=adapted(job.model.module, job.config))
-    # Finished members stay, and a reference that moves is weights of its own.
-    more = members - 1 + (job.config.reference_pace is not None and job.config.lora is None)
+    # Finished members stay, and a reference that moves is weights of its own; so is the mean that one of them follows.
+    pace = job.config.reference_pace
+    moving = 0 if pace is None or job.config.lora is not None else 1 + (pace.bias is not None)
+    more = members - 1 + moving
     copies = sum(p.numel() * p.element_size() for p in job.model.module.parameters()) * more
     memory = dataclasses.replace(memory, weights=memory.weights + copies)
     return {
