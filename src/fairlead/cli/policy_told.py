@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fairlead.cli.terminal import duration
-from fairlead.cli.train import in_bytes
+from fairlead.cli.train import memory_told
 from fairlead.stack.reinforce_told import nats
 
 
@@ -70,19 +70,7 @@ def told_ahead(found: Mapping[str, Any]) -> list[str]:
             f"asked at a provider in the {found['tried']:,} tried steps: {_spent(found['spent'])}; so about "
             f"{_amount(found['spent'], found['steps'] / found['tried'])} for all {found['steps']:,} steps"
         )
-    memory = found["memory"]
-    parts = ("weights", "gradients", "moments", "activations", "logits", "critic", "keys_values")
-    shown = [f"{key.replace('_', ' and ')} {in_bytes(memory[key])}" for key in parts if memory.get(key)]
-    lines.append(
-        f"memory, an estimate: {in_bytes(memory['total'])} beside the program itself and its judges "
-        f"({', '.join(shown)}; up to {memory['tokens']:,} tokens at once)"
-    )
-    if memory["activations"] is None:
-        lines.append("the sizes of this model's layers are not known, so activations are not in that sum")
-    if found["peak_bytes"] is not None:
-        lines.append(
-            f"memory, measured: {in_bytes(found['peak_bytes'])} at the peak of the tried steps, program and all"
-        )
+    lines += memory_told(found, "the program itself and its judges")
     lines.append(
         f"{found['steps']:,} steps ({found['updates']:,} updates); one step took {found['seconds_per_step']:.2f} s "
         f"here, so about {duration(found['about_seconds'])} in all, at replies as long as now"

@@ -304,26 +304,33 @@ def _calibrated(found: Mapping[str, Any]) -> str:
     return f"scores are calibrated on {known['pairs']:,} training pairs" if known else "scores are not calibrated"
 
 
-def told_ahead(found: Mapping[str, Any]) -> list[str]:
-    """What a training would take, in words."""
-    from fairlead.cli.terminal import duration
-
-    memory, config = found["memory"], found["config"]
-    counts = [f"{found[key]:,} {words}" for key, words in COUNTED if found.get(key)]
-    lines = ["; ".join(counts)] if counts else []
-    lines.append(f"learning rate {config['lr']:g}, longest row {found['longest_row']:,} tokens")
-    parts = [f"{key} {in_bytes(memory[key])}" for key in ("weights", "gradients", "moments", "activations", "logits")
-             if memory[key] is not None]  # fmt: skip
-    lines.append(
-        f"memory, an estimate: {in_bytes(memory['total'])} beside the program itself ({', '.join(parts)}; "
+def memory_told(found: Mapping[str, Any], beside: str) -> list[str]:
+    """What a dry run reckons and what it measured."""
+    memory = found["memory"]
+    parts = ("weights", "gradients", "moments", "activations", "logits", "critic", "keys_values")
+    shown = [f"{key.replace('_', ' and ')} {in_bytes(memory[key])}" for key in parts if memory.get(key)]
+    lines = [
+        f"memory, an estimate: {in_bytes(memory['total'])} beside {beside} ({', '.join(shown)}; "
         f"up to {memory['tokens']:,} tokens at once)"
-    )
+    ]
     if memory["activations"] is None:
         lines.append("the sizes of this model's layers are not known, so activations are not in that sum")
     if found["peak_bytes"] is not None:
         lines.append(
             f"memory, measured: {in_bytes(found['peak_bytes'])} at the peak of the tried steps, program and all"
         )
+    return lines
+
+
+def told_ahead(found: Mapping[str, Any]) -> list[str]:
+    """What a training would take, in words."""
+    from fairlead.cli.terminal import duration
+
+    config = found["config"]
+    counts = [f"{found[key]:,} {words}" for key, words in COUNTED if found.get(key)]
+    lines = ["; ".join(counts)] if counts else []
+    lines.append(f"learning rate {config['lr']:g}, longest row {found['longest_row']:,} tokens")
+    lines += memory_told(found, "the program itself")
     if config.get("kl_samples"):
         lines.append(f"not counted in the time: {config['kl_samples']} replies drawn at the end to estimate the KL")
     lines.append(
